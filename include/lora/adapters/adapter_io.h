@@ -1,0 +1,34 @@
+#pragma once
+
+#include <string>
+
+#include "lora/adapters/adapter_set.h"
+#include "lora/core/path.h"
+#include "lora/io/adapter_files.h"
+
+namespace lora {
+
+/// Writes the adapter in PEFT's layout: adapter_config.json and adapter_model.safetensors (fp32).
+/// Works for attached adapters whether active or not. Throws IoError.
+void save_adapter(const AdapterSet& adapters, const Path& directory);
+
+/// Attaches the adapter of a PEFT directory. Trainable and active, as after inject. Every tensor of
+/// the file must find its place and every place its tensor, in the right shape; otherwise
+/// ShapeError names them. Names with or without "base_model.model." and with the adapter's name
+/// left in are accepted.
+AdapterSet load_adapter(torch::nn::Module& model, const Path& directory,
+                        const std::string& name = "default");
+
+/// The same in values: what save_adapter writes, and load_adapter reads.
+io::AdapterFiles adapter_to_files(const AdapterSet& adapters);
+AdapterSet adapter_from_files(torch::nn::Module& model, const io::AdapterFiles& files,
+                              const std::string& name);
+/// Copies tensors of a file into an adapter that is already attached; same checks.
+void load_adapter_tensors(const AdapterSet& adapters,
+                          const std::map<std::string, at::Tensor>& tensors);
+
+/// PEFT's words to ours and back.
+LoraOptions lora_options_from(const formats::PeftLoraConfig& config);
+formats::PeftLoraConfig peft_config_from(const LoraOptions& options);
+
+}  // namespace lora

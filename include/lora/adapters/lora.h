@@ -1,0 +1,78 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "lora/nn/adapter.h"
+#include "lora/nn/embedding.h"
+#include "lora/nn/linear.h"
+
+namespace lora {
+
+/// LoRA and rsLoRA (Hu et al. 2021; Kalajdzievski 2023), with PEFT's meaning of every option.
+struct LoraOptions {
+  int64_t rank = 8;
+  double alpha = 8;
+  double dropout = 0;            ///< on the input of A, in training
+  bool rank_stabilized = false;  ///< scale = alpha / sqrt(rank) instead of alpha / rank
+  std::string init =
+      "true";  ///< true (A uniform, B zero) | false (both uniform) | gaussian | orthogonal
+  std::string bias = "none";  ///< none | all | lora_only: which base biases train
+
+  /// Which modules: names or dot-suffixes, or one regular expression over the whole path, or
+  /// "all-linear".
+  std::variant<std::vector<std::string>, std::string> targets =
+      std::vector<std::string>{"q_proj", "v_proj"};
+  std::variant<std::vector<std::string>, std::string> exclude = std::vector<std::string>{};
+  std::optional<std::vector<int64_t>> layers_to_transform;
+  std::vector<std::string> layers_pattern;
+  /// Other ranks and alphas for modules whose path matches the key, first match wins.
+  std::vector<std::pair<std::string, int64_t>> rank_pattern, alpha_pattern;
+  /// Modules trained whole (a copy in fp32, stored with the adapter), by name or dot-suffix.
+  std::vector<std::string> modules_to_save;
+
+  /// Written into adapter_config.json.
+  std::string base_model_name;
+};
+
+/// The low-rank update of one Linear: lora_A (rank, in) and lora_B (out, rank), fp32.
+class LoraLinear : public nn::Adapter {
+ public:
+  /// Throws ConfigError for rank < 1, dropout outside [0, 1), an unknown init, or an odd rank with
+  /// "orthogonal".
+  LoraLinear(const nn::LinearLayout& layout, int64_t rank, double alpha,
+             const LoraOptions& options);
+
+  at::Tensor delta(const at::Tensor& x) override;
+  at::Tensor weight_delta() const override;
+  double scale() const { return scale_; }
+  int64_t rank() const { return lora_A.size(0); }
+
+  at::Tensor lora_A, lora_B;
+
+ private:
+  double scale_, dropout_;
+};
+
+/// The low-rank update of one Embedding: lora_embedding_A (rank, vocabulary) and lora_embedding_B
+/// (dim, rank), fp32.
+class LoraEmbedding : public nn::Adapter {
+ public:
+  LoraEmbedding(const nn::EmbeddingOptions& base, int64_t rank, double alpha,
+                const LoraOptions& options);
+
+  at::Tensor delta(const at::Tensor& ids) override;
+  at::Tensor weight_delta() const override;
+  double scale() const { return scale_; }
+
+  at::Tensor lora_embedding_A, lora_embedding_B;
+
+ private:
+  double scale_;
+};
+
+}  // namespace lora

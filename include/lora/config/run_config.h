@@ -1,0 +1,202 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "lora/core/path.h"
+
+namespace lora::config {
+
+/// Names in PEFT's two forms: a list, or one string (a regular expression, or all-linear).
+using Names = std::variant<std::vector<std::string>, std::string>;
+/// Regular expression on module names -> value, in the order in which they are tried.
+using Patterns = std::vector<std::pair<std::string, int64_t>>;
+/// config.json's own field names -> YAML scalar text, sorted by name.
+using ModelFields = std::vector<std::pair<std::string, std::string>>;
+
+struct RunSection {
+  std::optional<std::string> mode;  ///< the sub-command; filled in when the file leaves it out
+  Path output_dir;
+  int64_t seed = 0;
+  std::string resume = "auto";  ///< none | auto | path of a checkpoint
+  std::string device = "auto";  ///< auto | cpu | cuda | cuda:N
+  int64_t threads = 0;          ///< 0: what the machine has
+  bool operator==(const RunSection&) const = default;
+};
+
+/// Either `path` of a model directory, or `arch` (with `preset` or fields of config.json) for fresh
+/// weights.
+struct ModelSection {
+  std::optional<Path> path;
+  std::optional<std::string> arch, preset;
+  /// fp32 | bf16 | fp16; default: config.json's (fresh weights: fp32)
+  std::optional<std::string> dtype;
+  ModelFields fields;  ///< for fresh weights
+  bool operator==(const ModelSection&) const = default;
+};
+
+struct TokenizerSection {
+  std::optional<Path> path;  ///< default: tokenizer.model in model.path
+  bool operator==(const TokenizerSection&) const = default;
+};
+
+struct AdapterSection {
+  std::string method = "lora";  ///< lora | none
+  std::optional<int64_t> r;
+  std::optional<double> lora_alpha, lora_dropout;
+  std::optional<bool> use_rslora;
+  std::optional<std::string> init_lora_weights;  ///< true | false | gaussian | orthogonal
+  std::optional<std::string> bias;               ///< none | all | lora_only
+  std::optional<Names> target_modules, exclude_modules;
+  std::optional<std::vector<std::string>> modules_to_save, layers_pattern;
+  std::optional<std::vector<int64_t>> layers_to_transform;
+  std::optional<Patterns> rank_pattern, alpha_pattern;
+  std::optional<Path> init_from;
+  bool operator==(const AdapterSection&) const = default;
+};
+
+struct FreezeSection {
+  std::vector<std::string> train, freeze;  ///< regular expressions on parameter names
+  bool operator==(const FreezeSection&) const = default;
+};
+
+struct DataFile {
+  std::optional<Path> path;
+  bool shuffle = false;  ///< a new order in every epoch
+  bool operator==(const DataFile&) const = default;
+};
+
+struct LoaderSection {
+  int64_t workers = 1, prefetch = 2;
+  bool drop_last = true;
+  bool operator==(const LoaderSection&) const = default;
+};
+
+struct DataSection {
+  std::string format;                     ///< adgen | alpaca | chat | completion | text | tokens
+  DataFile train = {std::nullopt, true};  ///< path required
+  DataFile eval;                          ///< always in file order
+  int64_t max_source_length = 64, max_target_length = 64;
+  std::optional<int64_t> max_length;  ///< text, tokens, chat, alpaca, completion
+  std::string on_long = "truncate";   ///< truncate | error
+  std::string on_bad_row = "error";   ///< error | skip
+  bool require_end_token = false;
+  std::optional<std::string> prompt_column,
+      response_column;  ///< adgen, completion: other field names
+  LoaderSection loader;
+  bool operator==(const DataSection&) const = default;
+};
+
+struct ScalerSection {
+  double init = 65536, factor = 2, min = 1;
+  int64_t window = 1000;
+  bool operator==(const ScalerSection&) const = default;
+};
+
+struct AmpSection {
+  std::string dtype = "fp32";               ///< fp32 | bf16 | fp16
+  std::optional<double> static_loss_scale;  ///< `loss_scale: NUMBER`; nothing: dynamic
+  ScalerSection scaler;
+  bool operator==(const AmpSection&) const = default;
+};
+
+struct OptimizerSection {
+  std::string type = "adamw";  ///< adamw | sgd
+  double lr = 2e-4;
+  std::vector<double> betas = {0.9, 0.999};
+  double eps = 1e-8, weight_decay = 0, momentum = 0;
+  std::vector<std::string> no_decay = {"bias$", "norm"};
+  bool bias_correction = true;
+  std::optional<double> loraplus_lr_ratio;
+  bool operator==(const OptimizerSection&) const = default;
+};
+
+struct ScheduleSection {
+  std::string type = "constant";  ///< constant | linear | cosine | polynomial
+  int64_t warmup_steps = 0;
+  double end = 0, power = 1;
+  bool operator==(const ScheduleSection&) const = default;
+};
+
+struct TrainSection {
+  int64_t epochs = 1, max_steps = -1, micro_batch = 8, grad_accum = 1;
+  double clip_norm = 1.0;
+  AmpSection amp;
+  OptimizerSection optimizer;
+  ScheduleSection lr_schedule;
+  std::string loss_reduction = "valid_tokens";  ///< valid_tokens | all_positions
+  std::string on_nonfinite = "skip";            ///< skip | stop
+  int64_t max_nonfinite = 10;                   ///< stop after so many skips in a row
+  int64_t log_interval = 10, eval_interval = 0;
+  bool operator==(const TrainSection&) const = default;
+};
+
+struct CheckpointSection {
+  int64_t every_steps = 0, keep = 2;
+  bool save_optimizer = true;
+  bool operator==(const CheckpointSection&) const = default;
+};
+
+struct GenerateSection {
+  double temperature = 0.95, top_p = 0.7;
+  int64_t top_k = 0, max_new_tokens = 256;
+  bool operator==(const GenerateSection&) const = default;
+};
+
+struct LogSection {
+  Path metrics = "metrics.jsonl";
+  bool report = true;
+  int64_t samples = 3;  ///< generations shown in the report before and after training
+  bool operator==(const LogSection&) const = default;
+};
+
+/// The run file, complete and checked. docs/run-file.md describes each key.
+struct RunConfig {
+  RunSection run;
+  ModelSection model;
+  TokenizerSection tokenizer;
+  AdapterSection adapter;
+  FreezeSection freeze;
+  DataSection data;
+  TrainSection train;
+  CheckpointSection checkpoint;
+  GenerateSection generate;
+  LogSection log;
+  bool operator==(const RunConfig&) const = default;
+};
+
+/// Reads a run file. `overrides` are `a.b.c=value` texts (the value is YAML), applied on top; their
+/// relative paths count from `override_base` while those of the file count from the file's folder.
+/// Every path in the result is absolute. `command` is the sub-command (train or finetune). Throws
+/// ConfigError (unknown key with the nearest one, wrong type, out of range, duplicate, missing
+/// file).
+RunConfig load_run_config(const Path& file, const std::vector<std::string>& overrides,
+                          const Path& override_base, std::string_view command);
+
+/// The same from text; `name` stands for the file in messages, `base` is what relative paths count
+/// from.
+RunConfig parse_run_config(std::string_view text, std::string_view name, const Path& base,
+                           const std::vector<std::string>& overrides, const Path& override_base,
+                           std::string_view command);
+
+/// The whole configuration as a run file, every default written out, paths absolute. Reading it
+/// gives an equal configuration.
+std::string dump_run_config(const RunConfig& config);
+
+/// One key whose value differs between two configurations, as YAML text.
+struct ConfigDifference {
+  std::string key, before, after;
+  bool operator==(const ConfigDifference&) const = default;
+};
+
+/// Keys that differ and would change the result of a resumed run (not: how far it runs, where it
+/// logs, what it saves, which device or how many threads compute it, run.resume).
+std::vector<ConfigDifference> result_changing_differences(const RunConfig& before,
+                                                          const RunConfig& after);
+
+}  // namespace lora::config

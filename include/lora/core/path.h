@@ -1,0 +1,10 @@
+#pragma once
+
+#include <filesystem>
+
+namespace lora {
+
+/// A file or directory name.
+using Path = std::filesystem::path;
+
+}  // namespace lora

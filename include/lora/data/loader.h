@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "lora/data/dataset.h"
+#include "lora/data/sampler.h"
+#include "lora/ops/batch.h"
+
+namespace lora::data {
+
+struct LoaderOptions {
+  int64_t batch_size = 8;  ///< rows per micro-batch
+  int64_t grad_accum = 1;
+  bool shuffle = true, drop_last = true;
+  uint64_t seed = 0;
+  int64_t rank = 0, ranks = 1;
+  int64_t workers = 1;     ///< threads that make batches, up to 64; 0: in next() itself
+  int64_t prefetch = 2;    ///< steps kept ready
+  int64_t first_step = 0;  ///< steps already done
+  int64_t num_steps = -1;  ///< steps in all, the data starting over as often as needed; -1: one epoch
+  int64_t pad_id = 0;
+};
+
+/// The micro-batches of one optimizer step; none when a short step leaves this rank without rows.
+struct StepData {
+  int64_t step = 0;   ///< from 1
+  int64_t epoch = 0;  ///< from 0
+  std::vector<Batch> micro_batches;
+  double data_seconds = 0;  ///< how long next() waited
+};
+
+/// Batches made ahead by worker threads, in order, through a bounded queue. An exception in a worker
+/// reaches the caller of next(), in its step's turn, and every later call. One thread calls next().
+/// The data set must outlive the loader.
+class Loader {
+ public:
+  /// Throws ConfigError for options out of range or a data set without rows.
+  Loader(const Dataset& dataset, const LoaderOptions& options);
+  ~Loader();
+  Loader(Loader&&) noexcept;
+
+  /// The next step's batches, or nothing after the last step.
+  std::optional<StepData> next();
+  int64_t steps_per_epoch() const;
+  int64_t num_steps() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace lora::data

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "lora/core/path.h"
+
+namespace lora::formats {
+
+/// Lines of a text file, one at a time, whatever its size. Ends at "\n" or "\r\n"; a byte-order mark at the start
+/// is dropped; a last line without an end counts. Throws IoError, and FormatError for a line beyond max_line_bytes.
+class LineReader {
+ public:
+  explicit LineReader(const Path& path, size_t max_line_bytes = 64u << 20);
+  /// Next line without its end, or nothing at the end of the file.
+  std::optional<std::string> next();
+  /// Number of the line that next() returned last, from 1.
+  int64_t line_number() const { return line_number_; }
+
+ private:
+  Path path_;
+  size_t max_line_bytes_;
+  std::unique_ptr<std::FILE, int (*)(std::FILE*)> file_;
+  int64_t line_number_ = 0;
+};
+
+}  // namespace lora::formats

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "lora/core/path.h"
+#include "lora/data/tokenizer.h"
+#include "lora/models/llama/model.h"
+
+namespace lora::llama {
+
+struct LoadOptions {
+  at::Device device = at::kCPU;
+  std::optional<at::ScalarType> dtype;  ///< default: config.json's
+};
+
+/// Loads a model directory in Hugging Face's layout (config.json, model.safetensors or shards), tensor by tensor into
+/// the wanted type and device. Every weight must be there, in its shape, and nothing else (rotary_emb.inv_freq aside);
+/// otherwise ShapeError names up to five of each. Throws IoError, FormatError.
+std::shared_ptr<LlamaForCausalLMImpl> load(const Path& directory, const LoadOptions& options = {});
+
+/// tokenizer.model of a model directory. Throws IoError when there is none.
+std::shared_ptr<const data::Tokenizer> load_tokenizer(const Path& directory);
+
+struct SaveOptions {
+  std::optional<DType> dtype;                ///< default: the model's own
+  std::optional<Path> copy_tokenizer_from;   ///< a model directory or a tokenizer file
+  uint64_t shard_bytes = 5'000'000'000;
+};
+
+/// Writes config.json, generation_config.json, weights and tokenizer files into an existing directory. Attached
+/// adapters are not written; merged ones are in the weights.
+void save(LlamaForCausalLMImpl& model, const Path& directory, const SaveOptions& options = {});
+
+/// Copies tokenizer.model, tokenizer.json and their companions, those that exist. Throws IoError.
+void copy_tokenizer_files(const Path& from, const Path& to_directory);
+
+}  // namespace lora::llama

@@ -1,0 +1,92 @@
+#pragma once
+
+#include <torch/nn/modules/container/modulelist.h>
+
+#include "lora/models/llama/config.h"
+#include "lora/nn/causal_lm.h"
+#include "lora/nn/embedding.h"
+#include "lora/nn/norm.h"
+#include "lora/nn/rotary.h"
+
+/// Llama, with the module names of Hugging Face's LlamaForCausalLM, so that checkpoints and adapters need no renaming.
+/// Legend: B batch, S sequence, D model, F feed-forward, H heads, G key/value heads, K head size, V vocabulary.
+namespace lora::llama {
+
+using at::Tensor;
+
+/// What every layer of one forward pass shares.
+struct AttentionContext {
+  Tensor cos, sin;               ///< rotary tables (B or 1, 1, S, K/2)
+  Tensor mask;                   ///< bool, true = may look; undefined: plain causal, or everything when not `causal`
+  bool causal = true;
+  nn::KvCache* cache = nullptr;
+};
+
+class LlamaAttentionImpl : public torch::nn::Module {
+ public:
+  LlamaAttentionImpl(const LlamaConfig& config, int64_t layer, const nn::ParameterOptions& parameters);
+  Tensor forward(const Tensor& x_BSD, const AttentionContext& context);
+
+  nn::Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
+
+ private:
+  int64_t layer_, num_heads_, num_kv_heads_, head_dim_;
+};
+TORCH_MODULE(LlamaAttention);
+
+/// down(silu(gate(x)) * up(x)).
+class LlamaMlpImpl : public torch::nn::Module {
+ public:
+  LlamaMlpImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters);
+  Tensor forward(const Tensor& x_BSD);
+
+  nn::Linear gate_proj{nullptr}, up_proj{nullptr}, down_proj{nullptr};
+};
+TORCH_MODULE(LlamaMlp);
+
+class LlamaDecoderLayerImpl : public torch::nn::Module {
+ public:
+  LlamaDecoderLayerImpl(const LlamaConfig& config, int64_t layer, const nn::ParameterOptions& parameters);
+  Tensor forward(const Tensor& x_BSD, const AttentionContext& context);
+
+  nn::RmsNorm input_layernorm{nullptr}, post_attention_layernorm{nullptr};
+  LlamaAttention self_attn{nullptr};
+  LlamaMlp mlp{nullptr};
+};
+TORCH_MODULE(LlamaDecoderLayer);
+
+/// Embedding, layers and final norm: everything before the head.
+class LlamaModelImpl : public torch::nn::Module {
+ public:
+  LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters);
+  Tensor forward(const Batch& batch, nn::KvCache* cache);
+
+  nn::Embedding embed_tokens{nullptr};
+  torch::nn::ModuleList layers;
+  nn::RmsNorm norm{nullptr};
+
+ private:
+  int64_t max_positions_;
+  nn::RotaryTable rotary_;
+};
+TORCH_MODULE(LlamaModel);
+
+class LlamaForCausalLMImpl : public nn::CausalLMImpl {
+ public:
+  /// Fresh weights (normal with initializer_range, norms one, biases zero) from torch's default generator, unless the
+  /// options leave them uninitialised.
+  explicit LlamaForCausalLMImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters = {});
+
+  Tensor hidden(const Batch& batch, nn::KvCache* cache = nullptr) override;
+  nn::Linear head() override { return lm_head; }
+  int64_t vocab_size() const override { return config.vocab_size; }
+  int64_t num_layers() const override { return config.num_hidden_layers; }
+  int64_t max_positions() const override { return config.max_position_embeddings; }
+
+  LlamaConfig config;
+  LlamaModel model{nullptr};
+  nn::Linear lm_head{nullptr};  ///< its weight is embed_tokens' own tensor when tied
+};
+TORCH_MODULE(LlamaForCausalLM);
+
+}  // namespace lora::llama

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
+
+#include "lora/nn/kv_cache.h"
+#include "lora/nn/linear.h"
+#include "lora/ops/batch.h"
+
+namespace lora::nn {
+
+/// A model that predicts the next token: all that training, scoring and generation know of it.
+/// B batch, S sequence, D model, V vocabulary.
+class CausalLMImpl : public torch::nn::Module {
+ public:
+  /// States before the output head, (B, S, D). With a cache the batch holds only the new tokens, whose positions
+  /// follow those in the cache.
+  virtual Tensor hidden(const Batch& batch, KvCache* cache = nullptr) = 0;
+  /// The output head, a slot like every other Linear.
+  virtual Linear head() = 0;
+  virtual int64_t vocab_size() const = 0;
+  virtual int64_t num_layers() const = 0;
+  /// Longest sequence the model was made for.
+  virtual int64_t max_positions() const = 0;
+
+  /// Logits (B, S, V) in fp32 (double for double).
+  Tensor forward(const Batch& batch, KvCache* cache = nullptr);
+};
+TORCH_MODULE(CausalLM);
+
+}  // namespace lora::nn

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <utility>
+#include <vector>
+
+namespace lora::nn {
+
+/// Keys and values of the tokens seen so far, per layer, for generation one token at a time.
+/// B batch, G key/value heads, S positions, K head size.
+class KvCache {
+ public:
+  explicit KvCache(int64_t num_layers) : layers_(static_cast<size_t>(num_layers)) {}
+
+  /// Appends (B, G, S, K) keys and values of one layer and returns all of them so far.
+  std::pair<at::Tensor, at::Tensor> append(int64_t layer, const at::Tensor& key_BGSK, const at::Tensor& value_BGSK);
+  /// Positions held by every layer.
+  int64_t length() const { return length_; }
+  /// Counts the tokens of one forward pass once all layers have appended.
+  void advance(int64_t tokens) { length_ += tokens; }
+
+ private:
+  struct Layer {
+    at::Tensor key_BGSK, value_BGSK;  // with room for more positions than are used
+  };
+  std::vector<Layer> layers_;
+  int64_t length_ = 0;
+};
+
+}  // namespace lora::nn

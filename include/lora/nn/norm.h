@@ -1,0 +1,22 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
+
+#include "lora/nn/parameter.h"
+
+namespace lora::nn {
+
+/// Root-mean-square norm over the last dimension. weight: (size).
+class RmsNormImpl : public torch::nn::Module {
+ public:
+  RmsNormImpl(int64_t size, double eps, const ParameterOptions& parameters = {});
+  at::Tensor forward(const at::Tensor& x);
+
+  double eps;
+  at::Tensor weight;
+};
+TORCH_MODULE(RmsNorm);
+
+}  // namespace lora::nn

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace lora {
+
+/// Devices that exist here: "cpu", then "cuda:0", ...
+std::vector<std::string> existing_devices();
+
+/// auto (the first GPU, else the CPU), cpu, cuda, cuda:N. Throws ConfigError, naming the devices that exist.
+c10::Device parse_device(std::string_view name);
+
+/// Seeds every generator that tensors draw from, on the CPU and all GPUs.
+void seed_generators(uint64_t seed);
+
+/// State of the default generator of `device` as a byte tensor, and back.
+at::Tensor generator_state(const c10::Device& device);
+void set_generator_state(const c10::Device& device, const at::Tensor& state);
+
+/// Peak resident memory of the process, in bytes.
+uint64_t peak_process_bytes();
+
+/// One line about the machine for reports: processor, cores, threads, GPU, LibTorch version.
+std::string describe_machine(const c10::Device& device);
+
+}  // namespace lora

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "lora/adapters/adapter_set.h"
+#include "lora/nn/causal_lm.h"
+#include "lora/ops/batch.h"
+#include "lora/train/grad_scaler.h"
+#include "lora/train/optimizer.h"
+#include "lora/train/schedule.h"
+
+namespace lora::train {
+
+struct StepOptions {
+  at::ScalarType amp_dtype = at::kFloat;  ///< autocast's type; kFloat: off
+  double clip_norm = 1.0;                 ///< 0: off
+  bool divide_by_all_positions = false;   ///< loss_reduction all_positions, else by the targets
+  bool stop_on_nonfinite = false;         ///< else the step is skipped
+  int64_t max_nonfinite = 10;             ///< this many skipped in a row stop the run
+};
+
+/// What one optimizer step did. Written to metrics.jsonl and given to callbacks.
+struct StepResult {
+  int64_t step = 0;              ///< from 1
+  int64_t epoch = 0;             ///< from 0
+  double loss = 0;               ///< mean over targets of all micro-batches
+  std::optional<double> reg_loss;
+  double learning_rate = 0;      ///< used in this step
+  double grad_norm = 0;          ///< after unscaling, before clipping
+  double loss_scale = 1;         ///< used in this step
+  bool overflow = false;         ///< gradients were not finite; nothing was updated
+  int64_t tokens = 0, targets = 0;
+  double step_seconds = 0, data_seconds = 0, tokens_per_second = 0;
+  uint64_t peak_bytes = 0;
+  std::optional<double> eval_loss;  ///< when held-out loss was measured after this step
+  std::string nonfinite;         ///< empty, or where the first value that is not finite arose and in which rows
+};
+
+/// All that changes from step to step, besides the model: owned by the caller, saved in checkpoints.
+struct StepState {
+  StepOptions options;
+  ScheduleOptions schedule;
+  AdapterSet adapters;                   ///< may be empty: full fine-tuning
+  std::unique_ptr<Optimizer> optimizer;
+  GradScaler scaler{GradScalerOptions{}};
+  int64_t step = 0;                      ///< steps done
+  int64_t nonfinite_in_a_row = 0;
+};
+
+/// One optimizer step over its micro-batches: forward and backward of each, losses divided by the number of targets of
+/// all of them (so that 1 x 8, 2 x 4 and 8 x 1 rows give the same gradients), unscaling, finite check, clipping, update.
+/// When a value is not finite nothing is updated; NonFiniteError is thrown when the options say to stop.
+StepResult train_step(nn::CausalLMImpl& model, std::span<const Batch> micro_batches, StepState& state);
+
+}  // namespace lora::train

@@ -1,0 +1,61 @@
+#include "adapters/state.h"
+
+#include <utility>
+
+namespace lora {
+namespace {
+
+void exchange(AdapterSet::SavedParameter& saved) {
+  const at::Tensor current = saved.parameter.detach();
+  // The model may have moved since; the type stays, since it is what tells a trained value from a
+  // base value.
+  saved.parameter.set_data(saved.other.to(current.device()));
+  saved.parameter.mutable_grad() = at::Tensor();  // of the former value, perhaps of another type
+  saved.other = current;
+}
+
+}  // namespace
+
+void AdapterSet::State::put_trained_values(bool into_model) {
+  if (trained_values_in_model == into_model) return;
+  for (auto& parameter : saved) exchange(parameter);
+  for (auto& parameter : biases) exchange(parameter);
+  trained_values_in_model = into_model;
+}
+
+void AdapterSet::State::set_requires_grad(bool required) {
+  for (const auto& slot : slots) {
+    for (auto& parameter : slot.adapter->parameters()) parameter.set_requires_grad(required);
+  }
+  for (auto& saved_parameter : saved) saved_parameter.parameter.set_requires_grad(required);
+  for (auto& bias : biases) bias.parameter.set_requires_grad(required);
+}
+
+namespace adapters {
+
+Registry& registry_of(torch::nn::Module& model) {
+  for (const auto& child : model.named_children()) {
+    if (auto registry = std::dynamic_pointer_cast<Registry>(child.value())) return *registry;
+  }
+  return *model.register_module(Registry::kChildName, std::make_shared<Registry>());
+}
+
+std::vector<std::shared_ptr<Registry>> registries_in(torch::nn::Module& model) {
+  std::vector<std::shared_ptr<Registry>> found;
+  for (const auto& module : model.modules(/*include_self=*/false)) {
+    if (auto registry = std::dynamic_pointer_cast<Registry>(module))
+      found.push_back(std::move(registry));
+  }
+  return found;
+}
+
+nn::AdapterSlot& slot_of(const AdapterSet::Slot& slot) {
+  return slot.linear.is_empty() ? slot.embedding.ptr()->slot : slot.linear.ptr()->slot;
+}
+
+at::Tensor& weight_of(const AdapterSet::Slot& slot) {
+  return slot.linear.is_empty() ? slot.embedding.ptr()->weight : slot.linear.ptr()->weight;
+}
+
+}  // namespace adapters
+}  // namespace lora

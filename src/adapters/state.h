@@ -1,0 +1,51 @@
+// What an AdapterSet stands on, and the record of all sets that a model carries.
+#pragma once
+
+#include <torch/nn/module.h>
+
+#include <cstddef>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lora/adapters/adapter_set.h"
+
+namespace lora {
+
+struct AdapterSet::State {
+  std::string name;
+  LoraOptions options;
+  std::vector<Slot> slots;
+  std::vector<SavedParameter> saved, biases;
+  /// Its place among the active adapters; empty when it is not active.
+  std::optional<size_t> active_position;
+  /// True while the model's own parameters hold the trained values of `saved` and `biases`.
+  bool trained_values_in_model = false;
+
+  /// Exchanges the two values of every parameter that is trained whole, when they stand otherwise.
+  void put_trained_values(bool into_model);
+  void set_requires_grad(bool required);
+};
+
+namespace adapters {
+
+/// A child module without parameters that the model owns, so that the sets live as long as it does
+/// and are found again from the model alone. The sets refer to the model's layers, never to the
+/// model itself: no cycle.
+class Registry : public torch::nn::Module {
+ public:
+  static constexpr const char* kChildName = "lora_adapters";
+  std::vector<AdapterSet> sets;
+};
+
+/// The registry of `model` itself, made when there is none.
+Registry& registry_of(torch::nn::Module& model);
+/// Every registry in the tree of `model`.
+std::vector<std::shared_ptr<Registry>> registries_in(torch::nn::Module& model);
+
+/// The slot of whichever layer this is.
+nn::AdapterSlot& slot_of(const AdapterSet::Slot& slot);
+at::Tensor& weight_of(const AdapterSet::Slot& slot);
+
+}  // namespace adapters
+}  // namespace lora

@@ -1,0 +1,28 @@
+// Which modules of a model the options of an adapter mean.
+#pragma once
+
+#include <torch/nn/module.h>
+
+#include <vector>
+
+#include "adapters/module_tree.h"
+#include "lora/adapters/lora.h"
+
+namespace lora::adapters {
+
+/// The modules that get an adapter, all of them Linear or Embedding. Replaces "all-linear" in
+/// `options` by the names that it stood for. Throws ConfigError when nothing matches or a match is
+/// neither.
+std::vector<NamedModule> select_targets(const torch::nn::Module& model,
+                                        const std::vector<NamedModule>& modules,
+                                        LoraOptions& options);
+
+/// The modules that are trained whole. Throws ConfigError for an item that names none.
+std::vector<NamedModule> select_modules_to_save(const std::vector<NamedModule>& modules,
+                                                const std::vector<std::string>& items);
+
+/// Warns about keys of rank_pattern or alpha_pattern (`option`) that match none of the targets.
+void warn_unused_patterns(const std::vector<std::pair<std::string, int64_t>>& entries,
+                          const char* option, const std::vector<NamedModule>& targets);
+
+}  // namespace lora::adapters

@@ -1,0 +1,103 @@
+#include "config/keys.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "config/scalar.h"
+#include "config/schema.h"
+#include "core/check.h"
+#include "lora/core/error.h"
+#include "lora/core/text.h"
+
+namespace lora::config {
+namespace {
+
+/// The schema as full names, such as train.optimizer and train.optimizer.lr.
+class KeyList {
+ public:
+  KeyList() {
+    RunConfig config;
+    describe(*this, config);
+  }
+
+  template <class Body>
+  void section(std::string_view name, const Body& body) {
+    const std::string outer = prefix_;
+    sections_.insert(prefix_ + std::string(name));
+    prefix_ += fmt::format("{}.", name);
+    body();
+    prefix_ = outer;
+  }
+  template <class T>
+  void key(std::string_view name, T&, const Rule& rule = {}) {
+    add(name);
+    if (!rule.alias.empty()) add(rule.alias);
+  }
+  void only(std::string_view name, std::string_view) { add(name); }
+
+  bool is_section(const std::string& name) const { return sections_.contains(name); }
+  bool contains(const std::string& name) const {
+    return is_section(name) || std::find(keys_.begin(), keys_.end(), name) != keys_.end();
+  }
+
+  /// Full names that `name`, which stands under `prefix`, may have been meant to be: the same name
+  /// in other sections, else the one under `prefix` that is spelled most alike.
+  std::vector<std::string> suggestions(const std::string& prefix, std::string_view name) const {
+    std::vector<std::string> same, neighbours;
+    for (const std::string& key : keys_) {
+      if (key.ends_with(fmt::format(".{}", name))) same.push_back(key);
+    }
+    if (!same.empty()) return same;
+    for (const std::string& key : names_under(prefix))
+      neighbours.push_back(key.substr(prefix.size()));
+    return {prefix + nearest_names(name, neighbours, 1).front()};
+  }
+
+ private:
+  void add(std::string_view name) { keys_.push_back(prefix_ + std::string(name)); }
+
+  std::vector<std::string> names_under(const std::string& prefix) const {
+    std::vector<std::string> names;
+    const auto add_direct = [&](const std::string& name) {
+      if (name.starts_with(prefix) && name.find('.', prefix.size()) == std::string::npos)
+        names.push_back(name);
+    };
+    std::for_each(keys_.begin(), keys_.end(), add_direct);
+    std::for_each(sections_.begin(), sections_.end(), add_direct);
+    return names;
+  }
+
+  std::string prefix_;
+  std::set<std::string> sections_;
+  std::vector<std::string> keys_;
+};
+
+void check_map(const KeyList& known, const YamlNode& map, const std::string& prefix,
+               const Source& source) {
+  for (const auto& [name, value] : map.entries) {
+    const std::string key = prefix + name;
+    const bool has_dot = name.find('.') != std::string::npos;
+    require<ConfigError>(
+        !has_dot,
+        "[{}] a key of the run file has no dot in it; found {}; write sections as nested maps",
+        source.place_of(value), shown(key));
+    require<ConfigError>(known.contains(key), "[{}] unknown key {}; did you mean {}?",
+                         source.place_of(value), shown(key),
+                         fmt::join(known.suggestions(prefix, name), " or "));
+    if (known.is_section(key)) check_map(known, value, key + ".", source);
+  }
+}
+
+}  // namespace
+
+void check_keys(const YamlNode& root, const Source& source) {
+  static const KeyList known;
+  check_map(known, root, "", source);
+}
+
+}  // namespace lora::config

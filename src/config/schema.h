@@ -1,0 +1,231 @@
+// The run file's keys: the one place that names them. Reading, writing, comparing and suggesting
+// are visitors with
+//   section(name, body)          a map; `body` visits its keys
+//   key(name, member, rule)      a value
+//   only(name, value)            a key of the contract whose part this version does not have:
+//   `value` or null
+#pragma once
+
+#include <limits>
+
+#include "config/model_fields.h"
+#include "config/rule.h"
+#include "config/value.h"
+#include "lora/config/run_config.h"
+
+namespace lora::config {
+
+template <class Visitor>
+void describe_run(Visitor& v, RunSection& run) {
+  const auto harmless = with_effect(Effect::kNone);
+  v.key("mode", run.mode, one_of({"train", "finetune"}).with_effect(Effect::kNone));
+  v.key("output_dir", run.output_dir, harmless);
+  v.key("seed", run.seed, at_least(0));
+  v.key("resume", run.resume,
+        one_of({"none", "auto"}).with_text(TextKind::kPath).with_effect(Effect::kNone));
+  v.key("device", run.device,
+        Rule{.has_form = is_device, .form = "auto, cpu, cuda or cuda:N", .effect = Effect::kNone});
+  v.key("threads", run.threads, between(0, 1024).with_effect(Effect::kNone));
+}
+
+/// A field of config.json, kept as text: visited as what it is.
+template <class T, class Visitor>
+void describe_field(Visitor& v, std::string_view name, ModelFields& fields, const Rule& rule = {}) {
+  std::optional<T> value = find_field<T>(fields, name);
+  v.key(name, value, rule);
+  set_field(fields, name, value ? std::optional(write_value(*value, rule)) : std::nullopt);
+}
+
+/// The fields of a Llama config.json that fresh weights may set.
+template <class Visitor>
+void describe_fields(Visitor& v, ModelFields& fields) {
+  constexpr double kMax = std::numeric_limits<int32_t>::max();
+  for (const auto* name :
+       {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"}) {
+    describe_field<int64_t>(v, name, fields, between(1, kMax));
+  }
+  for (const auto* name : {"bos_token_id", "eos_token_id", "pad_token_id"}) {
+    describe_field<int64_t>(v, name, fields, between(0, kMax));
+  }
+  describe_field<double>(v, "rms_norm_eps", fields, greater_than(0));
+  describe_field<double>(v, "rope_theta", fields, greater_than(0));
+  describe_field<double>(v, "initializer_range", fields, at_least(0));
+  for (const auto* name : {"tie_word_embeddings", "attention_bias", "mlp_bias"}) {
+    describe_field<bool>(v, name, fields);
+  }
+}
+
+template <class Visitor>
+void describe_model(Visitor& v, ModelSection& model) {
+  v.key("path", model.path);
+  v.key("arch", model.arch, one_of({"llama"}).with_later({"glm"}));
+  v.key("preset", model.preset);
+  v.key("dtype", model.dtype, one_of({"fp32", "bf16", "fp16"}));
+  describe_fields(v, model.fields);
+  v.only("offload", "none");
+  v.only("fp32_modules", "[]");
+  v.only("rope_inv_freq_dtype", "null");
+  v.only("residual_alpha_layers", "null");
+}
+
+template <class Visitor>
+void describe_adapter(Visitor& v, AdapterSection& adapter) {
+  v.key("method", adapter.method,
+        one_of({"lora", "none"})
+            .with_later(
+                {"adalora", "prefix", "prompt", "ptuning", "ptuning_v2", "bottleneck", "ia3"}));
+  v.key("r", adapter.r, at_least(1));
+  v.key("lora_alpha", adapter.lora_alpha, greater_than(0));
+  v.key("lora_dropout", adapter.lora_dropout, fraction());
+  v.key("use_rslora", adapter.use_rslora);
+  v.key("init_lora_weights", adapter.init_lora_weights,
+        one_of({"true", "false", "gaussian", "orthogonal"})
+            .with_later({"pissa", "olora", "eva", "corda", "loftq", "lora_ga"}));
+  v.key("bias", adapter.bias, one_of({"none", "all", "lora_only"}));
+  v.key("target_modules", adapter.target_modules);
+  v.key("exclude_modules", adapter.exclude_modules);
+  v.key("modules_to_save", adapter.modules_to_save);
+  v.key("layers_to_transform", adapter.layers_to_transform, at_least(0).or_single());
+  v.key("layers_pattern", adapter.layers_pattern, Rule{}.or_single());
+  v.key("rank_pattern", adapter.rank_pattern, at_least(1));
+  v.key("alpha_pattern", adapter.alpha_pattern, at_least(1));
+  v.key("init_from", adapter.init_from);
+  v.only("use_dora", "false");
+  v.only("quantization", "null");
+}
+
+template <class Visitor>
+void describe_data(Visitor& v, DataSection& data) {
+  v.key(
+      "format", data.format,
+      one_of({"adgen", "alpaca", "chat", "completion", "text", "tokens"}).with_later({"records"}));
+  v.section("train", [&] {
+    v.key("path", data.train.path);
+    v.key("shuffle", data.train.shuffle);
+  });
+  v.section("eval", [&] {
+    v.key("path", data.eval.path);
+    v.only("shuffle", "false");
+  });
+  v.key("max_source_length", data.max_source_length, at_least(1));
+  v.key("max_target_length", data.max_target_length, at_least(1));
+  v.key("max_length", data.max_length, at_least(2));
+  v.key("on_long", data.on_long, one_of({"truncate", "error"}));
+  v.key("on_bad_row", data.on_bad_row, one_of({"error", "skip"}));
+  v.key("require_end_token", data.require_end_token);
+  v.key("prompt_column", data.prompt_column);
+  v.key("response_column", data.response_column);
+  v.section("loader", [&] {
+    v.key("workers", data.loader.workers, between(0, 256).with_effect(Effect::kNone));
+    v.key("prefetch", data.loader.prefetch, between(1, 1024).with_effect(Effect::kNone));
+    v.key("drop_last", data.loader.drop_last);
+  });
+  v.only("packing", "false");
+  v.only("cache_dir", "null");
+  v.only("train_on_sop", "false");
+  v.only("ignore_pad_in_loss", "true");
+}
+
+template <class Visitor>
+void describe_amp(Visitor& v, AmpSection& amp) {
+  v.key("dtype", amp.dtype, one_of({"fp32", "bf16", "fp16"}));
+  v.key("loss_scale", amp.static_loss_scale, greater_than(0).with_absent_word("dynamic"));
+  v.section("scaler", [&] {
+    v.key("init", amp.scaler.init, greater_than(0));
+    v.key("factor", amp.scaler.factor, greater_than(1));
+    v.key("window", amp.scaler.window, at_least(1));
+    v.key("min", amp.scaler.min, greater_than(0));
+  });
+}
+
+template <class Visitor>
+void describe_optimizer(Visitor& v, OptimizerSection& optimizer) {
+  v.key("type", optimizer.type, one_of({"adamw", "sgd"}));
+  v.key("lr", optimizer.lr, greater_than(0));
+  v.key("betas", optimizer.betas, fraction().with_length(2));
+  v.key("eps", optimizer.eps, greater_than(0));
+  v.key("weight_decay", optimizer.weight_decay, at_least(0));
+  v.key("momentum", optimizer.momentum, fraction());
+  v.key("no_decay", optimizer.no_decay, of_kind(TextKind::kPattern));
+  v.key("bias_correction", optimizer.bias_correction);
+  v.key("loraplus_lr_ratio", optimizer.loraplus_lr_ratio, greater_than(0));
+}
+
+template <class Visitor>
+void describe_train(Visitor& v, TrainSection& train) {
+  v.key("epochs", train.epochs, at_least(1).with_effect(Effect::kHorizon));
+  v.key("max_steps", train.max_steps, at_least(-1).with_effect(Effect::kHorizon));
+  v.key("micro_batch", train.micro_batch, at_least(1));
+  v.key("grad_accum", train.grad_accum, at_least(1));
+  v.key("clip_norm", train.clip_norm, at_least(0));
+  v.section("amp", [&] { describe_amp(v, train.amp); });
+  v.section("optimizer", [&] { describe_optimizer(v, train.optimizer); });
+  v.section("lr_schedule", [&] {
+    v.key("type", train.lr_schedule.type, one_of({"constant", "linear", "cosine", "polynomial"}));
+    v.key("warmup_steps", train.lr_schedule.warmup_steps, at_least(0));
+    v.key("end", train.lr_schedule.end, at_least(0));
+    v.key("power", train.lr_schedule.power, greater_than(0));
+  });
+  v.key("loss_reduction", train.loss_reduction, one_of({"valid_tokens", "all_positions"}));
+  v.key("on_nonfinite", train.on_nonfinite, one_of({"skip", "stop"}));
+  v.key("max_nonfinite", train.max_nonfinite, at_least(1).with_alias("max_skips"));
+  v.key("log_interval", train.log_interval, at_least(1).with_effect(Effect::kNone));
+  v.key("eval_interval", train.eval_interval, at_least(0).with_effect(Effect::kNone));
+  v.only("recompute", "none");
+}
+
+/// Several processes and the metrics of generated text: settings that only their defaults fit.
+template <class Visitor>
+void describe_parts_to_come(Visitor& v) {
+  v.section("parallel", [&] {
+    for (const auto* name : {"data", "tensor", "pipeline"}) v.only(name, "1");
+    v.only("zero", "0");
+    v.only("backend", "auto");
+    v.only("timeout_seconds", "600");
+    v.only("connect_timeout_seconds", "300");
+    v.only("interface", "null");
+  });
+  v.section("eval", [&] {
+    v.only("metrics", "[rouge, bleu4]");
+    v.only("segmenter", "char");
+    v.only("max_new_tokens", "256");
+  });
+}
+
+/// Every key, in the order in which a resolved configuration is written.
+template <class Visitor>
+void describe(Visitor& v, RunConfig& config) {
+  const auto harmless = with_effect(Effect::kNone);
+  v.section("run", [&] { describe_run(v, config.run); });
+  v.section("model", [&] { describe_model(v, config.model); });
+  v.section("tokenizer", [&] { v.key("path", config.tokenizer.path); });
+  v.section("adapter", [&] { describe_adapter(v, config.adapter); });
+  v.section("freeze", [&] {
+    v.key("train", config.freeze.train, of_kind(TextKind::kPattern));
+    v.key("freeze", config.freeze.freeze, of_kind(TextKind::kPattern));
+  });
+  v.section("data", [&] { describe_data(v, config.data); });
+  v.section("train", [&] { describe_train(v, config.train); });
+  v.section("checkpoint", [&] {
+    v.key("every_steps", config.checkpoint.every_steps, at_least(0).with_effect(Effect::kNone));
+    v.key("keep", config.checkpoint.keep, at_least(1).with_effect(Effect::kNone));
+    v.key("save_optimizer", config.checkpoint.save_optimizer, harmless);
+  });
+  v.section("generate", [&] {
+    v.key("temperature", config.generate.temperature, at_least(0));
+    v.key("top_p", config.generate.top_p, Rule{.least = 0, .most = 1, .least_is_open = true});
+    v.key("top_k", config.generate.top_k, at_least(0));
+    v.key("max_new_tokens", config.generate.max_new_tokens, at_least(1));
+  });
+  v.section("log", [&] {
+    v.key("metrics", config.log.metrics,
+          of_kind(TextKind::kInsideOutput).with_effect(Effect::kNone));
+    v.key("report", config.log.report, harmless);
+    v.key("samples", config.log.samples, at_least(0).with_effect(Effect::kNone));
+    v.only("tensorboard", "false");
+  });
+  describe_parts_to_come(v);
+}
+
+}  // namespace lora::config

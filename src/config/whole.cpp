@@ -1,0 +1,81 @@
+#include "config/whole.h"
+
+#include <fmt/format.h>
+
+#include "core/check.h"
+#include "lora/core/error.h"
+
+namespace lora::config {
+namespace {
+
+class WholeCheck {
+ public:
+  WholeCheck(const Places& places, std::string_view name) : places_(places), name_(name) {}
+
+  void required(bool is_given, std::string_view keys, std::string_view example) const {
+    require<ConfigError>(is_given, "[{}] {} must be given; found nothing; add for example {}",
+                         name_, keys, example);
+  }
+
+  /// `key` is named with its line when it was given.
+  void holds(bool condition, const std::string& key, std::string_view must) const {
+    require<ConfigError>(condition, "[{}] {} {}", place_of(key), key, must);
+  }
+
+  std::string place_of(const std::string& key) const {
+    const auto place = places_.find(key);
+    return place == places_.end() ? std::string(name_) : place->second;
+  }
+
+ private:
+  const Places& places_;
+  std::string_view name_;
+};
+
+void check_required(const WholeCheck& check, const RunConfig& config) {
+  check.required(!config.run.output_dir.empty(), "run.output_dir", "run: {output_dir: out}");
+  check.required(config.model.path || config.model.arch, "model.path or model.arch",
+                 "model: {path: DIRECTORY}");
+  check.required(!config.data.format.empty(), "data.format", "data: {format: alpaca}");
+  check.required(config.data.train.path.has_value(), "data.train.path",
+                 "data: {train: {path: train.json}}");
+}
+
+void check_model(const WholeCheck& check, const ModelSection& model) {
+  constexpr std::string_view kFresh =
+      "needs fresh weights; found model.path as well; remove one of the two";
+  check.holds(!model.path || !model.arch, "model.arch", kFresh);
+  check.holds(!model.path || !model.preset, "model.preset", kFresh);
+  for (const auto& [name, text] : model.fields) check.holds(!model.path, "model." + name, kFresh);
+}
+
+void check_training(const WholeCheck& check, const RunConfig& config) {
+  const TrainSection& train = config.train;
+  const ScalerSection& scaler = train.amp.scaler;
+  check.holds(train.lr_schedule.end <= train.optimizer.lr, "train.lr_schedule.end",
+              fmt::format("must be at most train.optimizer.lr = {}; found {}", train.optimizer.lr,
+                          train.lr_schedule.end));
+  check.holds(
+      scaler.min <= scaler.init, "train.amp.scaler.min",
+      fmt::format("must be at most train.amp.scaler.init = {}; found {}", scaler.init, scaler.min));
+  check.holds(
+      train.eval_interval == 0 || config.data.eval.path, "train.eval_interval",
+      fmt::format("must be 0 without data.eval.path; found {}; give the data to evaluate on",
+                  train.eval_interval));
+}
+
+}  // namespace
+
+void check_whole(const RunConfig& config, const Places& places, std::string_view name,
+                 std::string_view command) {
+  const WholeCheck check(places, name);
+  const std::string mode = config.run.mode.value_or(std::string(command));
+  check.holds(mode == command, "run.mode",
+              fmt::format("must equal the sub-command {}; found {}; run lora {} or remove the key",
+                          command, mode, mode));
+  check_required(check, config);
+  check_model(check, config.model);
+  check_training(check, config);
+}
+
+}  // namespace lora::config

@@ -1,0 +1,53 @@
+#include "lora/data/collate.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+
+#include "core/check.h"
+
+namespace lora::data {
+namespace {
+
+/// Length of the longest row.
+int64_t check_rows(std::span<const Example* const> examples) {
+  require<DataError>(!examples.empty(), "[batch] must have rows; found none");
+  size_t longest = 0;
+  for (const Example* example : examples) {
+    require<DataError>(!example->input_ids.empty() &&
+                           example->labels.size() == example->input_ids.size(),
+                       "[row {}] must have tokens and a label for each; found {} tokens, {} labels",
+                       example->row, example->input_ids.size(), example->labels.size());
+    longest = std::max(longest, example->input_ids.size());
+  }
+  return static_cast<int64_t>(longest);
+}
+
+/// Plain loops instead of tensor operations: these run in loader threads, each of which would start a
+/// thread pool of its own.
+int64_t* copy_padded(const std::vector<int32_t>& values, int64_t length, int64_t padding, int64_t* out) {
+  int64_t* const end = std::copy(values.begin(), values.end(), out);
+  return std::fill_n(end, length - static_cast<int64_t>(values.size()), padding);
+}
+
+}  // namespace
+
+Batch collate(std::span<const Example* const> examples, int64_t pad_id) {
+  const int64_t length = check_rows(examples);
+  const auto num_rows = static_cast<int64_t>(examples.size());
+  Batch batch;
+  batch.input_ids_BS = at::empty({num_rows, length}, at::kLong);
+  batch.labels_BS = at::empty({num_rows, length}, at::kLong);
+  int64_t* ids = batch.input_ids_BS.mutable_data_ptr<int64_t>();
+  int64_t* labels = batch.labels_BS.mutable_data_ptr<int64_t>();
+  for (const Example* example : examples) {
+    ids = copy_padded(example->input_ids, length, pad_id, ids);
+    labels = copy_padded(example->labels, length, kIgnoreLabel, labels);
+    batch.rows.push_back(example->row);
+    batch.num_tokens += static_cast<int64_t>(example->input_ids.size());
+    batch.num_targets += example->num_targets();
+  }
+  return batch;
+}
+
+}  // namespace lora::data

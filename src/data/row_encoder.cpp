@@ -1,0 +1,257 @@
+#include "data/row_encoder.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "core/check.h"
+#include "data/strip.h"
+
+namespace lora::data {
+namespace {
+
+using formats::Json;
+
+/// A number of tokens over its limit is cut, or refused when cutting is off.
+void require_cuttable(size_t size, int64_t limit, bool truncate_long, const char* what) {
+  require<DataError>(truncate_long, "the {} must have at most {} tokens; it has {}", what, limit, size);
+}
+
+bool is_longer(size_t size, int64_t limit) { return static_cast<int64_t>(size) > limit; }
+
+/// The string at `key`; empty when there is none or null.
+std::string optional_text(const Json& row, const std::string& key) {
+  const auto found = row.find(key);
+  if (found == row.end() || found->is_null()) return {};
+  require<DataError>(found->is_string(), "\"{}\" must be a string; found {}", key, found->type_name());
+  return found->get<std::string>();
+}
+
+const Json& required_list(const Json& row, const std::string& key) {
+  const Json& list = row.at(key);
+  require<DataError>(list.is_array(), "\"{}\" must be a list; found {}", key, list.type_name());
+  return list;
+}
+
+int32_t token_id(const Json& value) {
+  require<DataError>(value.is_number_integer(), "token ids must be whole numbers; found {}",
+                     value.type_name());
+  const bool in_range = value.is_number_unsigned()
+                            ? value.get<uint64_t>() <= std::numeric_limits<int32_t>::max()
+                            : value.get<int64_t>() >= kIgnoreLabel;
+  require<DataError>(in_range, "token ids must be at least 0; found {}", value.dump());
+  return value.get<int32_t>();
+}
+
+std::vector<int32_t> token_ids(const Json& row, const std::string& key) {
+  std::vector<int32_t> ids;
+  for (const Json& value : required_list(row, key)) ids.push_back(token_id(value));
+  return ids;
+}
+
+void check_labels(const Example& example) {
+  require<DataError>(example.labels.size() == example.input_ids.size(),
+                     "\"labels\" must be as long as \"input_ids\"; found {} and {}",
+                     example.labels.size(), example.input_ids.size());
+  for (size_t i = 0; i < example.labels.size(); ++i) {
+    const int32_t label = example.labels[i];
+    require<DataError>(label == example.input_ids[i] || label == kIgnoreLabel,
+                       "labels[{}] must be input_ids[{}] = {} or {}; found {}", i, i,
+                       example.input_ids[i], kIgnoreLabel, label);
+  }
+}
+
+Example join(const std::vector<int64_t>& prompt, const std::vector<int64_t>& completion) {
+  Example example;
+  example.input_ids.assign(prompt.begin(), prompt.end());
+  example.input_ids.insert(example.input_ids.end(), completion.begin(), completion.end());
+  example.labels.assign(prompt.size(), kIgnoreLabel);
+  example.labels.insert(example.labels.end(), completion.begin(), completion.end());
+  return example;
+}
+
+/// The role names of other tools in those of the template.
+std::string canonical_role(const std::string& role) {
+  if (role == "human") return "user";
+  if (role == "gpt") return "assistant";
+  return role;
+}
+
+std::vector<Message> read_messages(const Json& list, const char* role_key, const char* text_key) {
+  std::vector<Message> messages;
+  for (const Json& item : list) {
+    require<DataError>(item.is_object(), "messages must be objects; found {}", item.type_name());
+    messages.push_back({.role = canonical_role(required_text(item, role_key)),
+                        .content = required_text(item, text_key)});
+  }
+  return messages;
+}
+
+/// "history": [[question, answer], ...], as alpaca files with several turns have it.
+void append_history(const Json& row, std::vector<Message>& messages) {
+  const auto found = row.find("history");
+  if (found == row.end() || found->is_null()) return;
+  for (const Json& turn : required_list(row, "history")) {
+    const bool is_pair =
+        turn.is_array() && turn.size() == 2 && turn[0].is_string() && turn[1].is_string();
+    require<DataError>(is_pair, "\"history\" must hold pairs of strings; found {}", turn.type_name());
+    messages.push_back({.role = "user", .content = turn[0].get<std::string>()});
+    messages.push_back({.role = "assistant", .content = turn[1].get<std::string>()});
+  }
+}
+
+/// The last question that has an answer, with it.
+TextPair last_exchange(const std::vector<Message>& messages) {
+  for (size_t i = messages.size(); i-- > 1;) {
+    if (messages[i].role == "assistant") return {messages[i - 1].content, messages[i].content};
+  }
+  return {};
+}
+
+}  // namespace
+
+std::string required_text(const Json& row, const std::string& key) {
+  require<DataError>(row.contains(key), "\"{}\" must be there; it is missing", key);
+  std::string text = optional_text(row, key);
+  require<DataError>(!strip(text).empty(), "\"{}\" must hold text; it is empty", key);
+  return text;
+}
+
+void check_vocabulary(const std::vector<int32_t>& ids, int64_t vocab_size) {
+  const int64_t limit = vocab_size > 0 ? vocab_size : std::numeric_limits<int64_t>::max();
+  for (const int32_t id : ids) {
+    require<DataError>(id >= 0 && id < limit, "token ids must be in [0, {}); found {}",
+                       vocab_size > 0 ? fmt::format("{}", vocab_size) : "2^31", id);
+  }
+}
+
+RowEncoder::RowEncoder(const DatasetOptions& options, const Tokenizer* tokenizer)
+    : options_(options), tokenizer_(tokenizer) {
+  static const std::vector<std::pair<std::string, decltype(encode_)>> formats = {
+      {"adgen", &RowEncoder::encode_adgen},   {"completion", &RowEncoder::encode_completion},
+      {"alpaca", &RowEncoder::encode_alpaca}, {"chat", &RowEncoder::encode_chat},
+      {"tokens", &RowEncoder::encode_tokens},
+  };
+  const auto found = std::find_if(formats.begin(), formats.end(),
+                                  [&](const auto& entry) { return entry.first == options.format; });
+  require<ConfigError>(found != formats.end(),
+                       "[data.format] must be adgen, alpaca, chat, completion, text or tokens; found {}",
+                       options.format);
+  encode_ = found->second;
+}
+
+EncodedRow RowEncoder::encode(const Json& row) const {
+  require<DataError>(row.is_object(), "a row must be a JSON object; found {}", row.type_name());
+  EncodedRow encoded = (this->*encode_)(row);
+  check_vocabulary(encoded.example.input_ids, options_.vocab_size);
+  return encoded;
+}
+
+EncodedRow RowEncoder::encode_adgen(const Json& row) const {
+  TextPair text = text_pair(row, "content", "summary");
+  std::vector<int64_t> prompt = encode_prompt(*tokenizer_, text.prompt);
+  std::vector<int64_t> answer = encode_completion(*tokenizer_, text.response);
+  bool truncated = false;
+  if (is_longer(prompt.size(), options_.max_source_length)) {
+    require_cuttable(prompt.size(), options_.max_source_length, options_.truncate_long, "prompt");
+    prompt.resize(static_cast<size_t>(options_.max_source_length));
+    truncated = true;
+  }
+  if (is_longer(answer.size(), options_.max_target_length)) {
+    require_cuttable(answer.size(), options_.max_target_length, options_.truncate_long, "answer");
+    // A cut answer keeps its end token: otherwise long rows would teach never to stop.
+    const int64_t last = answer.back();
+    answer.resize(static_cast<size_t>(options_.max_target_length));
+    if (last == tokenizer_->eos_id()) answer.back() = last;
+    truncated = true;
+  }
+  return {.example = join(prompt, answer), .truncated = truncated, .text = std::move(text)};
+}
+
+EncodedRow RowEncoder::encode_completion(const Json& row) const {
+  TextPair text = text_pair(row, "prompt", "completion");
+  EncodedRow encoded{.example = join(encode_prompt(*tokenizer_, text.prompt),
+                                     data::encode_completion(*tokenizer_, text.response)),
+                     .truncated = false,
+                     .text = std::move(text)};
+  cut_at_end(encoded);
+  return encoded;
+}
+
+EncodedRow RowEncoder::encode_alpaca(const Json& row) const {
+  TextPair text = text_pair(row, "instruction", "output");
+  const std::string input = optional_text(row, "input");
+  if (!strip(input).empty()) text.prompt += "\n" + input;
+
+  std::vector<Message> messages;
+  const std::string system = optional_text(row, "system");
+  if (!strip(system).empty()) messages.push_back({.role = "system", .content = system});
+  append_history(row, messages);
+  messages.push_back({.role = "user", .content = text.prompt});
+  messages.push_back({.role = "assistant", .content = text.response});
+  return encode_conversation(messages);
+}
+
+EncodedRow RowEncoder::encode_chat(const Json& row) const {
+  const bool has_messages = row.contains("messages");
+  require<DataError>(has_messages || row.contains("conversations"),
+                     "\"messages\" or \"conversations\" must be there; both are missing");
+  std::vector<Message> messages =
+      has_messages ? read_messages(required_list(row, "messages"), "role", "content")
+                   : read_messages(required_list(row, "conversations"), "from", "value");
+  const std::string system = optional_text(row, "system");
+  if (!strip(system).empty()) {
+    messages.insert(messages.begin(), {.role = "system", .content = system});
+  }
+  return encode_conversation(messages);
+}
+
+EncodedRow RowEncoder::encode_tokens(const Json& row) const {
+  require<DataError>(row.contains("input_ids"), "\"input_ids\" must be there; it is missing");
+  EncodedRow encoded;
+  Example& example = encoded.example;
+  example.input_ids = token_ids(row, "input_ids");
+  require<DataError>(!example.input_ids.empty(), "\"input_ids\" must hold ids; it is empty");
+  const auto labels = row.find("labels");
+  const bool has_labels = labels != row.end() && !labels->is_null();
+  example.labels = has_labels ? token_ids(row, "labels") : example.input_ids;
+  check_labels(example);
+  if (is_longer(example.input_ids.size(), options_.max_length)) {
+    require_cuttable(example.input_ids.size(), options_.max_length, options_.truncate_long, "row");
+    check_vocabulary(example.input_ids, options_.vocab_size);  // of the part that is cut, too
+    example.input_ids.resize(static_cast<size_t>(options_.max_length));
+    example.labels.resize(static_cast<size_t>(options_.max_length));
+    encoded.truncated = true;
+  }
+  return encoded;
+}
+
+EncodedRow RowEncoder::encode_conversation(const std::vector<Message>& messages) const {
+  EncodedRow encoded{.example = encode_llama2_chat(messages, *tokenizer_),
+                     .truncated = false,
+                     .text = last_exchange(messages)};
+  require<DataError>(encoded.example.num_targets() > 0,
+                     "a conversation must have an answer of the assistant; found none");
+  cut_at_end(encoded);
+  return encoded;
+}
+
+TextPair RowEncoder::text_pair(const Json& row, const char* prompt, const char* response) const {
+  return {.prompt = required_text(row, options_.prompt_column.value_or(prompt)),
+          .response = required_text(row, options_.response_column.value_or(response))};
+}
+
+void RowEncoder::cut_at_end(EncodedRow& row) const {
+  Example& example = row.example;
+  const size_t size = example.input_ids.size();
+  if (!is_longer(size, options_.max_length)) return;
+  require_cuttable(size, options_.max_length, options_.truncate_long, "row");
+  example.input_ids.resize(static_cast<size_t>(options_.max_length));
+  example.labels.resize(static_cast<size_t>(options_.max_length));
+  row.truncated = true;
+  require<DataError>(example.num_targets() > 0,
+                     "the first {} tokens of a row must hold a target; all of its answer is after them",
+                     options_.max_length);
+}
+
+}  // namespace lora::data

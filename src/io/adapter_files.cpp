@@ -1,0 +1,81 @@
+#include "lora/io/adapter_files.h"
+
+#include <system_error>
+
+#include "core/check.h"
+#include "lora/core/file.h"
+#include "lora/core/log.h"
+#include "lora/io/safetensors.h"
+
+namespace lora::io {
+namespace {
+
+constexpr const char* kConfigFile = "adapter_config.json";
+constexpr const char* kTensorFile = "adapter_model.safetensors";
+constexpr const char* kPickleFile = "adapter_model.bin";
+constexpr uint64_t kMaxConfigBytes = 16u << 20;
+
+formats::PeftLoraConfig read_config(const Path& file) {
+  const std::string where = file.string();
+  formats::ParsedPeftConfig parsed =
+      formats::parse_peft_lora_config(read_file(file, kMaxConfigBytes), where);
+  if (!parsed.unknown_keys.empty()) {
+    log::warn(fmt::format("[{}] unknown keys are ignored: {}", where,
+                          fmt::join(parsed.unknown_keys, ", ")));
+  }
+  for (const std::string& warning : parsed.warnings) {
+    log::warn(fmt::format("[{}] {}", where, warning));
+  }
+  return std::move(parsed.config);
+}
+
+void require_tensor_file(const Path& directory) {
+  std::error_code error;
+  if (std::filesystem::exists(directory / kTensorFile, error)) return;
+  const bool pickled = std::filesystem::exists(directory / kPickleFile, error);
+  fail<IoError>("[{}] an adapter must hold {}; found {}", directory.string(), kTensorFile,
+                pickled ? "only the pickled adapter_model.bin, which can run code when read; save the "
+                          "adapter again with safe_serialization=True"
+                        : "none; check the path");
+}
+
+/// Links everything but the adapter's own two files from `from` into `to`.
+void keep_other_files(const Path& from, const Path& to) {
+  using std::filesystem::copy_options;
+  std::error_code error;
+  if (!std::filesystem::is_directory(from, error)) return;
+  for (std::filesystem::directory_iterator entry(from, error), end; !error && entry != end;
+       entry.increment(error)) {
+    const Path name = entry->path().filename();
+    if (name == kConfigFile || name == kTensorFile) continue;
+    std::filesystem::copy(entry->path(), to / name,
+                          copy_options::recursive | copy_options::create_hard_links |
+                              copy_options::copy_symlinks,
+                          error);
+    if (error) break;
+  }
+  require<IoError>(!error, "[{}] other files of the directory must be kept, which failed: {}",
+                   from.string(), error.message());
+}
+
+}  // namespace
+
+AdapterFiles read_adapter_files(const Path& directory) {
+  AdapterFiles files;
+  files.config = read_config(directory / kConfigFile);
+  require_tensor_file(directory);
+  files.tensors = load_safetensors(directory / kTensorFile);
+  return files;
+}
+
+void write_adapter_files(const Path& directory, const AdapterFiles& files) {
+  AtomicDirectory complete(directory);
+  save_safetensors(complete.path() / kTensorFile,
+                   NamedTensors(files.tensors.begin(), files.tensors.end()));
+  write_file_atomically(complete.path() / kConfigFile,
+                        formats::write_peft_lora_config(files.config));
+  keep_other_files(directory, complete.path());
+  complete.commit();
+}
+
+}  // namespace lora::io

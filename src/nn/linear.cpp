@@ -1,0 +1,61 @@
+#include "lora/nn/linear.h"
+
+#include <ATen/autocast_mode.h>
+
+#include <cmath>
+
+#include "core/check.h"
+#include "lora/nn/probe.h"
+#include "nn/parameters.h"
+
+namespace lora::nn {
+
+LinearImpl::LinearImpl(const LinearOptions& options_) : options(options_) {
+  weight = register_parameter("weight", new_parameter({options.out_features, options.in_features}, options.parameters));
+  if (options.bias) bias = register_parameter("bias", new_parameter({options.out_features}, options.parameters));
+  if (!options.parameters.initialize) return;
+  const torch::NoGradGuard no_grad;
+  const double bound = 1 / std::sqrt(static_cast<double>(options.in_features));
+  weight.uniform_(-bound, bound);
+  if (options.bias) bias.uniform_(-bound, bound);
+}
+
+Tensor LinearImpl::base_forward(const Tensor& x) {
+  require<ShapeError>(x.size(-1) == options.in_features,
+                      "[nn.Linear] the input's last size must be {}; found shape [{}]", options.in_features,
+                      fmt::join(x.sizes(), ", "));
+  // Under autocast the product casts its own inputs and keeps the cast of a trained weight for the step.
+  if (weight.scalar_type() == x.scalar_type() || at::autocast::is_autocast_enabled(x.device().type())) {
+    return at::linear(x, weight, bias);
+  }
+  return at::linear(x, weight.to(x.scalar_type()), bias.defined() ? bias.to(x.scalar_type()) : bias);
+}
+
+Tensor LinearImpl::forward(const Tensor& x) {
+  Tensor y = base_forward(x);
+  for (const auto& adapter : slot.contributing()) y = y + adapter->delta(x).to(y.scalar_type());
+  return observed(*this, std::move(y));
+}
+
+LinearLayout LinearImpl::layout() const {
+  return {LinearLayout::Cut::kReplicated, options.in_features, options.out_features, 0, 1};
+}
+
+void LinearImpl::attach(const std::string& name, std::shared_ptr<Adapter> adapter) {
+  slot.add(name, adapter);
+  register_module(name, std::move(adapter));
+}
+
+void LinearImpl::detach(const std::string& name) {
+  if (!slot.find(name)) return;
+  unmerge();
+  slot.remove(name);
+  unregister_module(name);
+}
+
+void LinearImpl::pretty_print(std::ostream& stream) const {
+  stream << fmt::format("lora::nn::Linear(in_features={}, out_features={}, bias={}, adapters=[{}])",
+                        options.in_features, options.out_features, options.bias, fmt::join(slot.names(), ", "));
+}
+
+}  // namespace lora::nn

@@ -1,0 +1,29 @@
+#include "lora/nn/loss.h"
+
+#include <ATen/ATen.h>
+
+#include "lora/ops/ops.h"
+
+// Legend: B batch, S sequence, D model, V vocabulary, T targets.
+namespace lora::nn {
+Tensor causal_lm_loss_sum(CausalLMImpl& model, const Batch& batch) {
+  const Tensor hidden_BSD = model.hidden(batch);
+  const int64_t length = hidden_BSD.size(1);
+  const Tensor next_labels = batch.labels_BS.slice(1, 1, length).reshape(-1);
+  const Tensor targets_T = (next_labels != kIgnoreLabel).nonzero().squeeze(1);
+  const Tensor states_ND = hidden_BSD.slice(1, 0, length - 1).reshape({-1, hidden_BSD.size(2)});
+  if (targets_T.numel() == 0) return states_ND.sum() * 0;
+
+  const Tensor labels_T = next_labels.index_select(0, targets_T);
+  const Tensor states_TD = targets_T.numel() == states_ND.size(0) ? states_ND : states_ND.index_select(0, targets_T);
+  Linear head = model.head();
+  if (head->slot.contributing().empty() && !head->bias.defined()) {
+    return ops::linear_cross_entropy_sum(states_TD, head->weight, labels_T);
+  }
+  // An adapted head has no single weight: its logits are made whole, for the labelled rows only.
+  const Tensor logits_TV = head->forward(states_TD);
+  const auto wide = logits_TV.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return at::cross_entropy_loss(logits_TV.to(wide), labels_T, {}, at::Reduction::Sum);
+}
+
+}  // namespace lora::nn

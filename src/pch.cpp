@@ -1,0 +1,1 @@
+// Owner of the precompiled header; see cmake/LoraLayers.cmake.

@@ -1,0 +1,69 @@
+#include <string>
+
+#include "catch.h"
+#include "config/parse.h"
+
+using lora::config::ConfigDifference;
+using lora::config::result_changing_differences;
+
+namespace {
+
+std::vector<ConfigDifference> change(const std::string& override_text,
+                                     const std::string& schedule = "constant") {
+  const std::string text = kMinimal + "train: {lr_schedule: {type: " + schedule + "}}\n";
+  return result_changing_differences(parse(text), parse(text, {override_text}));
+}
+
+}  // namespace
+
+TEST_CASE("equal configurations do not differ", "[config]") {
+  CHECK(result_changing_differences(parse(kMinimal), parse(kMinimal)).empty());
+}
+
+TEST_CASE("changes of the result are listed with both values", "[config]") {
+  CHECK(change("train.optimizer.lr=1e-3") ==
+        std::vector<ConfigDifference>{{"train.optimizer.lr", "0.0002", "0.001"}});
+  CHECK(change("adapter.r=4") == std::vector<ConfigDifference>{{"adapter.r", "null", "4"}});
+  CHECK(change("adapter.target_modules=[q_proj]") ==
+        std::vector<ConfigDifference>{{"adapter.target_modules", "null", "[q_proj]"}});
+  CHECK(change("train.amp.loss_scale=8") ==
+        std::vector<ConfigDifference>{{"train.amp.loss_scale", "dynamic", "8"}});
+  CHECK(change("data.train.path=/other.json") ==
+        std::vector<ConfigDifference>{{"data.train.path", "/runs/a/train.json", "/other.json"}});
+  CHECK(change("run.seed=1") == std::vector<ConfigDifference>{{"run.seed", "0", "1"}});
+  CHECK(change("data.loader.drop_last=false").size() == 1);
+  CHECK(change("train.micro_batch=4").size() == 1);
+  CHECK(change("model.dtype=bf16").size() == 1);
+}
+
+TEST_CASE("changes that leave the result alone are not listed", "[config]") {
+  const std::string harmless =
+      GENERATE("run.output_dir=/moved", "run.resume=none", "run.device=cpu", "run.threads=4",
+               "log.metrics=m.jsonl", "log.report=false", "log.samples=0",
+               "checkpoint.every_steps=5", "checkpoint.keep=7", "checkpoint.save_optimizer=false",
+               "data.loader.workers=3", "data.loader.prefetch=9", "train.log_interval=1");
+  CAPTURE(harmless);
+  CHECK(change(harmless).empty());
+  CHECK(change(harmless, "cosine").empty());
+}
+
+TEST_CASE("evaluating more often leaves the result alone", "[config]") {
+  const std::string text = kMinimal + "  eval: {path: dev.json}\n";
+  CHECK(result_changing_differences(parse(text), parse(text, {"train.eval_interval=5"})).empty());
+}
+
+TEST_CASE("the length of a run counts only where the learning rate depends on it", "[config]") {
+  const std::string longer = GENERATE("train.max_steps=100", "train.epochs=3");
+  CHECK(change(longer).empty());
+  for (const std::string schedule : {"linear", "cosine", "polynomial"}) {
+    CHECK(change(longer, schedule).size() == 1);
+  }
+}
+
+TEST_CASE("another schedule makes the length count as well", "[config]") {
+  const auto differences = result_changing_differences(
+      parse(kMinimal), parse(kMinimal, {"train.lr_schedule.type=cosine", "train.max_steps=9"}));
+  CHECK(differences ==
+        std::vector<ConfigDifference>{{"train.max_steps", "-1", "9"},
+                                      {"train.lr_schedule.type", "constant", "cosine"}});
+}

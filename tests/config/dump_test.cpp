@@ -1,0 +1,118 @@
+#include <string>
+
+#include "catch.h"
+#include "config/flatten.h"
+#include "config/parse.h"
+
+using Catch::Matchers::Contains;
+using lora::config::dump_run_config;
+using lora::config::flatten;
+using lora::config::Names;
+using lora::config::Patterns;
+using lora::config::RunConfig;
+
+namespace {
+
+/// Every member away from its default, with text that YAML could take for something else.
+RunConfig unusual() {
+  RunConfig c;
+  c.run = {"finetune", "/a dir/#1: x", INT64_MAX, "/a/step 3", "cuda:7", 3};
+  c.model.path = "/mod\"el's\\dir";
+  c.model.dtype = "bf16";
+  c.tokenizer.path = "/\xE6\x97\xA5\xE6\x9C\xAC/tok.model";
+  c.adapter.method = "none";
+  c.adapter.r = 3;
+  c.adapter.lora_alpha = 0.1;
+  c.adapter.lora_dropout = 1.0 / 3;
+  c.adapter.use_rslora = false;
+  c.adapter.init_lora_weights = "false";
+  c.adapter.bias = "lora_only";
+  c.adapter.target_modules = Names(std::string(".*\\.(q|v)_proj$"));
+  c.adapter.exclude_modules =
+      Names(std::vector<std::string>{"- a", "true", "12", " lead", "line\nbreak", "#x", "a: b"});
+  c.adapter.modules_to_save = std::vector<std::string>{"null", "~", "no"};
+  c.adapter.layers_pattern = std::vector<std::string>{"h"};
+  c.adapter.layers_to_transform = std::vector<int64_t>{5, 0};
+  c.adapter.rank_pattern = Patterns{{"z, x", 2}, {"a\\.b#", 1}, {"12", 4}};
+  c.adapter.alpha_pattern = Patterns{};
+  c.adapter.init_from = "/from";
+  c.freeze.train = std::vector<std::string>{"^bias$"};
+  c.freeze.freeze = std::vector<std::string>{"a b", "\t", "c\\d"};
+  c.data.format = "tokens";
+  c.data.train = {"/t.json", false};
+  c.data.eval.path = "/e.json";
+  c.data.max_source_length = 1;
+  c.data.max_target_length = 2;
+  c.data.max_length = 3;
+  c.data.on_long = "error";
+  c.data.on_bad_row = "skip";
+  c.data.require_end_token = true;
+  c.data.prompt_column = "\xF0\x9F\x92\xA1";
+  c.data.response_column = "0x10";
+  c.data.loader = {0, 5, false};
+  c.train.epochs = 4;
+  c.train.max_steps = 0;
+  c.train.micro_batch = 2;
+  c.train.grad_accum = 3;
+  c.train.clip_norm = 0;
+  c.train.amp = {"fp16", 1e-300, {1e300, 1.0000000000000002, 1e-5, 7}};
+  c.train.optimizer = {"sgd", 5e-324, {0, 0.9999999999999999}, 1e22, 123456789.125, 0.5, {},
+                       false, 16.0};
+  c.train.lr_schedule = {"polynomial", 9, 5e-324, 2.5};
+  c.train.loss_reduction = "all_positions";
+  c.train.on_nonfinite = "stop";
+  c.train.max_nonfinite = 1;
+  c.train.log_interval = 2;
+  c.train.eval_interval = 6;
+  c.checkpoint = {1, 3, false};
+  c.generate = {0, 1, 5, 6};
+  c.log = {"sub dir/m:1.jsonl", false, 0};
+  return c;
+}
+
+RunConfig fresh() {
+  return parse(
+      "run: {output_dir: o}\ndata: {format: text, train: {path: t}}\n"
+      "model: {arch: llama, preset: tiny, vocab_size: 300, hidden_size: 8, intermediate_size: 9, "
+      "num_hidden_layers: 1,\n"
+      "  num_attention_heads: 2, num_key_value_heads: 1, head_dim: 4, max_position_embeddings: 64, "
+      "rms_norm_eps: 1.0e-6,\n"
+      "  rope_theta: 1e6, tie_word_embeddings: true, initializer_range: 0.02, bos_token_id: 1, "
+      "eos_token_id: 2,\n"
+      "  pad_token_id: 0, attention_bias: false, mlp_bias: true}");
+}
+
+}  // namespace
+
+TEST_CASE("a dumped configuration reads back as the same", "[config]") {
+  const RunConfig config =
+      GENERATE(parse(kMinimal), parse(kMinimal + "adapter: {method: none, target_modules: [a]}"),
+               fresh(), unusual());
+  const std::string text = dump_run_config(config);
+  CAPTURE(text);
+  const RunConfig again =
+      lora::config::parse_run_config(text, "config.yaml", "/elsewhere", {}, "/cwd", "finetune");
+  CHECK(again == config);
+  CHECK(dump_run_config(again) == text);
+}
+
+TEST_CASE("the round trip above tests every key: each has another value than its default",
+          "[config]") {
+  const auto defaults = flatten(RunConfig{}), loaded = flatten(unusual()), made = flatten(fresh());
+  for (size_t i = 0; i < defaults.size(); ++i) {
+    CAPTURE(defaults[i].key);
+    CHECK((loaded[i].text != defaults[i].text || made[i].text != defaults[i].text));
+  }
+}
+
+TEST_CASE("a dump writes every default out", "[config]") {
+  const std::string text = dump_run_config(parse(kMinimal));
+  for (const std::string line :
+       {"run:\n  mode: finetune\n  output_dir: /runs/a/out\n", "  resume: auto\n",
+        "  method: lora\n", "  train:\n    path: /runs/a/train.json\n    shuffle: true\n",
+        "    loss_scale: dynamic\n", "    betas: [0.9, 0.999]\n",
+        "    no_decay: [\"bias$\", norm]\n", "  metrics: metrics.jsonl\n", "  max_steps: -1\n"}) {
+    CHECK_THAT(text, Contains(line));
+  }
+  CHECK_THAT(text, !Contains("null"));
+}

@@ -1,0 +1,51 @@
+#include <string>
+
+#include "catch.h"
+#include "config/parse.h"
+
+using Catch::Matchers::Contains;
+using Catch::Matchers::Equals;
+
+TEST_CASE("an unknown key names the nearest one", "[config]") {
+  const auto [line, key, suggestion] = GENERATE(table<std::string, std::string, std::string>({
+      {"train: {micro_bath: 4}", "train.micro_bath", "train.micro_batch"},
+      {"train: {amp: {dtyp: bf16}}", "train.amp.dtyp", "train.amp.dtype"},
+      {"trian: {epochs: 1}", "trian", "train"},
+      {"adapter: {lora_alhpa: 16}", "adapter.lora_alhpa", "adapter.lora_alpha"},
+      {"train: {optimiser: {lr: 1.0e-3}}", "train.optimiser", "train.optimizer"},
+      {"train: {lr: 1.0e-3}", "train.lr", "train.optimizer.lr"},
+      {"epochs: 3", "epochs", "train.epochs"},
+      {"train: {seed: 3}", "train.seed", "run.seed"},
+      {"parallel: {tensors: 2}", "parallel.tensors", "parallel.tensor"},
+      {"log: {tensor_board: true}", "log.tensor_board", "log.tensorboard"},
+  }));
+  CHECK_THAT(error_of(kMinimal + line),
+             Equals("[run.yaml:6] unknown key " + key + "; did you mean " + suggestion + "?"));
+}
+
+TEST_CASE("an unknown field of the model names the nearest field", "[config]") {
+  CHECK_THAT(error_of("model: {arch: llama, hiden_size: 64}"),
+             Equals("[run.yaml:1] unknown key model.hiden_size; did you mean model.hidden_size?"));
+}
+
+TEST_CASE("a key with several homes names them all", "[config]") {
+  CHECK_THAT(error_of(kMinimal + "train: {dtype: bf16}"),
+             Contains("did you mean model.dtype or train.amp.dtype?"));
+}
+
+TEST_CASE("keys are nested, not dotted", "[config]") {
+  CHECK_THAT(error_of(kMinimal + "train.epochs: 3"),
+             Contains("[run.yaml:6]") && Contains("no dot") && Contains("train.epochs"));
+}
+
+TEST_CASE("hostile key names stay on one line", "[config]") {
+  const std::string error = error_of(kMinimal + "\"a\\nb" + std::string(900, 'x') + "\": 1");
+  CHECK_THAT(error, Contains("unknown key a\\nb"));
+  CHECK(error.find('\n') == std::string::npos);
+  CHECK(error.size() < 300);
+}
+
+TEST_CASE("a duplicate key is refused", "[config]") {
+  CHECK_THAT(error_of(kMinimal + "run: {output_dir: other}"),
+             Contains("run.yaml:6") && Contains("run"));
+}

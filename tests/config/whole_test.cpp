@@ -1,0 +1,58 @@
+#include <string>
+
+#include "catch.h"
+#include "config/parse.h"
+
+using Catch::Matchers::Contains;
+using Catch::Matchers::Equals;
+
+TEST_CASE("required keys", "[config]") {
+  CHECK_THAT(error_of(""), Contains("[run.yaml] run.output_dir must be given"));
+  CHECK_THAT(error_of("run: {output_dir: o}"),
+             Contains("[run.yaml] model.path or model.arch must be given"));
+  CHECK_THAT(error_of("run: {output_dir: o}\nmodel: {preset: tiny}"),
+             Contains("model.path or model.arch must be given"));
+  CHECK_THAT(error_of("run: {output_dir: o}\nmodel: {path: b}"),
+             Contains("data.format must be given"));
+  CHECK_THAT(error_of("run: {output_dir: o}\nmodel: {path: b}\ndata: {format: text}"),
+             Contains("data.train.path must be given"));
+}
+
+TEST_CASE("run.mode equals the sub-command", "[config]") {
+  const std::string text = kMinimal + "train: {epochs: 1}\n";
+  CHECK(parse(text, {"run.mode=train"}, "train").run.mode == "train");
+  CHECK(parse(text, {}, "train").run.mode == "train");
+  CHECK_THAT(error_of("run: {output_dir: o, mode: finetune}\nmodel: {path: b}\ndata: {format: "
+                      "text, train: {path: t}}",
+                      {}, "train"),
+             Equals("[run.yaml:1] run.mode must equal the sub-command train; found finetune; run "
+                    "lora finetune or remove the key"));
+}
+
+TEST_CASE("a model is loaded or made", "[config]") {
+  const std::string rest = "run: {output_dir: o}\ndata: {format: text, train: {path: t}}\nmodel: ";
+  CHECK(error_of(rest + "{arch: llama}").empty());
+  CHECK(error_of(rest + "{arch: llama, preset: tiny, vocab_size: 300}").empty());
+  CHECK(error_of(rest + "{path: b, dtype: bf16}").empty());
+  CHECK_THAT(error_of(rest + "{path: b, arch: llama}"),
+             Contains("[run.yaml:3] model.arch needs fresh weights"));
+  CHECK_THAT(error_of(rest + "{path: b, preset: tiny}"),
+             Contains("[run.yaml:3] model.preset needs fresh weights"));
+  CHECK_THAT(error_of(rest + "{path: b, rope_theta: 1.0e+6}"),
+             Contains("[run.yaml:3] model.rope_theta needs fresh weights"));
+}
+
+TEST_CASE("keys that bound each other", "[config]") {
+  CHECK(error_of(kMinimal + "train: {optimizer: {lr: 1e-3}, lr_schedule: {end: 1e-3}}").empty());
+  CHECK_THAT(error_of(kMinimal + "train:\n  optimizer: {lr: 1e-3}\n  lr_schedule: {end: 2e-3}"),
+             Contains("[run.yaml:8] train.lr_schedule.end must be at most train.optimizer.lr = "
+                      "0.001; found 0.002"));
+  CHECK_THAT(
+      error_of(kMinimal + "train: {amp: {scaler: {init: 2, min: 4}}}"),
+      Contains(
+          "[run.yaml:6] train.amp.scaler.min must be at most train.amp.scaler.init = 2; found 4"));
+  CHECK_THAT(
+      error_of(kMinimal + "train: {eval_interval: 5}"),
+      Contains("[run.yaml:6] train.eval_interval must be 0 without data.eval.path; found 5"));
+  CHECK(error_of(kMinimal + "train: {eval_interval: 5}", {"data.eval.path=dev.json"}).empty());
+}
