@@ -16,9 +16,16 @@ set(LORA_USES_llama core formats io ops nn data adapters)
 set(LORA_USES_train core formats config io ops nn data adapters)
 set(LORA_USES_generate core formats io ops nn data adapters)
 
-# lora_add_layer(<layer> DIR <source dir>): an object library from every .cpp of the folder.
+# lora_add_layer(<layer> <source dir>): an object library from every .cpp of the folder, and from its twin folder
+# cuda/ (LORA_CUDA=ON) or no_cuda/ (OFF), so that no caller needs to know which one it has.
 function(lora_add_layer layer dir)
-  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${dir}/*.cpp)
+  set(folder ${PROJECT_SOURCE_DIR}/${dir})
+  if(LORA_CUDA)
+    set(twins ${folder}/cuda/*.cpp ${folder}/cuda/*.cu)
+  else()
+    set(twins ${folder}/no_cuda/*.cpp)
+  endif()
+  file(GLOB sources CONFIGURE_DEPENDS ${folder}/*.cpp ${twins})
   if(NOT sources)
     return()
   endif()
@@ -43,7 +50,7 @@ function(lora_add_test name)
   add_executable(${target} ${sources} $<TARGET_OBJECTS:lora_catch_main>)
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src
                                                ${PROJECT_SOURCE_DIR}/tests)
-  target_link_libraries(${target} PRIVATE lora_options lora_private_dependencies)
+  target_link_libraries(${target} PRIVATE lora_options lora_private_dependencies Catch2::Catch2)
   set(needs_torch OFF)
   foreach(layer IN LISTS ARG_LAYERS)
     if(TARGET lora_${layer})
@@ -63,6 +70,8 @@ function(lora_add_test name)
 endfunction()
 
 # One precompiled header for everything that includes torch: parsing it costs seconds per file otherwise.
+# -fPIC also in programs: g++ ignores a header that was precompiled with another code model.
 function(lora_reuse_pch target)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fPIC>)
   target_precompile_headers(${target} REUSE_FROM lora_pch)
 endfunction()

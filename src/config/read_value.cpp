@@ -2,7 +2,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <utility>
 
@@ -143,7 +142,8 @@ std::vector<T> read_list(const YamlNode& node, const KeyContext& context) {
 }  // namespace
 
 std::string Source::place_of(const YamlNode& node) const {
-  return has_lines ? fmt::format("{}:{}", name, node.line) : name;
+  return has_lines ? fmt::format("{}:{}", name, node.key_line > 0 ? node.key_line : node.line)
+                   : name;
 }
 
 void refuse(const YamlNode& node, const KeyContext& context, std::string_view must) {

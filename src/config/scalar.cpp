@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <cmath>
 
 #include "lora/core/text.h"
 
@@ -95,20 +94,20 @@ bool is_safe_unquoted(std::string_view text) {
   return is_first(text[0]) && std::all_of(text.begin(), text.end(), is_next);
 }
 
-/// The escapes of a double-quoted YAML scalar.
-std::string escaped(std::string_view text) {
+/// Control characters as the escapes of a double-quoted YAML scalar; with `quoting`, also what ends
+/// such a scalar.
+std::string escaped(std::string_view text, bool quoting) {
   std::string out;
   for (const char c : text) {
     const auto byte = static_cast<unsigned char>(c);
-    if (c == '"' || c == '\\') {
-      out += {'\\', c};
-    } else if (c == '\n') {
+    if (c == '\n') {
       out += "\\n";
     } else if (c == '\t') {
       out += "\\t";
     } else if (byte < 0x20 || byte == 0x7F) {
       out += fmt::format("\\x{:02x}", byte);
     } else {
+      if (quoting && (c == '"' || c == '\\')) out += '\\';
       out += c;
     }
   }
@@ -131,12 +130,12 @@ bool is_typed_scalar(std::string_view text) {
 }
 
 std::string yaml_text(std::string_view text) {
-  return is_safe_unquoted(text) ? std::string(text) : '"' + escaped(text) + '"';
+  return is_safe_unquoted(text) ? std::string(text) : '"' + escaped(text, true) + '"';
 }
 
 std::string shown(std::string_view text) {
   const bool is_long = text.size() > kMaxShown;
-  return escaped(to_utf8(text.substr(0, kMaxShown))) + (is_long ? "..." : "");
+  return escaped(to_utf8(text.substr(0, kMaxShown)), false) + (is_long ? "..." : "");
 }
 
 }  // namespace lora::config

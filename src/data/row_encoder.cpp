@@ -128,9 +128,9 @@ void check_vocabulary(const std::vector<int32_t>& ids, int64_t vocab_size) {
 RowEncoder::RowEncoder(const DatasetOptions& options, const Tokenizer* tokenizer)
     : options_(options), tokenizer_(tokenizer) {
   static const std::vector<std::pair<std::string, decltype(encode_)>> formats = {
-      {"adgen", &RowEncoder::encode_adgen},   {"completion", &RowEncoder::encode_completion},
-      {"alpaca", &RowEncoder::encode_alpaca}, {"chat", &RowEncoder::encode_chat},
-      {"tokens", &RowEncoder::encode_tokens},
+      {"adgen", &RowEncoder::adgen_row},   {"completion", &RowEncoder::completion_row},
+      {"alpaca", &RowEncoder::alpaca_row}, {"chat", &RowEncoder::chat_row},
+      {"tokens", &RowEncoder::token_row},
   };
   const auto found = std::find_if(formats.begin(), formats.end(),
                                   [&](const auto& entry) { return entry.first == options.format; });
@@ -147,7 +147,7 @@ EncodedRow RowEncoder::encode(const Json& row) const {
   return encoded;
 }
 
-EncodedRow RowEncoder::encode_adgen(const Json& row) const {
+EncodedRow RowEncoder::adgen_row(const Json& row) const {
   TextPair text = text_pair(row, "content", "summary");
   std::vector<int64_t> prompt = encode_prompt(*tokenizer_, text.prompt);
   std::vector<int64_t> answer = encode_completion(*tokenizer_, text.response);
@@ -168,17 +168,17 @@ EncodedRow RowEncoder::encode_adgen(const Json& row) const {
   return {.example = join(prompt, answer), .truncated = truncated, .text = std::move(text)};
 }
 
-EncodedRow RowEncoder::encode_completion(const Json& row) const {
+EncodedRow RowEncoder::completion_row(const Json& row) const {
   TextPair text = text_pair(row, "prompt", "completion");
   EncodedRow encoded{.example = join(encode_prompt(*tokenizer_, text.prompt),
-                                     data::encode_completion(*tokenizer_, text.response)),
+                                     encode_completion(*tokenizer_, text.response)),
                      .truncated = false,
                      .text = std::move(text)};
   cut_at_end(encoded);
   return encoded;
 }
 
-EncodedRow RowEncoder::encode_alpaca(const Json& row) const {
+EncodedRow RowEncoder::alpaca_row(const Json& row) const {
   TextPair text = text_pair(row, "instruction", "output");
   const std::string input = optional_text(row, "input");
   if (!strip(input).empty()) text.prompt += "\n" + input;
@@ -189,10 +189,10 @@ EncodedRow RowEncoder::encode_alpaca(const Json& row) const {
   append_history(row, messages);
   messages.push_back({.role = "user", .content = text.prompt});
   messages.push_back({.role = "assistant", .content = text.response});
-  return encode_conversation(messages);
+  return conversation_row(messages);
 }
 
-EncodedRow RowEncoder::encode_chat(const Json& row) const {
+EncodedRow RowEncoder::chat_row(const Json& row) const {
   const bool has_messages = row.contains("messages");
   require<DataError>(has_messages || row.contains("conversations"),
                      "\"messages\" or \"conversations\" must be there; both are missing");
@@ -203,10 +203,10 @@ EncodedRow RowEncoder::encode_chat(const Json& row) const {
   if (!strip(system).empty()) {
     messages.insert(messages.begin(), {.role = "system", .content = system});
   }
-  return encode_conversation(messages);
+  return conversation_row(messages);
 }
 
-EncodedRow RowEncoder::encode_tokens(const Json& row) const {
+EncodedRow RowEncoder::token_row(const Json& row) const {
   require<DataError>(row.contains("input_ids"), "\"input_ids\" must be there; it is missing");
   EncodedRow encoded;
   Example& example = encoded.example;
@@ -226,7 +226,7 @@ EncodedRow RowEncoder::encode_tokens(const Json& row) const {
   return encoded;
 }
 
-EncodedRow RowEncoder::encode_conversation(const std::vector<Message>& messages) const {
+EncodedRow RowEncoder::conversation_row(const std::vector<Message>& messages) const {
   EncodedRow encoded{.example = encode_llama2_chat(messages, *tokenizer_),
                      .truncated = false,
                      .text = last_exchange(messages)};

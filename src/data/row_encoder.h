@@ -21,32 +21,30 @@ struct EncodedRow {
 /// caller says which row it was.
 class RowEncoder {
  public:
-  /// Throws ConfigError for an unknown format, limits below 1, or a format that needs the missing
-  /// tokenizer.
+  /// `tokenizer` may be null for format tokens only. Throws ConfigError for an unknown format.
   RowEncoder(const DatasetOptions& options, const Tokenizer* tokenizer);
 
   EncodedRow encode(const formats::Json& row) const;
 
  private:
-  EncodedRow encode_adgen(const formats::Json& row) const;
-  EncodedRow encode_completion(const formats::Json& row) const;
-  EncodedRow encode_alpaca(const formats::Json& row) const;
-  EncodedRow encode_chat(const formats::Json& row) const;
-  EncodedRow encode_tokens(const formats::Json& row) const;
-  EncodedRow encode_conversation(const std::vector<Message>& messages) const;
+  EncodedRow adgen_row(const formats::Json& row) const;
+  EncodedRow completion_row(const formats::Json& row) const;
+  EncodedRow alpaca_row(const formats::Json& row) const;
+  EncodedRow chat_row(const formats::Json& row) const;
+  EncodedRow token_row(const formats::Json& row) const;
+  EncodedRow conversation_row(const std::vector<Message>& messages) const;
   TextPair text_pair(const formats::Json& row, const char* prompt, const char* response) const;
   void cut_at_end(EncodedRow& row) const;
-  void check_ids(const Example& example) const;
 
   DatasetOptions options_;
   const Tokenizer* tokenizer_;
   EncodedRow (RowEncoder::*encode_)(const formats::Json&) const;
 };
 
-/// Checks shared by every format. Throw DataError.
 /// Text of the string at `key`, which must be there and hold more than white space.
+/// Throws DataError.
 std::string required_text(const formats::Json& row, const std::string& key);
-/// Throws when any id is not in [0, vocab_size); 0: not checked.
+/// Throws DataError when an id is not in [0, vocab_size); 0: only negative ids are refused.
 void check_vocabulary(const std::vector<int32_t>& ids, int64_t vocab_size);
 
 }  // namespace lora::data

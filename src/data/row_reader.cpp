@@ -1,6 +1,9 @@
 #include "data/row_reader.h"
 
+#include <fstream>
 #include <optional>
+#include <system_error>
+#include <utility>
 
 #include "core/check.h"
 #include "lora/core/file.h"
@@ -16,11 +19,14 @@ bool is_blank(std::string_view line) {
   return line.find_first_not_of(" \t\r\n\v\f") == std::string_view::npos;
 }
 
-/// The first line that is not blank, to tell an array from lines.
+/// True when the first byte that is not white space opens an array.
 bool holds_array(const Path& file) {
-  formats::LineReader lines(file, kMaxArrayBytes);
-  while (const auto line = lines.next()) {
-    if (!is_blank(*line)) return (*line)[line->find_first_not_of(" \t\r\n\v\f")] == '[';
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(file, error)) return false;  // the reader says why
+  std::ifstream stream(file, std::ios::binary);
+  for (char byte = 0; stream.get(byte);) {
+    const bool skipped = is_blank({&byte, 1}) || kByteOrderMark.find(byte) != std::string::npos;
+    if (!skipped) return byte == '[';
   }
   return false;
 }

@@ -53,6 +53,14 @@ void LinearImpl::detach(const std::string& name) {
   unregister_module(name);
 }
 
+void LinearImpl::tie_weight(const Tensor& shared) {
+  require<ShapeError>(shared.sizes() == weight.sizes(),
+                      "[nn.Linear] a tied weight must have shape [{}]; found [{}]",
+                      fmt::join(weight.sizes(), ", "), fmt::join(shared.sizes(), ", "));
+  weight = shared;
+  parameters_["weight"] = shared;
+}
+
 void LinearImpl::pretty_print(std::ostream& stream) const {
   stream << fmt::format("lora::nn::Linear(in_features={}, out_features={}, bias={}, adapters=[{}])",
                         options.in_features, options.out_features, options.bias, fmt::join(slot.names(), ", "));

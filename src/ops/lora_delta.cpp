@@ -13,7 +13,8 @@ using torch::autograd::variable_list;
 
 struct LoraDelta : torch::autograd::Function<LoraDelta> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& a_RI, const Tensor& b_OR,
-                        double scale, const Tensor& mask) {
+                        double scale, const std::optional<Tensor>& optional_mask) {
+    const Tensor mask = optional_mask.value_or(Tensor());
     const auto dtype = compute_dtype(x.device().type(), x.scalar_type());
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const Tensor x_NI = dropped(x, mask, dtype);
@@ -59,7 +60,7 @@ struct LoraDelta : torch::autograd::Function<LoraDelta> {
 }  // namespace
 
 Tensor lora_delta(const Tensor& x, const Tensor& a_RI, const Tensor& b_OR, double scale, const Tensor& mask) {
-  return LoraDelta::apply(x, a_RI, b_OR, scale, mask);
+  return LoraDelta::apply(x, a_RI, b_OR, scale, mask.defined() ? std::optional(mask) : std::nullopt);
 }
 
 }  // namespace lora::ops

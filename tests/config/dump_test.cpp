@@ -1,8 +1,11 @@
 #include <string>
+#include <variant>
+#include <vector>
 
 #include "catch.h"
 #include "config/flatten.h"
 #include "config/parse.h"
+#include "lora/core/random.h"
 
 using Catch::Matchers::Contains;
 using lora::config::dump_run_config;
@@ -103,6 +106,25 @@ TEST_CASE("the round trip above tests every key: each has another value than its
     CAPTURE(defaults[i].key);
     CHECK((loaded[i].text != defaults[i].text || made[i].text != defaults[i].text));
   }
+}
+
+TEST_CASE("names of any characters survive the round trip", "[config]") {
+  const std::vector<std::string> pieces = {
+      "a", " ",  "#", ":", ": ", " #", "\"", "'", "\\", "\n",   "\t",
+      "-", "- ", "?", "[", "]",  "{",  "}",  ",", "&",  "*",    "!",
+      "|", ">",  "%", "@", "`",  "~",  "0",  ".", "e",  "\x01", "\xC3\xA9"};
+  lora::SplitMix64 random(7);
+  std::vector<std::string> names;
+  for (int i = 0; i < 500; ++i) {
+    std::string name;
+    for (uint64_t length = 1 + random.below(6); length > 0; --length)
+      name += pieces[random.below(pieces.size())];
+    names.push_back(name);
+  }
+  RunConfig config = unusual();
+  config.adapter.exclude_modules = Names(names);
+  const RunConfig again = parse(dump_run_config(config));
+  CHECK(std::get<std::vector<std::string>>(*again.adapter.exclude_modules) == names);
 }
 
 TEST_CASE("a dump writes every default out", "[config]") {

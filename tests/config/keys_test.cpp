@@ -23,6 +23,13 @@ TEST_CASE("an unknown key names the nearest one", "[config]") {
              Equals("[run.yaml:6] unknown key " + key + "; did you mean " + suggestion + "?"));
 }
 
+TEST_CASE("the line of an unknown key is its own, whatever follows it", "[config]") {
+  CHECK_THAT(error_of(kMinimal + "trian:\n\n  epochs: 1\n"),
+             Contains("[run.yaml:6] unknown key trian"));
+  CHECK_THAT(error_of(kMinimal + "train:\n  no_decay:\n    - norm\n"),
+             Contains("[run.yaml:7] unknown key train.no_decay"));
+}
+
 TEST_CASE("an unknown field of the model names the nearest field", "[config]") {
   CHECK_THAT(error_of("model: {arch: llama, hiden_size: 64}"),
              Equals("[run.yaml:1] unknown key model.hiden_size; did you mean model.hidden_size?"));

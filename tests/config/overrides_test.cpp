@@ -7,8 +7,8 @@
 
 using Catch::Matchers::Contains;
 using Catch::Matchers::Equals;
+using lora::Path;
 using lora::config::Names;
-using lora::config::Path;
 
 TEST_CASE("overrides win over the file, the last one over the others", "[config]") {
   const auto config = parse(kMinimal + "train: {max_steps: 3, epochs: 2}",

@@ -7,7 +7,6 @@
 
 using Catch::Matchers::Contains;
 using lora::config::Names;
-using lora::config::Path;
 
 namespace {
 

@@ -8,11 +8,12 @@
 
 #include "catch.h"
 #include "config/parse.h"
+#include "lora/core/random.h"
 
 using Catch::Matchers::Contains;
+using lora::Path;
 using lora::config::load_run_config;
 using lora::config::Names;
-using lora::config::Path;
 using lora::config::RunConfig;
 
 namespace {
@@ -135,6 +136,23 @@ TEST_CASE("anchors, aliases and merge keys work", "[config]") {
   CHECK(config.tokenizer.path == config.model.path);
   CHECK(config.adapter.modules_to_save == std::vector<std::string>{"q_proj", "v_proj"});
   CHECK(config.data.eval.path == Path("/runs/a/a.txt"));
+}
+
+TEST_CASE("a damaged run file is read or refused, and nothing worse", "[config]") {
+  lora::SplitMix64 random(11);
+  int refused = 0;
+  for (int i = 0; i < 300; ++i) {
+    std::string text(kContract);
+    const uint64_t position = random.below(text.size());
+    if (random.below(2) == 0) {
+      text[position] = static_cast<char>(random.below(256));
+    } else {
+      text.erase(position, random.below(20));
+    }
+    refused += error_of(text).empty() ? 0 : 1;
+  }
+  CHECK(refused > 100);
+  CHECK(refused < 300);
 }
 
 TEST_CASE("a run file on disk: its folder is the base, messages name it", "[config]") {

@@ -20,7 +20,7 @@ class AdapterSet {
     std::string path;                  ///< "model.layers.0.self_attn.q_proj"
     nn::Linear linear{nullptr};        ///< either this
     nn::Embedding embedding{nullptr};  ///< or this
-    std::shared_ptr<nn::Adapter> adapter;
+    std::shared_ptr<nn::Adapter> adapter = nullptr;
   };
   /// One parameter that is trained whole: of a module in modules_to_save, or a bias. While the
   /// adapter is active and enabled the model's own parameter holds the trained value (fp32, double

@@ -13,12 +13,12 @@ namespace lora {
 /// Regular expressions (core/pattern.h) searched in parameter names, applied after the method's own
 /// rule: first `freeze`, then `train`. Each must match at least one parameter.
 struct FreezeRules {
-  std::vector<std::string> train, freeze;
+  std::vector<std::string> train = {}, freeze = {};
 };
 
 struct FreezeReport {
   int64_t trainable = 0, total = 0;  ///< parameters; a tied tensor counts once
-  std::vector<std::string> trainable_names;
+  std::vector<std::string> trainable_names = {};
   /// "trainable params: 4,194,304 || all params: 6,742,609,920 || trainable%: 0.0622"
   std::string summary() const;
 };

@@ -17,26 +17,27 @@ namespace lora {
 struct LoraOptions {
   int64_t rank = 8;
   double alpha = 8;
-  double dropout = 0;            ///< on the input of A, in training
+  double dropout = 0;            ///< on the input of A, in training (not on an Embedding's ids)
   bool rank_stabilized = false;  ///< scale = alpha / sqrt(rank) instead of alpha / rank
-  std::string init =
-      "true";  ///< true (A uniform, B zero) | false (both uniform) | gaussian | orthogonal
-  std::string bias = "none";  ///< none | all | lora_only: which base biases train
+  /// true (A uniform, B zero) | false (both uniform) | gaussian | orthogonal
+  std::string init = "true";
+  /// none | all | lora_only: which base biases train
+  std::string bias = "none";
 
   /// Which modules: names or dot-suffixes, or one regular expression over the whole path, or
   /// "all-linear".
   std::variant<std::vector<std::string>, std::string> targets =
       std::vector<std::string>{"q_proj", "v_proj"};
   std::variant<std::vector<std::string>, std::string> exclude = std::vector<std::string>{};
-  std::optional<std::vector<int64_t>> layers_to_transform;
-  std::vector<std::string> layers_pattern;
+  std::optional<std::vector<int64_t>> layers_to_transform = {};
+  std::vector<std::string> layers_pattern = {};
   /// Other ranks and alphas for modules whose path matches the key, first match wins.
-  std::vector<std::pair<std::string, int64_t>> rank_pattern, alpha_pattern;
+  std::vector<std::pair<std::string, int64_t>> rank_pattern = {}, alpha_pattern = {};
   /// Modules trained whole (a copy in fp32, stored with the adapter), by name or dot-suffix.
-  std::vector<std::string> modules_to_save;
+  std::vector<std::string> modules_to_save = {};
 
   /// Written into adapter_config.json.
-  std::string base_model_name;
+  std::string base_model_name = {};
 };
 
 /// The low-rank update of one Linear: lora_A (rank, in) and lora_B (out, rank), fp32.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <memory>
@@ -10,8 +11,9 @@
 
 namespace lora::formats {
 
-/// Lines of a text file, one at a time, whatever its size. Ends at "\n" or "\r\n"; a byte-order mark at the start
-/// is dropped; a last line without an end counts. Throws IoError, and FormatError for a line beyond max_line_bytes.
+/// Lines of a text file, one at a time, whatever its size. Ends at "\n" or "\r\n"; a byte-order
+/// mark at the start is dropped; a last line without an end counts. Throws IoError, and FormatError
+/// for a line beyond max_line_bytes.
 class LineReader {
  public:
   explicit LineReader(const Path& path, size_t max_line_bytes = 64u << 20);

@@ -19,7 +19,13 @@ struct SampledToken {
   double logprob = 0;  ///< under the model's own distribution, before temperature and cuts
 };
 
-/// Chooses the next token from logits (V) of any device. Throws NonFiniteError when they hold NaN.
+/// Throws ConfigError unless temperature is finite and >= 0, top_k >= 0 and 0 < top_p <= 1.
+void check_options(const SamplingOptions& options);
+
+/// Chooses the next token from logits (V) of any device: the likeliest (the lowest id among equals) at temperature 0,
+/// else one drawn after temperature, then top_k, then top_p over what top_k left. Equal logits and generator states
+/// give equal tokens on every platform. Throws NonFiniteError when the logits have no distribution (NaN, +infinity,
+/// all -infinity), ConfigError as check_options. Source of the cuts: Meta's Llama 2 sample_top_p.
 SampledToken sample_token(const at::Tensor& logits_V, const SamplingOptions& options, SplitMix64& random);
 
 }  // namespace lora::generate

@@ -46,6 +46,9 @@ class LinearImpl : public torch::nn::Module {
   /// Detaches it (unmerging first). Nothing when there is none.
   void detach(const std::string& name);
 
+  /// Uses another layer's tensor as this one's weight from now on: a tied output head.
+  void tie_weight(const Tensor& shared);
+
   void merge() { slot.merge(weight); }
   void unmerge() { slot.unmerge(weight); }
   void pretty_print(std::ostream& stream) const override;

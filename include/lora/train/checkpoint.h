@@ -1,8 +1,8 @@
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "lora/core/path.h"
 #include "lora/nn/causal_lm.h"
@@ -11,7 +11,8 @@
 namespace lora::train {
 
 /// A training checkpoint `<output_dir>/checkpoints/step-N/`:
-///   adapter/ (PEFT layout) or model.safetensors (every parameter, in its own type): the trained values
+///   adapter/ (PEFT layout) with trained.safetensors (what else trains, by the run file's rules), or
+///   model.safetensors (every parameter, in its own type): the values
 ///   optimizer.safetensors, generator.safetensors (random state), state.json (step, scaler, ...), config.yaml
 ///   manifest.json: size and digest of every file, written last
 /// It appears whole (temporary directory, fsync, rename) or not at all.
@@ -20,21 +21,25 @@ struct CheckpointContent {
   std::string config_yaml;      ///< the resolved run file
 };
 
-/// Writes the state after `state.step` steps and removes all but the newest `keep` checkpoints. Returns its path.
+/// Writes the state after `state.step` steps. Then removes other checkpoints, but for the `keep` - 1
+/// (keep >= 1) newest before it: those of later steps are of a run that was given up by going on
+/// from an earlier one. Returns its path. Throws IoError, ConfigError.
 Path save_checkpoint(const Path& output_dir, nn::CausalLMImpl& model, const StepState& state,
                      const CheckpointContent& content, int64_t keep);
 
-/// Puts model and state back as they were, random generators included. Throws FormatError, ShapeError.
+/// Puts model and state back as they were, random generators included, after verifying the files.
+/// Model, adapters and optimizer must be made already, as for the run that saved them. Throws
+/// FormatError (also for one saved without optimizer), ShapeError, IoError.
 void load_checkpoint(const Path& checkpoint, nn::CausalLMImpl& model, StepState& state);
 
-/// Checks files against the manifest. Returns what is wrong, or nothing.
+/// Checks sizes and digests of all files against the manifest. Returns what is wrong, or nothing.
 std::optional<std::string> verify_checkpoint(const Path& checkpoint);
 
 /// Newest checkpoint of an output directory that verifies and can be resumed; a warning is logged for each that does
 /// not verify.
 std::optional<Path> newest_checkpoint(const Path& output_dir);
 
-/// Steps done at a checkpoint, from its state.json.
+/// Steps done at a checkpoint, from its state.json. Throws IoError, FormatError.
 int64_t checkpoint_step(const Path& checkpoint);
 
 }  // namespace lora::train

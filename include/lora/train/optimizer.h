@@ -16,43 +16,61 @@ struct OptimizerOptions {
   std::string type = "adamw";  ///< adamw | sgd
   double lr = 2e-4;
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0, momentum = 0;
-  std::vector<std::string> no_decay = {"bias$", "norm"};  ///< searched in parameter names
+  /// Regular expressions searched in parameter names; a match gets no weight decay.
+  std::vector<std::string> no_decay = {"bias$", "norm"};
+  /// False: MindSpore's AdamWeightDecay, whose moments are used as they are.
   bool bias_correction = true;
-  /// LoRA+ (Hayou et al. 2024): B factors and 1-D adapter tensors learn this much faster.
+  /// LoRA+ (Hayou et al. 2024): B factors and 1-D tensors learn this much faster.
   std::optional<double> loraplus_lr_ratio;
 };
 
+using NamedParameters = std::vector<std::pair<std::string, at::Tensor>>;
+
 /// Parameters that share their settings.
 struct ParameterGroup {
-  std::vector<std::pair<std::string, at::Tensor>> parameters;
-  double lr_ratio = 1;      ///< times the step's learning rate
+  NamedParameters parameters;
+  double lr_ratio = 1;  ///< times the step's learning rate
   double weight_decay = 0;
 };
 
-/// The groups that the options ask for: decay or not, LoRA+ or not. Source for LoRA+: PEFT optimizers/loraplus.py.
-std::vector<ParameterGroup> parameter_groups(const std::vector<std::pair<std::string, at::Tensor>>& parameters,
+/// The groups that the options ask for, parameters in their order. With LoRA+ names with "lora_B"
+/// and 1-D tensors learn at lr * ratio, lora_embedding_A and _B at 1e-6 (PEFT's default for them),
+/// the rest at lr; all of them follow the schedule. Weight decay goes by no_decay there, too (PEFT
+/// decays every A factor). Source: PEFT 0.21 optimizers/loraplus.py.
+std::vector<ParameterGroup> parameter_groups(const NamedParameters& parameters,
                                              const OptimizerOptions& options);
 
-/// Updates parameters from their gradients; parameters without a gradient are left alone. State is fp32 (double for
-/// double) and named after the parameters, so that it can be saved and compared.
+/// Updates parameters from their gradients; parameters without a gradient are left alone. What it
+/// computes in is fp32 (double for double): a parameter in half precision follows a copy in fp32,
+/// made when the optimizer is. State is named after the parameters, so that it can be saved and
+/// compared.
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
   /// One update at this learning rate.
   virtual void step(double learning_rate) = 0;
   void zero_grad();
-  /// Everything that a resumed run needs: "exp_avg.<parameter>", ..., "step" (updates done).
+  /// The gradients that step() will use, changed in place by whoever scales or clips them. Those of
+  /// parameters in half precision are turned into fp32 first.
+  std::vector<at::Tensor> gradients();
+  /// Everything that a resumed run needs: "exp_avg.<parameter>", "step.<parameter>" (its updates so
+  /// far), ... The tensors are the optimizer's own.
   virtual std::map<std::string, at::Tensor> state() const = 0;
-  /// Throws ShapeError when the names or shapes are not those of state().
+  /// Throws ShapeError, with nothing changed, when names, shapes or types are not those of state().
   virtual void load_state(const std::map<std::string, at::Tensor>& state) = 0;
   const std::vector<ParameterGroup>& groups() const { return groups_; }
+  /// The parameters of all groups.
+  NamedParameters parameters() const;
 
  protected:
   explicit Optimizer(std::vector<ParameterGroup> groups) : groups_(std::move(groups)) {}
   std::vector<ParameterGroup> groups_;
 };
 
-/// AdamW (Loshchilov and Hutter 2019, as torch.optim.AdamW) or SGD. Throws ConfigError for other types.
-std::unique_ptr<Optimizer> make_optimizer(std::vector<ParameterGroup> groups, const OptimizerOptions& options);
+/// AdamW (Loshchilov and Hutter 2019, as torch.optim.AdamW) or SGD with momentum and L2 decay (as
+/// torch.optim.SGD). Throws ConfigError for other types and numbers out of range, and when there is
+/// no parameter.
+std::unique_ptr<Optimizer> make_optimizer(std::vector<ParameterGroup> groups,
+                                          const OptimizerOptions& options);
 
 }  // namespace lora::train

@@ -1,9 +1,12 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
+#include "lora/core/path.h"
 #include "lora/data/loader.h"
 #include "lora/train/step.h"
 
@@ -14,7 +17,7 @@ struct TrainerOptions {
   double learning_rate = 2e-4;
   double clip_norm = 1.0;
   at::ScalarType amp_dtype = at::kFloat;
-  at::Device device = at::kCPU;
+  at::Device device = at::kCPU;      ///< the model is moved there
   OptimizerOptions optimizer = {};   ///< its lr is taken from learning_rate
   ScheduleOptions schedule = {};     ///< its lr and total_steps are taken from above
   GradScalerOptions scaler = {};     ///< switched on by amp_dtype kHalf
@@ -27,7 +30,9 @@ using Callback = std::function<void(StepResult&)>;
 /// The loop around train_step. Holds no file and writes none: saving and logging are callbacks.
 class Trainer {
  public:
-  /// Full fine-tuning when `adapters` is empty. The parameters that require gradients now are the ones trained.
+  /// Full fine-tuning when `adapters` is empty. The parameters that require gradients now are the
+  /// ones trained (see freeze_base, train_all). Puts the model into training mode. Throws
+  /// ConfigError when nothing trains, or for options out of range.
   Trainer(std::shared_ptr<nn::CausalLMImpl> model, AdapterSet adapters, const TrainerOptions& options);
 
   Trainer& on_step(Callback callback);
@@ -50,7 +55,7 @@ class Trainer {
 
 /// A callback that logs a line every `interval` steps.
 Callback log_every(int64_t interval);
-/// A callback that saves the adapter every `interval` steps into `directory`.
+/// A callback that saves the adapter every `interval` steps into `directory`, over the one before.
 Callback save_every(int64_t interval, const AdapterSet& adapters, const Path& directory);
 
 }  // namespace lora::train

@@ -1,0 +1,20 @@
+# The CUDA language, only when there are CUDA sources: without any, linking LibTorch's CUDA half needs no compiler.
+file(GLOB LORA_CUDA_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/*/cuda/*.cu)
+if(NOT LORA_CUDA_SOURCES)
+  return()
+endif()
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+  find_program(LORA_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
+  if(NOT LORA_NVCC)
+    message(FATAL_ERROR "LORA_CUDA=ON needs nvcc; none is on PATH, in CUDA_HOME or in /usr/local/cuda/bin. Install a "
+                        "CUDA toolkit of LibTorch's major version, or set CUDACXX.")
+  endif()
+  set(CMAKE_CUDA_COMPILER ${LORA_NVCC})
+endif()
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES 80 90)
+endif()
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)  # LibTorch's; a second, static one would hold its own state
+enable_language(CUDA)

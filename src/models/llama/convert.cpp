@@ -1,0 +1,100 @@
+#include "lora/models/llama/convert.h"
+
+#include <ATen/ATen.h>
+
+#include <array>
+#include <fstream>
+
+#include "core/check.h"
+#include "formats/json.h"
+#include "lora/core/file.h"
+#include "lora/formats/llama2c.h"
+#include "lora/io/dtype.h"
+#include "lora/io/model_files.h"
+
+namespace lora::llama {
+namespace {
+
+constexpr size_t kLlama2cHeader = 256;
+
+/// Reads one fp32 tensor of a raw file.
+Tensor read_raw(const Path& file, const formats::Llama2cFile::Tensor& entry) {
+  Tensor tensor = at::empty(entry.shape, at::kFloat);
+  std::ifstream stream(file, std::ios::binary);
+  stream.seekg(static_cast<std::streamoff>(entry.offset));
+  stream.read(static_cast<char*>(tensor.data_ptr()), static_cast<std::streamsize>(tensor.nbytes()));
+  require<IoError>(stream.good(), "[convert] {} must be readable to its end; reading {} failed", file.string(),
+                   entry.name);
+  return tensor;
+}
+
+LlamaConfig config_of(const formats::Llama2cFile& file) {
+  LlamaConfig config;
+  config.vocab_size = file.vocab_size;
+  config.hidden_size = file.hidden_size;
+  config.intermediate_size = file.intermediate_size;
+  config.num_hidden_layers = file.num_layers;
+  config.num_attention_heads = file.num_heads;
+  config.num_key_value_heads = file.num_kv_heads;
+  config.head_dim = file.hidden_size / file.num_heads;
+  config.max_position_embeddings = file.max_positions;
+  config.tie_word_embeddings = file.tied_head;
+  return config;
+}
+
+/// Finishes a converted directory: the files beside the weights.
+void write_config(const LlamaConfig& config, const Path& directory, const SaveOptions& options) {
+  write_file_atomically(directory / "config.json", write_llama_config(config));
+  if (options.copy_tokenizer_from) copy_tokenizer_files(*options.copy_tokenizer_from, directory);
+}
+
+}  // namespace
+
+Tensor meta_to_hf_rotary(const Tensor& weight, int64_t heads) {
+  const int64_t rows = weight.size(0), in = weight.size(1);
+  return weight.view({heads, rows / heads / 2, 2, in}).transpose(1, 2).reshape({rows, in});
+}
+
+LlamaConfig convert_llama2c(const Path& file, const Path& directory, const SaveOptions& options) {
+  std::array<char, kLlama2cHeader> head{};
+  std::ifstream stream(file, std::ios::binary);
+  require<IoError>(stream.is_open(), "[convert] the checkpoint must be a readable file; found none at {}", file.string());
+  stream.read(head.data(), head.size());
+  const auto bytes = std::as_bytes(std::span(head.data(), static_cast<size_t>(stream.gcount())));
+  const auto parsed = formats::parse_llama2c(bytes, std::filesystem::file_size(file), file.string());
+
+  LlamaConfig config = config_of(parsed);
+  config.dtype = options.dtype.value_or(DType::kF32);
+  check_llama_config(config, file.string());
+  std::vector<io::TensorSource> tensors;
+  for (const auto& entry : parsed.tensors) {
+    const int64_t rotary_heads = entry.name.ends_with("q_proj.weight")   ? config.num_attention_heads
+                                 : entry.name.ends_with("k_proj.weight") ? config.num_key_value_heads
+                                                                         : 0;
+    tensors.push_back({entry.name, config.dtype, entry.shape, [file, entry, rotary_heads] {
+                         const Tensor tensor = read_raw(file, entry);
+                         return rotary_heads > 0 ? meta_to_hf_rotary(tensor, rotary_heads) : tensor;
+                       }});
+  }
+  io::save_model_files(directory, tensors, options.shard_bytes);
+  write_config(config, directory, options);
+  return config;
+}
+
+LlamaConfig convert_hf(const Path& from, const Path& directory, const SaveOptions& options) {
+  LlamaConfig config = read_llama_config(from);
+  config.dtype = options.dtype.value_or(config.dtype);
+  const io::ModelFiles files(from);
+  std::vector<io::TensorSource> tensors;
+  for (const auto& [name, shape] : llama_weight_shapes(config)) {
+    require<ShapeError>(files.contains(name) && files.entry(name).shape == shape,
+                        "[convert] {} must hold {} with shape [{}], as its config.json says", from.string(), name,
+                        fmt::join(shape, ", "));
+    tensors.push_back({name, config.dtype, shape, [&files, name = name] { return files.read(name); }});
+  }
+  io::save_model_files(directory, tensors, options.shard_bytes);
+  write_config(config, directory, options);
+  return config;
+}
+
+}  // namespace lora::llama

@@ -1,0 +1,161 @@
+#include "lora/models/llama/model.h"
+
+#include <ATen/ATen.h>
+
+#include "core/check.h"
+#include "lora/ops/ops.h"
+
+namespace lora::llama {
+namespace {
+
+nn::Linear linear(int64_t in, int64_t out, bool bias, const nn::ParameterOptions& parameters) {
+  return nn::Linear(nn::LinearOptions{in, out, bias, parameters});
+}
+
+/// (B, S, H*K) -> (B, H, S, K)
+Tensor split_heads(const Tensor& x, int64_t heads, int64_t head_dim) {
+  return x.view({x.size(0), x.size(1), heads, head_dim}).transpose(1, 2);
+}
+
+/// Every key/value head serves H/G query heads: (B, G, S, K) -> (B, H, S, K).
+Tensor repeat_heads(const Tensor& x_BGSK, int64_t heads) {
+  const int64_t groups = x_BGSK.size(1);
+  return groups == heads ? x_BGSK : x_BGSK.repeat_interleave(heads / groups, 1);
+}
+
+/// Which keys each new token may look at, (B or 1, 1, S, cached + S); undefined when plain causal attention says it all.
+Tensor attention_mask(const Batch& batch, const nn::KvCache* cache) {
+  const int64_t length = batch.input_ids_BS.size(1);
+  const int64_t cached = cache != nullptr ? cache->length() : 0;
+  const bool several_after_cache = cached > 0 && length > 1;
+  if (!batch.attention_mask_BS.defined() && !several_after_cache) return {};
+  const auto options = batch.input_ids_BS.options().dtype(at::kBool);
+  const Tensor causal = at::ones({length, cached + length}, options).tril(cached);
+  if (!batch.attention_mask_BS.defined()) return causal.view({1, 1, length, cached + length});
+  require<ShapeError>(batch.attention_mask_BS.size(1) == cached + length,
+                      "[llama] the attention mask must cover {} positions; found {}", cached + length,
+                      batch.attention_mask_BS.size(1));
+  // A token always sees itself, so that a padded position gives numbers and not NaN.
+  const Tensor itself = at::ones({length, cached + length}, options).tril(cached).triu(cached);
+  const Tensor real = batch.attention_mask_BS.to(at::kBool).unsqueeze(1).unsqueeze(1);
+  return at::logical_or(at::logical_and(causal, real), itself);
+}
+
+/// Hugging Face's rule for fresh weights: norms one, biases zero, everything else normal.
+void initialize(LlamaForCausalLMImpl& model) {
+  const torch::NoGradGuard no_grad;
+  for (auto& entry : model.named_parameters()) {
+    const bool is_tied_twin = entry.key() == "lm_head.weight" && model.config.tie_word_embeddings;
+    if (entry.key().ends_with("norm.weight")) {
+      entry.value().fill_(1);
+    } else if (entry.key().ends_with(".bias")) {
+      entry.value().zero_();
+    } else if (!is_tied_twin) {
+      entry.value().normal_(0, model.config.initializer_range);
+    }
+  }
+}
+
+}  // namespace
+
+LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config, int64_t layer,
+                                       const nn::ParameterOptions& parameters)
+    : layer_(layer),
+      num_heads_(config.num_attention_heads),
+      num_kv_heads_(config.num_key_value_heads),
+      head_dim_(config.head_dim) {
+  const int64_t hidden = config.hidden_size;
+  const bool bias = config.attention_bias;
+  q_proj = register_module("q_proj", linear(hidden, num_heads_ * head_dim_, bias, parameters));
+  k_proj = register_module("k_proj", linear(hidden, num_kv_heads_ * head_dim_, bias, parameters));
+  v_proj = register_module("v_proj", linear(hidden, num_kv_heads_ * head_dim_, bias, parameters));
+  o_proj = register_module("o_proj", linear(num_heads_ * head_dim_, hidden, bias, parameters));
+}
+
+Tensor LlamaAttentionImpl::forward(const Tensor& x_BSD, const AttentionContext& context) {
+  const Tensor q_BHSK = ops::rotate_half(split_heads(q_proj->forward(x_BSD), num_heads_, head_dim_), context.cos,
+                                         context.sin);
+  Tensor k_BGSK = ops::rotate_half(split_heads(k_proj->forward(x_BSD), num_kv_heads_, head_dim_), context.cos,
+                                   context.sin);
+  Tensor v_BGSK = split_heads(v_proj->forward(x_BSD), num_kv_heads_, head_dim_);
+  if (context.cache != nullptr) std::tie(k_BGSK, v_BGSK) = context.cache->append(layer_, k_BGSK, v_BGSK);
+
+  const std::optional<Tensor> mask = context.mask.defined() ? std::optional(context.mask) : std::nullopt;
+  const Tensor seen_BHSK = at::scaled_dot_product_attention(
+      q_BHSK, repeat_heads(k_BGSK, num_heads_), repeat_heads(v_BGSK, num_heads_), mask, /*dropout_p=*/0.0,
+      /*is_causal=*/!mask && context.causal);
+  const Tensor seen_BSD = seen_BHSK.transpose(1, 2).reshape({x_BSD.size(0), x_BSD.size(1), num_heads_ * head_dim_});
+  return o_proj->forward(seen_BSD);
+}
+
+LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters) {
+  const int64_t hidden = config.hidden_size, inner = config.intermediate_size;
+  gate_proj = register_module("gate_proj", linear(hidden, inner, config.mlp_bias, parameters));
+  up_proj = register_module("up_proj", linear(hidden, inner, config.mlp_bias, parameters));
+  down_proj = register_module("down_proj", linear(inner, hidden, config.mlp_bias, parameters));
+}
+
+Tensor LlamaMlpImpl::forward(const Tensor& x_BSD) {
+  return down_proj->forward(ops::swiglu(gate_proj->forward(x_BSD), up_proj->forward(x_BSD)));
+}
+
+LlamaDecoderLayerImpl::LlamaDecoderLayerImpl(const LlamaConfig& config, int64_t layer,
+                                             const nn::ParameterOptions& parameters) {
+  input_layernorm = register_module("input_layernorm",
+                                    nn::RmsNorm(config.hidden_size, config.rms_norm_eps, parameters));
+  self_attn = register_module("self_attn", LlamaAttention(config, layer, parameters));
+  post_attention_layernorm = register_module("post_attention_layernorm",
+                                             nn::RmsNorm(config.hidden_size, config.rms_norm_eps, parameters));
+  mlp = register_module("mlp", LlamaMlp(config, parameters));
+}
+
+Tensor LlamaDecoderLayerImpl::forward(const Tensor& x_BSD, const AttentionContext& context) {
+  const Tensor attended_BSD = x_BSD + self_attn->forward(input_layernorm->forward(x_BSD), context);
+  return attended_BSD + mlp->forward(post_attention_layernorm->forward(attended_BSD));
+}
+
+LlamaModelImpl::LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters)
+    : max_positions_(config.max_position_embeddings), rotary_(config.head_dim, config.rope_theta) {
+  embed_tokens = register_module(
+      "embed_tokens", nn::Embedding(nn::EmbeddingOptions{config.vocab_size, config.hidden_size, parameters}));
+  layers = register_module("layers", torch::nn::ModuleList());
+  for (int64_t i = 0; i < config.num_hidden_layers; ++i) layers->push_back(LlamaDecoderLayer(config, i, parameters));
+  norm = register_module("norm", nn::RmsNorm(config.hidden_size, config.rms_norm_eps, parameters));
+}
+
+Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache) {
+  const int64_t length = batch.input_ids_BS.size(1);
+  const int64_t cached = cache != nullptr ? cache->length() : 0;
+  require<ShapeError>(cached + length <= max_positions_,
+                      "[llama] a sequence must fit the model's {} positions; found {}; shorten the rows or use a model "
+                      "with a longer context",
+                      max_positions_, cached + length);
+  const Tensor positions = batch.position_ids_BS.defined()
+                               ? batch.position_ids_BS
+                               : at::arange(cached, cached + length, batch.input_ids_BS.options()).unsqueeze(0);
+  AttentionContext context;
+  std::tie(context.cos, context.sin) = rotary_.at(positions);
+  context.mask = attention_mask(batch, cache);
+  context.causal = length > 1;
+  context.cache = cache;
+
+  Tensor x_BSD = embed_tokens->forward(batch.input_ids_BS);
+  for (const auto& layer : *layers) x_BSD = layer->as<LlamaDecoderLayerImpl>()->forward(x_BSD, context);
+  if (cache != nullptr) cache->advance(length);
+  return norm->forward(x_BSD);
+}
+
+LlamaForCausalLMImpl::LlamaForCausalLMImpl(const LlamaConfig& config_, const nn::ParameterOptions& parameters)
+    : config(config_) {
+  // The layers' own initialisation would draw every weight once in vain; this model has its rule.
+  nn::ParameterOptions uninitialized = parameters;
+  uninitialized.initialize = false;
+  model = register_module("model", LlamaModel(config, uninitialized));
+  lm_head = register_module("lm_head", linear(config.hidden_size, config.vocab_size, false, uninitialized));
+  if (config.tie_word_embeddings) lm_head->tie_weight(model->embed_tokens->weight);
+  if (parameters.initialize) initialize(*this);
+}
+
+Tensor LlamaForCausalLMImpl::hidden(const Batch& batch, nn::KvCache* cache) { return model->forward(batch, cache); }
+
+}  // namespace lora::llama

@@ -1,0 +1,281 @@
+#include "lora/train/optimizer.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "core/check.h"
+#include "lora/core/pattern.h"
+
+namespace lora::train {
+namespace {
+
+using State = std::map<std::string, at::Tensor>;
+using Tensors = std::vector<at::Tensor>;
+
+/// PEFT's loraplus_lr_embedding when it is not given.
+constexpr double kLoraPlusEmbeddingRate = 1e-6;
+
+double lr_ratio(const std::string& name, const at::Tensor& parameter,
+                const OptimizerOptions& options) {
+  if (!options.loraplus_lr_ratio) return 1;
+  if (name.find("lora_embedding_") != std::string::npos) return kLoraPlusEmbeddingRate / options.lr;
+  const bool is_fast = name.find("lora_B") != std::string::npos || parameter.dim() == 1;
+  return is_fast ? *options.loraplus_lr_ratio : 1;
+}
+
+bool is_half(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16;
+}
+
+/// A parameter with what its optimizer remembers of it.
+struct Slot {
+  std::string name;
+  at::Tensor parameter;
+  at::Tensor value;  ///< what is updated: the parameter, or its copy
+  State state;
+};
+
+/// The half of an optimizer that does not know the update rule: which parameters have a gradient,
+/// copies in fp32, names of the state.
+class SlotOptimizer : public Optimizer {
+ public:
+  explicit SlotOptimizer(std::vector<ParameterGroup> groups) : Optimizer(std::move(groups)) {
+    for (const auto& group : groups_) {
+      auto& slots = slots_.emplace_back();
+      for (const auto& [name, parameter] : group.parameters) slots.push_back(slot(name, parameter));
+    }
+  }
+
+  void step(double learning_rate) override {
+    const at::NoGradGuard no_grad;
+    gradients();  // in fp32 from here on
+    for (size_t i = 0; i < groups_.size(); ++i) {
+      std::vector<Slot*> with_gradient;
+      for (auto& slot : slots_[i]) {
+        if (slot.parameter.grad().defined()) with_gradient.push_back(&slot);
+      }
+      if (with_gradient.empty()) continue;
+      update(with_gradient, learning_rate * groups_[i].lr_ratio, groups_[i].weight_decay);
+      for (Slot* slot : with_gradient) {
+        if (!slot->value.is_same(slot->parameter)) slot->parameter.copy_(slot->value);
+      }
+    }
+  }
+
+  State state() const override {
+    State all;
+    for (const auto& slots : slots_) {
+      for (const auto& slot : slots) {
+        for (const auto& [key, tensor] : slot.state) all.emplace(key + "." + slot.name, tensor);
+      }
+    }
+    return all;
+  }
+
+  void load_state(const State& given) override {
+    const State own = state();
+    for (const auto& [name, tensor] : own) require_fits(given, name, tensor);
+    for (const auto& entry : given) {
+      require<ShapeError>(own.contains(entry.first),
+                          "[optimizer] a saved state must belong to these parameters and options; "
+                          "found {:?} besides; resume with the settings it was saved with",
+                          entry.first);
+    }
+    const at::NoGradGuard no_grad;
+    for (const auto& [name, tensor] : own) tensor.copy_(given.at(name));
+  }
+
+ protected:
+  virtual void update(const std::vector<Slot*>& slots, double learning_rate,
+                      double weight_decay) = 0;
+
+  void add_state(const std::string& key, const auto& make) {
+    for (auto& slots : slots_) {
+      for (auto& slot : slots) slot.state[key] = make(slot.value);
+    }
+  }
+
+ private:
+  static Slot slot(const std::string& name, const at::Tensor& parameter) {
+    const at::NoGradGuard no_grad;
+    // The fused kernels walk memory in order, so a strided parameter needs a copy as well.
+    if (!is_half(parameter) && parameter.is_contiguous()) return {name, parameter, parameter, {}};
+    const auto dtype = parameter.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    const auto copy = parameter.detach().to(dtype, false, /*copy=*/true).contiguous();
+    return {name, parameter, copy, {{"master", copy}}};
+  }
+
+  static void require_fits(const State& given, const std::string& name, const at::Tensor& own) {
+    const auto found = given.find(name);
+    require<ShapeError>(found != given.end(),
+                        "[optimizer] a saved state must belong to these parameters and options; it "
+                        "has no {:?}; resume with the settings it was saved with",
+                        name);
+    const auto& tensor = found->second;
+    require<ShapeError>(
+        tensor.sizes() == own.sizes() && tensor.scalar_type() == own.scalar_type(),
+        "[optimizer] the saved {:?} must be [{}] {}; found [{}] {}; resume with the settings it was "
+        "saved with",
+        name, fmt::join(own.sizes(), ", "), c10::toString(own.scalar_type()),
+        fmt::join(tensor.sizes(), ", "), c10::toString(tensor.scalar_type()));
+  }
+
+  std::vector<std::vector<Slot>> slots_;  ///< by group
+};
+
+Tensors values_of(const std::vector<Slot*>& slots) {
+  Tensors values;
+  for (const Slot* slot : slots) values.push_back(slot->value);
+  return values;
+}
+
+Tensors gradients_of(const std::vector<Slot*>& slots) {
+  Tensors gradients;
+  for (const Slot* slot : slots) gradients.push_back(slot->parameter.grad().contiguous());
+  return gradients;
+}
+
+Tensors states_of(const std::vector<Slot*>& slots, const std::string& key) {
+  Tensors states;
+  for (const Slot* slot : slots) states.push_back(slot->state.at(key));
+  return states;
+}
+
+class AdamW : public SlotOptimizer {
+ public:
+  AdamW(std::vector<ParameterGroup> groups, const OptimizerOptions& options)
+      : SlotOptimizer(std::move(groups)), options_(options) {
+    add_state("exp_avg", [](const at::Tensor& value) { return at::zeros_like(value); });
+    add_state("exp_avg_sq", [](const at::Tensor& value) { return at::zeros_like(value); });
+    add_state("step", [](const at::Tensor& value) {
+      return at::zeros({}, value.options().dtype(at::kFloat));
+    });
+  }
+
+ private:
+  void update(const std::vector<Slot*>& slots, double learning_rate, double weight_decay) override {
+    const Tensors steps = states_of(slots, "step");
+    at::_foreach_add_(steps, 1);
+    at::_fused_adamw_(values_of(slots), gradients_of(slots), states_of(slots, "exp_avg"),
+                      states_of(slots, "exp_avg_sq"), {}, correction_steps(steps), learning_rate,
+                      options_.beta1, options_.beta2, weight_decay, options_.eps,
+                      /*amsgrad=*/false, /*maximize=*/false);
+  }
+
+  /// The correction divides by 1 - beta^step, which is 1 after infinitely many steps.
+  Tensors correction_steps(const Tensors& steps) const {
+    if (options_.bias_correction) return steps;
+    return Tensors(steps.size(),
+                   at::full_like(steps.front(), std::numeric_limits<double>::infinity()));
+  }
+
+  OptimizerOptions options_;
+};
+
+class Sgd : public SlotOptimizer {
+ public:
+  Sgd(std::vector<ParameterGroup> groups, double momentum)
+      : SlotOptimizer(std::move(groups)), momentum_(momentum) {
+    if (momentum_ == 0) return;
+    add_state("momentum", [](const at::Tensor& value) { return at::zeros_like(value); });
+  }
+
+ private:
+  void update(const std::vector<Slot*>& slots, double learning_rate, double weight_decay) override {
+    const Tensors values = values_of(slots);
+    Tensors directions = gradients_of(slots);
+    if (weight_decay != 0) directions = at::_foreach_add(directions, values, weight_decay);
+    if (momentum_ != 0) {
+      const Tensors momenta = states_of(slots, "momentum");
+      at::_foreach_mul_(momenta, momentum_);
+      at::_foreach_add_(momenta, directions);
+      directions = momenta;
+    }
+    at::_foreach_add_(values, directions, -learning_rate);
+  }
+
+  double momentum_;
+};
+
+void require_valid(const OptimizerOptions& options) {
+  const auto is_beta = [](double beta) { return beta >= 0 && beta < 1; };
+  require<ConfigError>(
+      is_beta(options.beta1) && is_beta(options.beta2) && is_beta(options.momentum),
+      "[optimizer] betas and momentum must be in [0, 1); found {}, {} and {}; use for example 0.9, "
+      "0.999 and 0",
+      options.beta1, options.beta2, options.momentum);
+  require<ConfigError>(options.eps >= 0 && options.weight_decay >= 0,
+                       "[optimizer] eps and weight_decay must not be negative; found {} and {}; use "
+                       "for example 1e-8 and 0",
+                       options.eps, options.weight_decay);
+}
+
+}  // namespace
+
+std::vector<ParameterGroup> parameter_groups(const NamedParameters& parameters,
+                                             const OptimizerOptions& options) {
+  require<ConfigError>(!options.loraplus_lr_ratio || options.lr > 0,
+                       "[optimizer] lr must be positive with loraplus_lr_ratio; found {}; use for "
+                       "example 2e-4",
+                       options.lr);
+  std::vector<NamePattern> no_decay;
+  for (const auto& expression : options.no_decay) no_decay.emplace_back(expression, "no_decay");
+
+  std::vector<ParameterGroup> groups;
+  for (const auto& [name, parameter] : parameters) {
+    const bool decays = std::ranges::none_of(
+        no_decay, [&](const NamePattern& pattern) { return pattern.matches_part(name); });
+    const double weight_decay = decays ? options.weight_decay : 0;
+    const double ratio = lr_ratio(name, parameter, options);
+    auto group = std::ranges::find_if(groups, [&](const ParameterGroup& known) {
+      return known.lr_ratio == ratio && known.weight_decay == weight_decay;
+    });
+    if (group == groups.end()) group = groups.insert(groups.end(), {{}, ratio, weight_decay});
+    group->parameters.emplace_back(name, parameter);
+  }
+  return groups;
+}
+
+void Optimizer::zero_grad() {
+  for (auto& group : groups_) {
+    for (auto& entry : group.parameters) entry.second.mutable_grad() = at::Tensor();
+  }
+}
+
+std::vector<at::Tensor> Optimizer::gradients() {
+  std::vector<at::Tensor> found;
+  for (auto& group : groups_) {
+    for (auto& entry : group.parameters) {
+      at::Tensor& gradient = entry.second.mutable_grad();
+      if (!gradient.defined()) continue;
+      if (is_half(gradient)) gradient = gradient.to(at::kFloat);
+      found.push_back(gradient);
+    }
+  }
+  return found;
+}
+
+NamedParameters Optimizer::parameters() const {
+  NamedParameters all;
+  for (const auto& group : groups_) {
+    all.insert(all.end(), group.parameters.begin(), group.parameters.end());
+  }
+  return all;
+}
+
+std::unique_ptr<Optimizer> make_optimizer(std::vector<ParameterGroup> groups,
+                                          const OptimizerOptions& options) {
+  require_valid(options);
+  require<ConfigError>(std::ranges::any_of(groups, [](const auto& group) {
+                         return !group.parameters.empty();
+                       }),
+                       "[optimizer] something must be trainable; found no parameter; check what is "
+                       "frozen");
+  if (options.type == "adamw") return std::make_unique<AdamW>(std::move(groups), options);
+  if (options.type == "sgd") return std::make_unique<Sgd>(std::move(groups), options.momentum);
+  fail<ConfigError>("[optimizer] type must be adamw or sgd; found {:?}; use adamw", options.type);
+}
+
+}  // namespace lora::train

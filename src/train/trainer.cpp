@@ -1,0 +1,97 @@
+#include "lora/train/trainer.h"
+
+#include <ATen/ATen.h>
+
+#include <set>
+#include <utility>
+
+#include "core/check.h"
+#include "lora/adapters/adapter_io.h"
+#include "lora/core/log.h"
+
+namespace lora::train {
+namespace {
+
+/// Parameters that require gradients; a tied one once, under its first name.
+NamedParameters trainable_parameters(const nn::CausalLMImpl& model) {
+  NamedParameters found;
+  std::set<const at::TensorImpl*> seen;
+  for (const auto& entry : model.named_parameters()) {
+    const bool is_new = seen.insert(entry.value().unsafeGetTensorImpl()).second;
+    if (is_new && entry.value().requires_grad()) found.emplace_back(entry.key(), entry.value());
+  }
+  return found;
+}
+
+TrainerOptions resolved(TrainerOptions options) {
+  options.optimizer.lr = options.learning_rate;
+  options.schedule.lr = options.learning_rate;
+  options.schedule.total_steps = options.steps;
+  options.step.amp_dtype = options.amp_dtype;
+  options.step.clip_norm = options.clip_norm;
+  options.scaler.enabled = options.scaler.enabled || options.amp_dtype == at::kHalf;
+  return options;
+}
+
+}  // namespace
+
+Trainer::Trainer(std::shared_ptr<nn::CausalLMImpl> model, AdapterSet adapters,
+                 const TrainerOptions& options)
+    : model_(std::move(model)), options_(resolved(options)) {
+  model_->to(options_.device);
+  model_->train();
+  state_.options = options_.step;
+  state_.schedule = options_.schedule;
+  state_.adapters = std::move(adapters);
+  state_.optimizer = make_optimizer(
+      parameter_groups(trainable_parameters(*model_), options_.optimizer), options_.optimizer);
+  state_.scaler = GradScaler(options_.scaler);
+}
+
+Trainer& Trainer::on_step(Callback callback) {
+  callbacks_.push_back(std::move(callback));
+  return *this;
+}
+
+StepResult Trainer::step(std::span<const Batch> micro_batches) {
+  return run(micro_batches, /*epoch=*/0, /*data_seconds=*/0);
+}
+
+std::optional<StepResult> Trainer::fit(data::Loader& loader,
+                                       const std::function<bool()>& should_stop) {
+  std::optional<StepResult> last;
+  while (state_.step < options_.steps) {
+    const auto data = loader.next();
+    if (!data) break;
+    last = run(data->micro_batches, data->epoch, data->data_seconds);
+    if (should_stop && should_stop()) break;
+  }
+  return last;
+}
+
+StepResult Trainer::run(std::span<const Batch> micro_batches, int64_t epoch, double data_seconds) {
+  StepResult result = train_step(*model_, micro_batches, state_);
+  result.epoch = epoch;
+  result.data_seconds = data_seconds;
+  result.tokens_per_second =
+      static_cast<double>(result.tokens) / (result.step_seconds + data_seconds);
+  for (const auto& callback : callbacks_) callback(result);
+  return result;
+}
+
+Callback log_every(int64_t interval) {
+  return [interval](StepResult& result) {
+    if (interval < 1 || result.step % interval != 0) return;
+    log::info(fmt::format("step {}: loss {:.4f}, lr {:.3g}, grad norm {:.3g}, {:.0f} tokens/s{}",
+                          result.step, result.loss, result.learning_rate, result.grad_norm,
+                          result.tokens_per_second, result.overflow ? ", update skipped" : ""));
+  };
+}
+
+Callback save_every(int64_t interval, const AdapterSet& adapters, const Path& directory) {
+  return [=](StepResult& result) {
+    if (interval >= 1 && result.step % interval == 0) save_adapter(adapters, directory);
+  };
+}
+
+}  // namespace lora::train

@@ -1,0 +1,357 @@
+#include "lora/adapters/adapter_io.h"
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+
+#include "adapters/captured_log.h"
+#include "adapters/fake_llama.h"
+#include "lora/adapters/inject.h"
+#include "lora/core/error.h"
+#include "lora/io/safetensors.h"
+#include "support.h"
+
+using namespace lora;
+using testing::captured_log;
+using testing::difference;
+using testing::FakeLlama;
+using testing::message_of;
+using Names = std::vector<std::string>;
+using Tensors = std::map<std::string, at::Tensor>;
+
+namespace {
+
+const testing::FakeSizes kSmall{.hidden = 8, .intermediate = 12, .vocab = 128, .layers = 2};
+const std::string kQ0 = "base_model.model.model.layers.0.self_attn.q_proj.";
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+Names names_in(const io::AdapterFiles& files) {
+  Names names;
+  for (const auto& entry : files.tensors) names.push_back(entry.first);
+  return names;
+}
+
+/// The same tensors under names that `change` makes.
+template <class Change>
+io::AdapterFiles renamed(const io::AdapterFiles& files, const Change& change) {
+  io::AdapterFiles result{.config = files.config, .tensors = {}};
+  for (const auto& [name, tensor] : files.tensors) result.tensors[change(name)] = tensor;
+  return result;
+}
+
+std::string replaced(std::string text, const std::string& part, const std::string& by) {
+  const size_t at = text.find(part);
+  return at == std::string::npos ? text : text.replace(at, part.size(), by);
+}
+
+bool same_tensors(const Tensors& a, const Tensors& b) {
+  return std::ranges::equal(a, b, [](const auto& left, const auto& right) {
+    return left.first == right.first && at::equal(left.second, right.second);
+  });
+}
+
+std::string bytes_of(const Path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+/// What a small model with every kind of trained tensor saves.
+io::AdapterFiles every_kind() {
+  FakeLlama model(kSmall);
+  const auto set = inject(
+      model,
+      {.rank = 2, .targets = Names{"q_proj", "embed_tokens"}, .modules_to_save = {"lm_head"}});
+  testing::randomize(set.parameters());
+  return adapter_to_files(set);
+}
+
+std::string load_error(const io::AdapterFiles& files) {
+  FakeLlama model(kSmall);
+  return message_of<ShapeError>([&] { adapter_from_files(model, files, "default"); });
+}
+
+}  // namespace
+
+TEST_CASE("files hold PEFT's names, in fp32 on the CPU", "[adapters]") {
+  const auto files = every_kind();
+  CHECK(names_in(files) == Names{"base_model.model.lm_head.weight",
+                                 "base_model.model.model.embed_tokens.lora_embedding_A",
+                                 "base_model.model.model.embed_tokens.lora_embedding_B",
+                                 kQ0 + "lora_A.weight", kQ0 + "lora_B.weight",
+                                 "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight",
+                                 "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"});
+  for (const auto& entry : files.tensors) {
+    CHECK(entry.second.scalar_type() == at::kFloat);
+    CHECK_FALSE(entry.second.requires_grad());
+  }
+  CHECK(files.config.task_type == "CAUSAL_LM");
+  CHECK(files.config.inference_mode);
+  CHECK_FALSE(files.config.base_model_name_or_path);
+}
+
+TEST_CASE("an adapter survives the way to a directory and back", "[adapters]") {
+  FakeLlama model(kSmall);
+  const auto ids = testing::some_ids();
+  const auto base = model.forward(ids);
+  const LoraOptions options{.rank = 2,
+                            .alpha = 6,
+                            .dropout = 0.125,
+                            .rank_stabilized = true,
+                            .init = "gaussian",
+                            .targets = "all-linear",
+                            .exclude = Names{"k_proj"},
+                            .rank_pattern = {{"q_proj", 3}},
+                            .alpha_pattern = {{"up_proj", 5}},
+                            .modules_to_save = {"lm_head", "model.norm"},
+                            .base_model_name = "some/base"};
+  const auto set = inject(model, options);
+  testing::randomize(set.parameters());
+  model.eval();
+  const auto adapted = model.forward(ids);
+  const testing::ScratchFolder folder;
+  save_adapter(set, folder / "adapter");
+
+  remove_adapter(model, "default");
+  CHECK(at::equal(model.forward(ids), base));
+  const auto loaded = load_adapter(model, folder / "adapter", "again");
+  CHECK(at::equal(model.forward(ids), adapted));
+  CHECK(loaded.name() == "again");
+  CHECK(active_adapters(model) == Names{"again"});
+  for (const auto& parameter : loaded.parameters()) CHECK(parameter.requires_grad());
+
+  const auto& found = loaded.options();
+  CHECK(std::get<Names>(found.targets) ==
+        Names{"down_proj", "gate_proj", "o_proj", "q_proj", "up_proj", "v_proj"});
+  CHECK(std::get<Names>(found.exclude) == Names{"k_proj"});
+  CHECK(found.rank == 2);
+  CHECK(found.alpha == 6);
+  CHECK(found.dropout == 0.125);
+  CHECK(found.rank_stabilized);
+  CHECK(found.init == "gaussian");
+  CHECK(found.rank_pattern == options.rank_pattern);
+  CHECK(found.alpha_pattern == options.alpha_pattern);
+  CHECK(found.modules_to_save == options.modules_to_save);
+  CHECK(found.base_model_name == "some/base");
+}
+
+TEST_CASE("an inactive adapter is saved and filled as an active one", "[adapters]") {
+  FakeLlama model(kSmall);
+  const auto a = inject(model, {.modules_to_save = {"lm_head"}}, "a");
+  testing::randomize(a.parameters());
+  const auto files = adapter_to_files(a);
+  inject(model, {}, "b");
+  CHECK(same_tensors(adapter_to_files(a).tensors, files.tensors));
+  auto other = files;
+  for (auto& entry : other.tensors) entry.second = entry.second + 1;
+  load_adapter_tensors(a, other.tensors);
+  CHECK(same_tensors(adapter_to_files(a).tensors, other.tensors));
+  set_active_adapters(model, {"a"});
+  CHECK(at::equal(model.lm_head->weight, other.tensors.at("base_model.model.lm_head.weight")));
+}
+
+TEST_CASE("PEFT's adapters load and are written back byte for byte", "[adapters]") {
+  const std::string adapter =
+      GENERATE("lora/init", "lora/final", "lora_modules_to_save/final", "lora_embedding/final",
+               "lora_all_linear_patterns/final", "lora_regex_layers/final", "rslora/final",
+               "multi_adapter/w_cat");
+  INFO(adapter);
+  const auto directory = testing::outside_data("fixtures/peft/" + adapter);
+  if (!directory) return;
+  FakeLlama model;
+  std::optional<AdapterSet> set;
+  const auto log = captured_log([&] { set = load_adapter(model, *directory); });
+  CHECK(log.empty());
+  const auto theirs = io::load_safetensors(*directory / "adapter_model.safetensors");
+  const auto ours = adapter_to_files(*set);
+  CHECK(ours.tensors.size() == theirs.size());
+  for (const auto& [name, tensor] : theirs) {
+    INFO(name);
+    REQUIRE(ours.tensors.contains(name));
+    CHECK(at::equal(ours.tensors.at(name), tensor));
+  }
+  const testing::ScratchFolder folder;
+  save_adapter(*set, folder / "copy");
+  CHECK(bytes_of(folder / "copy/adapter_model.safetensors") ==
+        bytes_of(*directory / "adapter_model.safetensors"));
+}
+
+TEST_CASE("fresh adapters have the names and shapes that PEFT gives them", "[adapters]") {
+  const auto directory = testing::outside_data("fixtures/peft/lora_all_linear_patterns/init");
+  if (!directory) return;
+  FakeLlama model;
+  const auto set =
+      inject(model, {.rank = 2,
+                     .alpha = 4,
+                     .targets = "all-linear",
+                     .rank_pattern = {{R"(layers\.1\.mlp\.up_proj)", 3}, {"q_proj", 5}}});
+  const auto theirs = io::load_safetensors(*directory / "adapter_model.safetensors");
+  const auto ours = adapter_to_files(set);
+  CHECK(ours.tensors.size() == theirs.size());
+  for (const auto& [name, tensor] : theirs) {
+    INFO(name);
+    REQUIRE(ours.tensors.contains(name));
+    CHECK(ours.tensors.at(name).sizes() == tensor.sizes());
+  }
+}
+
+TEST_CASE("trained biases load, compute and are written as by PEFT", "[adapters]") {
+  const std::string which = GENERATE("all", "lora_only");
+  INFO(which);
+  const Path directory = testing::reference_folder() / "bias" / which;
+  const auto expected = io::load_safetensors(directory / "expected.safetensors");
+  testing::Mlp model;
+  {
+    const torch::NoGradGuard no_grad;
+    for (const auto& parameter : model.named_parameters()) {
+      at::Tensor(parameter.value()).copy_(expected.at("base." + parameter.key()));
+    }
+  }
+  const auto& x = expected.at("x");
+  CHECK(difference(model.forward(x), expected.at("base")) < 1e-6);
+  auto set = load_adapter(model, directory);
+  CHECK(difference(model.forward(x), expected.at("trained")) < 1e-6);
+  set.merge();
+  CHECK(difference(model.forward(x), expected.at("trained")) < 1e-6);
+  set.set_enabled(false);
+  CHECK(difference(model.forward(x), expected.at("base")) < 1e-6);
+  set.set_enabled(true);
+
+  const auto theirs = io::load_safetensors(directory / "adapter_model.safetensors");
+  const auto ours = adapter_to_files(set);
+  CHECK(same_tensors(ours.tensors, theirs));
+  CHECK(ours.config.bias == which);
+}
+
+TEST_CASE("names load with and without PEFT's prefix and with the adapter's name left in",
+          "[adapters]") {
+  const auto files = every_kind();
+  const std::string word = GENERATE("default", "mine");
+  const auto in_memory = [&](const std::string& name) {
+    auto changed = replaced(name, "lora_A", "lora_A." + word);
+    changed = replaced(changed, "lora_B", "lora_B." + word);
+    changed = replaced(changed, "lora_embedding_A", "lora_embedding_A." + word);
+    changed = replaced(changed, "lora_embedding_B", "lora_embedding_B." + word);
+    return replaced(changed, "lm_head.", "lm_head.modules_to_save." + word + ".");
+  };
+  const auto bare = [](const std::string& name) { return replaced(name, "base_model.model.", ""); };
+  for (const auto& variant : {renamed(files, bare), renamed(files, in_memory),
+                              renamed(renamed(files, in_memory), bare)}) {
+    FakeLlama model(kSmall);
+    const auto set = adapter_from_files(model, variant, "mine");
+    CHECK(same_tensors(adapter_to_files(set).tensors, files.tensors));
+  }
+}
+
+TEST_CASE("half-precision files give fp32 parameters", "[adapters]") {
+  auto files = every_kind();
+  for (auto& entry : files.tensors) entry.second = entry.second.to(at::kHalf);
+  FakeLlama model(kSmall);
+  const auto set = adapter_from_files(model, files, "default");
+  for (const auto& parameter : set.parameters()) CHECK(parameter.scalar_type() == at::kFloat);
+  for (const auto& [name, tensor] : adapter_to_files(set).tensors) {
+    CHECK(difference(tensor, files.tensors.at(name)) == 0);
+  }
+}
+
+TEST_CASE("every tensor needs its place and every place its tensor", "[adapters]") {
+  auto files = every_kind();
+  SECTION("missing") {
+    files.tensors.erase(kQ0 + "lora_B.weight");
+    CHECK(contains(load_error(files), "1 missing: model.layers.0.self_attn.q_proj.lora_B.weight;"));
+  }
+  SECTION("extra") {
+    files.tensors[kQ0 + "lora_C.weight"] = at::zeros({1});
+    CHECK(contains(load_error(files), "1 without a place: " + kQ0 + "lora_C.weight;"));
+  }
+  SECTION("extra under a second name") {
+    files.tensors["model.layers.0.self_attn.q_proj.lora_A.weight"] =
+        files.tensors.at(kQ0 + "lora_A.weight");
+    CHECK(contains(load_error(files), "1 without a place"));
+  }
+  SECTION("misshapen") {
+    files.tensors[kQ0 + "lora_A.weight"] = at::zeros({3, 8});
+    const auto text = load_error(files);
+    CHECK(contains(text, "1 of another shape: " + kQ0 + "lora_A.weight"));
+    CHECK(contains(text, "[3, 8]"));
+    CHECK(contains(text, "[2, 8]"));
+  }
+  SECTION("whole numbers") {
+    files.tensors[kQ0 + "lora_A.weight"] = at::zeros({2, 8}, at::kLong);
+    CHECK(contains(load_error(files), "Long"));
+  }
+  SECTION("another rank") {
+    files.config.r = 4;
+    CHECK(contains(load_error(files), "6 of another shape"));
+  }
+  SECTION("many names are cut short") {
+    files.tensors.clear();
+    CHECK(contains(load_error(files), "7 missing: "));
+    CHECK(contains(load_error(files), ", ...;"));
+  }
+}
+
+TEST_CASE("a failed load leaves the model as it was", "[adapters]") {
+  FakeLlama model(kSmall);
+  inject(model, {}, "a");
+  inject(model, {}, "b");
+  set_active_adapters(model, {"b", "a"});
+  const auto num_modules = model.modules().size();
+  auto files = every_kind();
+  files.tensors.erase(kQ0 + "lora_B.weight");
+  const auto head = model.lm_head->weight.detach().clone();
+  message_of<ShapeError>([&] { adapter_from_files(model, files, "c"); });
+  CHECK(model.modules().size() == num_modules);
+  CHECK(active_adapters(model) == Names{"b", "a"});
+  CHECK(at::equal(model.lm_head->weight, head));
+}
+
+TEST_CASE("a copy of the frozen embedding is checked, not loaded", "[adapters]") {
+  auto files = every_kind();
+  FakeLlama model(kSmall);
+  const std::string name = "base_model.model.model.embed_tokens.base_layer.weight";
+  files.tensors[name] = model.model->embed_tokens->weight.detach().clone();
+  SECTION("the same values") {
+    CHECK(captured_log([&] { adapter_from_files(model, files, "default"); }).empty());
+  }
+  SECTION("other values") {
+    files.tensors[name] += 1;
+    const auto before = model.model->embed_tokens->weight.detach().clone();
+    CHECK(contains(captured_log([&] { adapter_from_files(model, files, "default"); }),
+                   "another base"));
+    CHECK(at::equal(model.model->embed_tokens->weight, before));
+  }
+  SECTION("another shape") {
+    files.tensors[name] = at::zeros({5, 8});
+    CHECK(contains(message_of<ShapeError>([&] { adapter_from_files(model, files, "default"); }),
+                   "[128, 8]"));
+  }
+  SECTION("of a module that is not adapted") {
+    files.tensors["base_model.model.model.norm.base_layer.weight"] = at::ones({8});
+    message_of<ShapeError>([&] { adapter_from_files(model, files, "default"); });
+  }
+}
+
+TEST_CASE("config keys that change the maths are refused, absent targets are the default",
+          "[adapters]") {
+  formats::PeftLoraConfig config;
+  CHECK(std::get<Names>(lora_options_from(config).targets) == Names{"q_proj", "v_proj"});
+  config.init_lora_weights = "pissa";
+  CHECK(lora_options_from(config).init == "true");
+  config.lora_bias = true;
+  CHECK(contains(message_of<FormatError>([&] { lora_options_from(config); }), "lora_bias"));
+  config.lora_bias = false;
+  config.fan_in_fan_out = true;
+  CHECK(contains(message_of<FormatError>([&] { lora_options_from(config); }), "fan_in_fan_out"));
+}
+
+TEST_CASE("a whole adapter may rest on a regular expression", "[adapters]") {
+  FakeLlama model(kSmall);
+  const auto set = inject(model, {.targets = R"(.*\.(q|v)_proj)"});
+  const auto files = adapter_to_files(set);
+  CHECK(std::get<std::string>(*files.config.target_modules) == R"(.*\.(q|v)_proj)");
+  FakeLlama other(kSmall);
+  CHECK(adapter_from_files(other, files, "default").slots().size() == 4);
+}
