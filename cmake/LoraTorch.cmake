@@ -71,15 +71,18 @@ function(lora_add_torch include)
   add_library(lora_torch INTERFACE IMPORTED GLOBAL)
   target_include_directories(lora_torch SYSTEM INTERFACE ${include} ${include}/torch/csrc/api/include)
   if(LORA_CUDA)
-    file(GLOB cuda_include ${LORA_TORCH_DIR}/../nvidia/cu*/include)
-    if(NOT EXISTS "${cuda_include}/cublas_v2.h")
+    # The CUDA headers and runtime of the wheel when they are there (scripts/setup.sh --cuda), else a toolkit's.
+    file(GLOB cuda_include ${LORA_TORCH_DIR}/../nvidia/cu[0-9]*/include)
+    file(GLOB cuda_runtime ${LORA_TORCH_DIR}/../nvidia/cu[0-9]*/lib/libcudart.so.*)
+    if(NOT EXISTS "${cuda_include}/cublas_v2.h" OR NOT EXISTS "${cuda_runtime}")
       find_package(CUDAToolkit REQUIRED)
       set(cuda_include ${CUDAToolkit_INCLUDE_DIRS})
+      set(cuda_runtime ${CUDA_cudart_LIBRARY})
     endif()
     target_include_directories(lora_torch SYSTEM INTERFACE ${cuda_include})
     # Loading libtorch_cuda registers its kernels; nothing needs to refer to one of its symbols.
     list(APPEND libraries -Wl,--push-state,--no-as-needed,${LORA_TORCH_DIR}/lib/libtorch_cuda.so,--pop-state
-                          ${LORA_TORCH_DIR}/lib/libc10_cuda.so)
+                          ${LORA_TORCH_DIR}/lib/libc10_cuda.so ${cuda_runtime})
   endif()
   # LibTorch's libraries find their own dependencies through their run path; the linker need not see them.
   target_link_options(lora_torch INTERFACE LINKER:--allow-shlib-undefined)

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <set>
 
+#include "adapters/inject_within.h"
+#include "adapters/listing.h"
 #include "adapters/state.h"
 #include "core/check.h"
 #include "lora/adapters/inject.h"
@@ -111,39 +113,42 @@ bool fits(const at::Tensor& value, const at::Tensor& place) {
 /// What stands between a file and an adapter; each list becomes one part of the message.
 class Mismatches {
  public:
-  void missing(const std::string& name) { missing_.push_back(name); }
-  void extra(const std::string& name) { extra_.push_back(name); }
+  void missing(const std::string& name) { missing_.push_back(adapters::quote_name(name)); }
+  void extra(const std::string& name) { extra_.push_back(adapters::quote_name(name)); }
   void misshapen(const std::string& name, const at::Tensor& value, const at::Tensor& place) {
-    misshapen_.push_back(fmt::format("{} ({} in the file, float [{}] in the model)", name,
-                                     shape_text(value), fmt::join(place.sizes(), ", ")));
+    misshapen_.push_back(fmt::format("{} ({} in the file, float [{}] in the model)",
+                                     adapters::quote_name(name), shape_text(value),
+                                     fmt::join(place.sizes(), ", ")));
   }
 
   void require_none() const {
-    if (missing_.empty() && extra_.empty() && misshapen_.empty()) return;
     std::vector<std::string> parts;
-    for (const auto& [what, names] : {std::pair{"missing", &missing_},
-                                      {"without a place", &extra_},
-                                      {"of another shape", &misshapen_}}) {
-      if (!names->empty())
-        parts.push_back(fmt::format("{} {}: {}", names->size(), what, first_of(*names)));
-    }
-    fail<ShapeError>(
+    const auto add = [&](const char* what, const std::vector<std::string>& names) {
+      if (!names.empty())
+        parts.push_back(fmt::format("{} {}: {}", names.size(), what, adapters::listed(names)));
+    };
+    add("missing", missing_);
+    add("without a place", extra_);
+    add("of another shape", misshapen_);
+    require<ShapeError>(
+        parts.empty(),
         "[adapters.load] the file's tensors must be exactly the adapter's; found {}; check r, "
-        "rank_pattern "
-        "and target_modules of adapter_config.json, and that it belongs to this base model",
+        "rank_pattern and target_modules of adapter_config.json, and that it belongs to this base "
+        "model",
         fmt::join(parts, "; "));
   }
 
  private:
-  static std::string first_of(const std::vector<std::string>& names) {
-    constexpr size_t kShown = 5;
-    const auto end = names.begin() + static_cast<std::ptrdiff_t>(std::min(names.size(), kShown));
-    return fmt::format("{}{}", fmt::join(names.begin(), end, ", "),
-                       names.size() > kShown ? ", ..." : "");
-  }
-
   std::vector<std::string> missing_, extra_, misshapen_;
 };
+
+/// Room for an adapter whose config and tensors disagree in an honest way, so that the message can
+/// name them.
+double max_elements_for(const FileTensors& tensors) {
+  double sum = 1e6;
+  for (const auto& entry : tensors) sum += 4 * static_cast<double>(entry.second.numel());
+  return sum;
+}
 
 /// PEFT repeats the frozen table of an adapted embedding. It is not loaded: the base model's own is
 /// in place.
@@ -262,7 +267,8 @@ void load_adapter_tensors(const AdapterSet& adapters, const FileTensors& tensors
 AdapterSet adapter_from_files(torch::nn::Module& model, const io::AdapterFiles& files,
                               const std::string& name) {
   const auto active_before = active_adapters(model);
-  const auto adapters = inject(model, lora_options_from(files.config), name);
+  const auto adapters = adapters::inject_within(model, lora_options_from(files.config), name,
+                                                max_elements_for(files.tensors));
   try {
     load_adapter_tensors(adapters, files.tensors);
   } catch (...) {

@@ -3,9 +3,11 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <iterator>
+#include <limits>
 #include <map>
-#include <set>
 
+#include "adapters/inject_within.h"
 #include "adapters/module_tree.h"
 #include "adapters/state.h"
 #include "adapters/targets.h"
@@ -91,20 +93,12 @@ void require_untied(const NamedParameters& parameters, const std::vector<NamedMo
   }
 }
 
-/// Trained values are kept in fp32 whatever the base is in; they stay outside the model until the
-/// adapter is active.
-AdapterSet::SavedParameter saved_parameter(const std::string& name, const at::Tensor& parameter) {
-  const auto dtype = parameter.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  return {name, parameter, parameter.detach().to(dtype, /*non_blocking=*/false, /*copy=*/true)};
-}
-
-std::vector<AdapterSet::SavedParameter> select_saved(const NamedParameters& parameters,
-                                                     const std::vector<NamedModule>& modules) {
-  std::vector<AdapterSet::SavedParameter> saved;
-  for (const auto& [name, tensor] : parameters) {
-    if (tensor.is_floating_point() && is_inside_any(name, modules))
-      saved.push_back(saved_parameter(name, tensor));
-  }
+NamedParameters select_saved(const NamedParameters& parameters,
+                             const std::vector<NamedModule>& modules) {
+  NamedParameters saved;
+  std::ranges::copy_if(parameters, std::back_inserter(saved), [&](const auto& entry) {
+    return entry.second.is_floating_point() && is_inside_any(entry.first, modules);
+  });
   require<ConfigError>(modules.empty() || !saved.empty(),
                        "[adapters.inject] modules_to_save must hold parameters; found none in {}; "
                        "name other modules",
@@ -112,17 +106,16 @@ std::vector<AdapterSet::SavedParameter> select_saved(const NamedParameters& para
   return saved;
 }
 
-std::vector<AdapterSet::SavedParameter> select_biases(
-    const NamedParameters& parameters, const std::string& which,
-    const std::vector<NamedModule>& targets, const std::vector<NamedModule>& modules_to_save) {
-  std::vector<AdapterSet::SavedParameter> biases;
+NamedParameters select_biases(const NamedParameters& parameters, const std::string& which,
+                              const std::vector<NamedModule>& targets,
+                              const std::vector<NamedModule>& modules_to_save) {
+  NamedParameters biases;
   if (which == "none") return biases;
-  for (const auto& [name, tensor] : parameters) {
-    const bool wanted =
-        matches_suffix(name, "bias") && (which == "all" || is_inside_any(name, targets));
-    if (wanted && !is_inside_any(name, modules_to_save))
-      biases.push_back(saved_parameter(name, tensor));
-  }
+  std::ranges::copy_if(parameters, std::back_inserter(biases), [&](const auto& entry) {
+    const auto& name = entry.first;
+    return matches_suffix(name, "bias") && (which == "all" || is_inside_any(name, targets)) &&
+           !is_inside_any(name, modules_to_save);
+  });
   if (biases.empty()) {
     log::warn(fmt::format(
         "[adapters.inject] bias is {}, but the model has no such biases: none will train", which));
@@ -130,29 +123,70 @@ std::vector<AdapterSet::SavedParameter> select_biases(
   return biases;
 }
 
-std::vector<AdapterSet::Slot> make_slots(const std::vector<NamedModule>& targets,
-                                         const LoraOptions& options) {
-  const PatternMap ranks(options.rank_pattern, "rank_pattern"),
-      alphas(options.alpha_pattern, "alpha_pattern");
-  std::vector<AdapterSet::Slot> slots;
-  for (const auto& [path, module] : targets) {
-    const int64_t rank = ranks.find(path).value_or(options.rank);
-    const auto own_alpha = alphas.find(path);
-    const double alpha = own_alpha ? static_cast<double>(*own_alpha) : options.alpha;
-    AdapterSet::Slot slot{.path = path};
-    if (auto linear = std::dynamic_pointer_cast<nn::LinearImpl>(module)) {
-      slot.adapter = std::make_shared<LoraLinear>(linear->layout(), rank, alpha, options);
-      slot.linear = nn::Linear(std::move(linear));
-    } else {
-      auto embedding = std::dynamic_pointer_cast<nn::EmbeddingImpl>(module);
-      slot.adapter = std::make_shared<LoraEmbedding>(embedding->options, rank, alpha, options);
-      slot.embedding = nn::Embedding(std::move(embedding));
-    }
-    slot.adapter->to(adapters::weight_of(slot).device());
-    slot.adapter->train(module->is_training());
-    slots.push_back(std::move(slot));
+/// Trained values start as copies of the base's, in fp32 whatever that is in; they stay outside the
+/// model until the adapter is active. The model must hold the base values now, not another
+/// adapter's.
+std::vector<AdapterSet::SavedParameter> trained_copies(const NamedParameters& parameters) {
+  std::vector<AdapterSet::SavedParameter> copies;
+  for (const auto& [name, parameter] : parameters) {
+    const auto dtype = parameter.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    copies.push_back(
+        {name, parameter, parameter.detach().to(dtype, /*non_blocking=*/false, /*copy=*/true)});
   }
-  return slots;
+  return copies;
+}
+
+/// One module to adapt, before its adapter is made.
+struct PlannedSlot {
+  AdapterSet::Slot slot;
+  LoraSize size;
+};
+
+std::vector<PlannedSlot> plan_slots(const std::vector<NamedModule>& targets,
+                                    const LoraOptions& options, const std::string& name) {
+  std::vector<PlannedSlot> planned;
+  for (const auto& [path, module] : targets) {
+    require<ConfigError>(
+        !module->named_children().contains(name),
+        "[adapters.inject] adapter names must be unique; found {:?} on {} already; choose another",
+        name, path);
+    PlannedSlot plan{.slot = {.path = path}, .size = lora_size(options, path)};
+    if (auto linear = std::dynamic_pointer_cast<nn::LinearImpl>(module)) {
+      plan.slot.linear = nn::Linear(std::move(linear));
+    } else {
+      plan.slot.embedding = nn::Embedding(std::dynamic_pointer_cast<nn::EmbeddingImpl>(module));
+    }
+    planned.push_back(std::move(plan));
+  }
+  return planned;
+}
+
+/// Numbers that the adapter will hold; in double, since ranks from outside may be anything.
+double num_elements(const std::vector<PlannedSlot>& planned, const NamedParameters& whole) {
+  double sum = 0;
+  for (const auto& [slot, size] : planned) {
+    const auto& weight = adapters::weight_of(slot);
+    sum += static_cast<double>(size.rank) * static_cast<double>(weight.size(0) + weight.size(1));
+  }
+  for (const auto& entry : whole) sum += static_cast<double>(entry.second.numel());
+  return sum;
+}
+
+AdapterSet::Slot make_slot(PlannedSlot plan, const LoraOptions& options) {
+  auto& slot = plan.slot;
+  bool training = false;
+  if (slot.linear.is_empty()) {
+    slot.adapter =
+        std::make_shared<LoraEmbedding>(slot.embedding->options, plan.size.rank, plan.size.alpha, options);
+    training = slot.embedding->is_training();
+  } else {
+    slot.adapter =
+        std::make_shared<LoraLinear>(slot.linear->layout(), plan.size.rank, plan.size.alpha, options);
+    training = slot.linear->is_training();
+  }
+  slot.adapter->to(adapters::weight_of(slot).device());
+  slot.adapter->train(training);
+  return slot;
 }
 
 void attach(const AdapterSet::Slot& slot, const std::string& name) {
@@ -191,28 +225,46 @@ void require_separate_parameters(const std::vector<AdapterSet>& sets) {
 }  // namespace
 
 AdapterSet inject(torch::nn::Module& model, const LoraOptions& options, const std::string& name) {
+  return adapters::inject_within(model, options, name, std::numeric_limits<double>::infinity());
+}
+
+AdapterSet adapters::inject_within(torch::nn::Module& model, const LoraOptions& options,
+                                   const std::string& name, double max_elements) {
   require_usable_name(model, name);
   require_bias_word(options.bias);
   auto state = std::make_shared<AdapterSet::State>();
   state->name = name;
   state->options = options;
 
-  const auto modules = adapters::base_modules(model);
-  const auto modules_to_save = adapters::select_modules_to_save(modules, options.modules_to_save);
-  const auto targets = adapters::select_targets(model, modules, state->options);
-  adapters::warn_unused_patterns(options.rank_pattern, "rank_pattern", targets);
-  adapters::warn_unused_patterns(options.alpha_pattern, "alpha_pattern", targets);
+  const auto modules = base_modules(model);
+  const auto modules_to_save = select_modules_to_save(modules, options.modules_to_save);
+  const auto targets = select_targets(model, modules, state->options);
+  warn_unused_patterns(options.rank_pattern, "rank_pattern", targets);
+  warn_unused_patterns(options.alpha_pattern, "alpha_pattern", targets);
 
-  const auto parameters = adapters::base_parameters(model, modules);
+  const auto parameters = base_parameters(model, modules);
   require_untied(parameters, targets);
   require_untied(parameters, modules_to_save);
-  state->slots = make_slots(targets, state->options);
-  state->saved = select_saved(parameters, modules_to_save);
-  state->biases = select_biases(parameters, options.bias, targets, modules_to_save);
+  auto planned = plan_slots(targets, options, name);
+  const auto saved = select_saved(parameters, modules_to_save);
+  const auto biases = select_biases(parameters, options.bias, targets, modules_to_save);
+  const double wanted = num_elements(planned, saved);
+  require<ShapeError>(
+      wanted <= max_elements,
+      "[adapters.load] the file must hold the adapter that its config describes; found that r, "
+      "rank_pattern and modules_to_save ask for {:.0f} numbers, far more than the file has; "
+      "correct "
+      "adapter_config.json",
+      wanted);
+  for (auto& plan : planned) state->slots.push_back(make_slot(std::move(plan), options));
 
+  // All checks are done; only from here on does the model change.
+  set_active_adapters(model, {});
+  state->saved = trained_copies(saved);
+  state->biases = trained_copies(biases);
   for (const auto& slot : state->slots) attach(slot, name);
   const AdapterSet set(std::move(state));
-  adapters::registry_of(model).sets.push_back(set);
+  registry_of(model).sets.push_back(set);
   set_active_adapters(model, {name});
   return set;
 }

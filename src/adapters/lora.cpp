@@ -6,6 +6,7 @@
 #include <set>
 
 #include "core/check.h"
+#include "lora/core/pattern.h"
 #include "lora/ops/ops.h"
 
 namespace lora {
@@ -80,6 +81,14 @@ at::Tensor at_least_fp32(const at::Tensor& value) {
 }
 
 }  // namespace
+
+LoraSize lora_size(const LoraOptions& options, std::string_view path) {
+  const int64_t rank =
+      PatternMap(options.rank_pattern, "rank_pattern").find(path).value_or(options.rank);
+  const auto own_alpha = PatternMap(options.alpha_pattern, "alpha_pattern").find(path);
+  const double alpha = own_alpha ? static_cast<double>(*own_alpha) : options.alpha;
+  return {rank, alpha, scale_of(rank, alpha, options.rank_stabilized)};
+}
 
 LoraLinear::LoraLinear(const nn::LinearLayout& layout, int64_t rank, double alpha,
                        const LoraOptions& options)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "adapters/listing.h"
 #include "core/check.h"
 #include "lora/core/log.h"
 #include "lora/core/pattern.h"
@@ -127,12 +128,12 @@ std::vector<std::string> near_names(const std::string& item,
                        modules.size());
   if (const auto* text = std::get_if<std::string>(&options.targets)) {
     fail<ConfigError>(
-        "[adapters.inject] the targets must match a module; found no match for {:?} (a single "
+        "[adapters.inject] the targets must match a module; found no match for {} (a single "
         "string is a regular "
         "expression over the whole path); {} modules can take an adapter, near names are: {}; give "
         "a list of names, or "
         "an expression such as .*\\.q_proj",
-        *text, candidates.size(), fmt::join(near_names(*text, candidates), ", "));
+        quote_name(*text), candidates.size(), fmt::join(near_names(*text, candidates), ", "));
   }
   const auto& items = std::get<std::vector<std::string>>(options.targets);
   require<ConfigError>(!items.empty(),
@@ -146,24 +147,26 @@ std::vector<std::string> near_names(const std::string& item,
                        "[adapters.inject] the targets must match a module; found that "
                        "exclude_modules, modules_to_save "
                        "or layers_to_transform leave none of what [{}] names; loosen one of them",
-                       fmt::join(items, ", "));
+                       listed_names(items));
   fail<ConfigError>(
       "[adapters.inject] the targets must match a module; found no match for [{}]; {} modules can "
       "take an adapter, near "
       "names are: {}; correct target_modules",
-      fmt::join(items, ", "), candidates.size(),
+      listed_names(items), candidates.size(),
       fmt::join(near_names(items.front(), candidates), ", "));
 }
 
 void warn_unmatched_items(const LoraOptions& options, const std::vector<NamedModule>& modules) {
   const auto* items = std::get_if<std::vector<std::string>>(&options.targets);
   if (items == nullptr) return;
-  for (const auto& item : *items) {
-    if (names_any(item, modules)) continue;
-    log::warn(fmt::format(
-        "[adapters.inject] target {:?} names no module and is ignored; near names are: {}", item,
-        fmt::join(near_names(item, adaptable(modules)), ", ")));
-  }
+  std::vector<std::string> unmatched;
+  std::ranges::copy_if(*items, std::back_inserter(unmatched),
+                       [&](const auto& item) { return !names_any(item, modules); });
+  if (unmatched.empty()) return;
+  log::warn(fmt::format(
+      "[adapters.inject] {} of the targets name no module and are ignored: {}; near names are: {}",
+      unmatched.size(), listed_names(unmatched),
+      fmt::join(near_names(unmatched.front(), adaptable(modules)), ", ")));
 }
 
 }  // namespace
@@ -191,7 +194,7 @@ std::vector<NamedModule> select_modules_to_save(const std::vector<NamedModule>& 
   for (const auto& item : items) {
     require<ConfigError>(names_any(item, modules),
                          "[adapters.inject] every item of modules_to_save must name a module; "
-                         "found no match for {:?}; "
+                         "found no match for {}; "
                          "near names are: {}; correct or remove it",
                          item, fmt::join(near_names(item, modules), ", "));
   }
@@ -205,14 +208,16 @@ std::vector<NamedModule> select_modules_to_save(const std::vector<NamedModule>& 
 
 void warn_unused_patterns(const std::vector<std::pair<std::string, int64_t>>& entries,
                           const char* option, const std::vector<NamedModule>& targets) {
+  std::vector<std::string> unused;
   for (const auto& entry : entries) {
     const PatternMap pattern({entry}, option);
     const bool used = std::ranges::any_of(
         targets, [&](const auto& named) { return pattern.find(named.path).has_value(); });
-    if (!used)
-      log::warn(
-          fmt::format("[adapters.inject] {} {:?} matches no adapted module", option, entry.first));
+    if (!used) unused.push_back(entry.first);
   }
+  if (unused.empty()) return;
+  log::warn(fmt::format("[adapters.inject] {} entries of {} match no adapted module: {}",
+                        unused.size(), option, listed_names(unused)));
 }
 
 }  // namespace lora::adapters

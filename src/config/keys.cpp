@@ -81,14 +81,15 @@ void check_map(const KeyList& known, const YamlNode& map, const std::string& pre
                const Source& source) {
   for (const auto& [name, value] : map.entries) {
     const std::string key = prefix + name;
-    const bool has_dot = name.find('.') != std::string::npos;
-    require<ConfigError>(
-        !has_dot,
-        "[{}] a key of the run file has no dot in it; found {}; write sections as nested maps",
-        source.place_of(value), shown(key));
-    require<ConfigError>(known.contains(key), "[{}] unknown key {}; did you mean {}?",
-                         source.place_of(value), shown(key),
-                         fmt::join(known.suggestions(prefix, name), " or "));
+    if (name.find('.') != std::string::npos) {
+      fail<ConfigError>(
+          "[{}] a key of the run file has no dot in it; found {}; write sections as nested maps",
+          source.place_of(value), shown(key));
+    }
+    if (!known.contains(key)) {
+      fail<ConfigError>("[{}] unknown key {}; did you mean {}?", source.place_of(value), shown(key),
+                        fmt::join(known.suggestions(prefix, name), " or "));
+    }
     if (known.is_section(key)) check_map(known, value, key + ".", source);
   }
 }

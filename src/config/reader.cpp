@@ -81,10 +81,11 @@ class Reader {
 
 void read_tree(const YamlNode& root, const Source& source, RunConfig& config, Places& places) {
   if (root.kind == YamlNode::Kind::kNull) return;
-  require<ConfigError>(
-      root.kind == YamlNode::Kind::kMap,
-      "[{}] a run file must be a map of sections such as run, model and data; found {}",
-      source.place_of(root), shown(flow_text(root)));
+  if (root.kind != YamlNode::Kind::kMap) {
+    fail<ConfigError>(
+        "[{}] a run file must be a map of sections such as run, model and data; found {}",
+        source.place_of(root), shown(flow_text(root)));
+  }
   Reader reader(root, source, places);
   describe(reader, config);
   check_keys(root, source);

@@ -1,12 +1,14 @@
 // The run file's keys: the one place that names them. Reading, writing, comparing and suggesting
 // are visitors with
-//   section(name, body)          a map; `body` visits its keys
-//   key(name, member, rule)      a value
-//   only(name, value)            a key of the contract whose part this version does not have:
-//   `value` or null
+//   section(name, body)       a map; `body` visits its keys
+//   key(name, member, rule)   a value
+//   only(name, value)         a key of a part that this version does not have: `value` or null
 #pragma once
 
+#include <cstdint>
 #include <limits>
+#include <optional>
+#include <string_view>
 
 #include "config/model_fields.h"
 #include "config/rule.h"

@@ -1,11 +1,12 @@
 #include "lora/core/text.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <numeric>
 #include <utility>
+
+#include "core/check.h"
 
 namespace lora {
 namespace {
@@ -146,6 +147,36 @@ std::string with_thousands(long long value) {
     digits.insert(end, 1, ',');
   }
   return digits;
+}
+
+unsigned long long parse_bytes(std::string_view text, std::string_view where) {
+  constexpr std::array<std::pair<std::string_view, unsigned long long>, 9> kUnits = {
+      {{"KiB", 1ull << 10},
+       {"MiB", 1ull << 20},
+       {"GiB", 1ull << 30},
+       {"TiB", 1ull << 40},
+       {"KB", 1000ull},
+       {"MB", 1'000'000ull},
+       {"GB", 1'000'000'000ull},
+       {"TB", 1'000'000'000'000ull},
+       {"B", 1}}};
+  std::string_view digits = text;
+  unsigned long long unit = 1;
+  for (const auto& [name, size] : kUnits) {
+    if (!digits.ends_with(name)) continue;
+    digits.remove_suffix(name.size());
+    unit = size;
+    break;
+  }
+  while (digits.ends_with(' ')) digits.remove_suffix(1);
+  unsigned long long count = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), count);
+  const bool is_number = error == std::errc() && end == digits.data() + digits.size();
+  require<ConfigError>(is_number && count > 0 && count <= (1ull << 62) / unit,
+                       "[{}] a size must be a whole number above 0 with B, KB, MB, GB, TB, KiB, "
+                       "MiB, GiB or TiB; found \"{}\"",
+                       where, text);
+  return count * unit;
 }
 
 std::string human_bytes(unsigned long long bytes) {

@@ -30,7 +30,8 @@ std::vector<std::string> turns_of(std::span<const Message> messages) {
     system = "<<SYS>>\n" + messages.front().content + "\n<</SYS>>\n\n";
     messages = messages.subspan(1);
   }
-  require<DataError>(!messages.empty(), "[chat] a conversation must have a user message; found none");
+  require<DataError>(!messages.empty(),
+                     "[chat] a conversation must have a user message; found none");
   std::vector<std::string> turns;
   for (const Message& message : messages) {
     const std::string_view expected = turns.size() % 2 == 0 ? "user" : "assistant";
@@ -58,10 +59,11 @@ Example encode_llama2_chat(const std::vector<Message>& messages, const Tokenizer
   const std::vector<std::string> turns = turns_of(messages);
   Example example;
   for (size_t i = 0; i < turns.size(); i += 2) {
-    append(example, encode_prompt(tokenizer, fmt::format("[INST] {} [/INST]", strip(turns[i]))), false);
+    append(example, encode_prompt(tokenizer, fmt::format("[INST] {} [/INST]", strip(turns[i]))),
+           false);
     if (i + 1 == turns.size()) break;
-    // Encoded apart from its prompt so that the boundary is known; the tokenizer's own leading space
-    // is the one between the two.
+    // Encoded apart from its prompt so that the boundary is known; the tokenizer's own leading
+    // space is the one between the two.
     append(example, encode_completion(tokenizer, fmt::format("{} ", strip(turns[i + 1]))), true);
   }
   return example;

@@ -14,18 +14,19 @@ int64_t check_rows(std::span<const Example* const> examples) {
   require<DataError>(!examples.empty(), "[batch] must have rows; found none");
   size_t longest = 0;
   for (const Example* example : examples) {
-    require<DataError>(!example->input_ids.empty() &&
-                           example->labels.size() == example->input_ids.size(),
-                       "[row {}] must have tokens and a label for each; found {} tokens, {} labels",
-                       example->row, example->input_ids.size(), example->labels.size());
+    require<DataError>(
+        !example->input_ids.empty() && example->labels.size() == example->input_ids.size(),
+        "[row {}] must have tokens and a label for each; found {} tokens, {} labels", example->row,
+        example->input_ids.size(), example->labels.size());
     longest = std::max(longest, example->input_ids.size());
   }
   return static_cast<int64_t>(longest);
 }
 
-/// Plain loops instead of tensor operations: these run in loader threads, each of which would start a
-/// thread pool of its own.
-int64_t* copy_padded(const std::vector<int32_t>& values, int64_t length, int64_t padding, int64_t* out) {
+/// Plain loops instead of tensor operations: these run in loader threads, each of which would start
+/// a thread pool of its own.
+int64_t* copy_padded(const std::vector<int32_t>& values, int64_t length, int64_t padding,
+                     int64_t* out) {
   int64_t* const end = std::copy(values.begin(), values.end(), out);
   return std::fill_n(end, length - static_cast<int64_t>(values.size()), padding);
 }

@@ -16,19 +16,19 @@ namespace {
 constexpr size_t kMaxReasons = 10;
 
 void check_options(const DatasetOptions& options, const Tokenizer* tokenizer) {
-  require<ConfigError>(options.max_source_length >= 1 && options.max_target_length >= 1 &&
-                           options.max_length >= 2,
-                       "[data] max_source_length and max_target_length must be at least 1, max_length "
-                       "at least 2; found {}, {} and {}",
-                       options.max_source_length, options.max_target_length, options.max_length);
+  require<ConfigError>(
+      options.max_source_length >= 1 && options.max_target_length >= 1 && options.max_length >= 2,
+      "[data] max_source_length and max_target_length must be at least 1, max_length "
+      "at least 2; found {}, {} and {}",
+      options.max_source_length, options.max_target_length, options.max_length);
   require<ConfigError>(tokenizer != nullptr || options.format == "tokens",
                        "[data.format] format {} needs a tokenizer; found none; name one with "
                        "tokenizer.path, or use token data",
                        options.format);
 }
 
-/// Passes every row to `use`. What `use` throws about a row stops the reading, or is counted when bad
-/// rows are to be skipped.
+/// Passes every row to `use`. What `use` throws about a row stops the reading, or is counted when
+/// bad rows are to be skipped.
 template <class Use>
 void read_rows(const Path& file, const DatasetOptions& options, Dataset& dataset, const Use& use) {
   for_each_row(file, [&](const RawRow& row) {
@@ -43,7 +43,8 @@ void read_rows(const Path& file, const DatasetOptions& options, Dataset& dataset
       reason = fmt::format("[{}] {}", row.where, error.what());
     }
     require<DataError>(options.skip_bad_rows,
-                       "{}; correct the row, or leave such rows out with data.on_bad_row: skip", reason);
+                       "{}; correct the row, or leave such rows out with data.on_bad_row: skip",
+                       reason);
     ++dataset.num_bad_rows;
     if (dataset.bad_row_reasons.size() < kMaxReasons) dataset.bad_row_reasons.push_back(reason);
   });
@@ -129,7 +130,8 @@ void load_text(const Path& file, const DatasetOptions& options, const Tokenizer&
     const std::string column = options.prompt_column.value_or("text");
     read_rows(file, options, dataset, [&](const RawRow& row) {
       const formats::Json json = row.parse();
-      require<DataError>(json.is_object(), "a row must be a JSON object; found {}", json.type_name());
+      require<DataError>(json.is_object(), "a row must be a JSON object; found {}",
+                         json.type_name());
       blocks.add_document(required_text(json, column));
     });
   } else {
@@ -152,7 +154,8 @@ Dataset load_dataset(const Path& file, const DatasetOptions& options, const Toke
   } else {
     load_rows(file, options, tokenizer, dataset);
   }
-  require<DataError>(dataset.size() > 0, "[{}] a data set must have usable rows; found {} rows, {} of them bad{}",
+  require<DataError>(dataset.size() > 0,
+                     "[{}] a data set must have usable rows; found {} rows, {} of them bad{}",
                      file.string(), dataset.num_rows, dataset.num_bad_rows,
                      dataset.bad_row_reasons.empty()
                          ? std::string()

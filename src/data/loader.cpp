@@ -161,7 +161,11 @@ std::optional<StepData> Loader::next() {
   return std::move(made.data);
 }
 
-int64_t Loader::steps_per_epoch() const { return state_->sampler.steps_per_epoch(); }
-int64_t Loader::num_steps() const { return state_->num_steps; }
+int64_t Loader::steps_per_epoch() const {
+  return state_->sampler.steps_per_epoch();
+}
+int64_t Loader::num_steps() const {
+  return state_->num_steps;
+}
 
 }  // namespace lora::data

@@ -14,16 +14,20 @@ using formats::Json;
 
 /// A number of tokens over its limit is cut, or refused when cutting is off.
 void require_cuttable(size_t size, int64_t limit, bool truncate_long, const char* what) {
-  require<DataError>(truncate_long, "the {} must have at most {} tokens; it has {}", what, limit, size);
+  require<DataError>(truncate_long, "the {} must have at most {} tokens; it has {}", what, limit,
+                     size);
 }
 
-bool is_longer(size_t size, int64_t limit) { return static_cast<int64_t>(size) > limit; }
+bool is_longer(size_t size, int64_t limit) {
+  return static_cast<int64_t>(size) > limit;
+}
 
 /// The string at `key`; empty when there is none or null.
 std::string optional_text(const Json& row, const std::string& key) {
   const auto found = row.find(key);
   if (found == row.end() || found->is_null()) return {};
-  require<DataError>(found->is_string(), "\"{}\" must be a string; found {}", key, found->type_name());
+  require<DataError>(found->is_string(), "\"{}\" must be a string; found {}", key,
+                     found->type_name());
   return found->get<std::string>();
 }
 
@@ -94,7 +98,8 @@ void append_history(const Json& row, std::vector<Message>& messages) {
   for (const Json& turn : required_list(row, "history")) {
     const bool is_pair =
         turn.is_array() && turn.size() == 2 && turn[0].is_string() && turn[1].is_string();
-    require<DataError>(is_pair, "\"history\" must hold pairs of strings; found {}", turn.type_name());
+    require<DataError>(is_pair, "\"history\" must hold pairs of strings; found {}",
+                       turn.type_name());
     messages.push_back({.role = "user", .content = turn[0].get<std::string>()});
     messages.push_back({.role = "assistant", .content = turn[1].get<std::string>()});
   }
@@ -120,8 +125,10 @@ std::string required_text(const Json& row, const std::string& key) {
 void check_vocabulary(const std::vector<int32_t>& ids, int64_t vocab_size) {
   const int64_t limit = vocab_size > 0 ? vocab_size : std::numeric_limits<int64_t>::max();
   for (const int32_t id : ids) {
-    require<DataError>(id >= 0 && id < limit, "token ids must be in [0, {}); found {}",
-                       vocab_size > 0 ? fmt::format("{}", vocab_size) : "2^31", id);
+    require<DataError>(id >= 0 && id<limit, "token ids must be in [0, {}); found {}", vocab_size> 0
+                           ? fmt::format("{}", vocab_size)
+                           : "2^31",
+                       id);
   }
 }
 
@@ -134,9 +141,10 @@ RowEncoder::RowEncoder(const DatasetOptions& options, const Tokenizer* tokenizer
   };
   const auto found = std::find_if(formats.begin(), formats.end(),
                                   [&](const auto& entry) { return entry.first == options.format; });
-  require<ConfigError>(found != formats.end(),
-                       "[data.format] must be adgen, alpaca, chat, completion, text or tokens; found {}",
-                       options.format);
+  require<ConfigError>(
+      found != formats.end(),
+      "[data.format] must be adgen, alpaca, chat, completion, text or tokens; found {}",
+      options.format);
   encode_ = found->second;
 }
 
@@ -249,9 +257,10 @@ void RowEncoder::cut_at_end(EncodedRow& row) const {
   example.input_ids.resize(static_cast<size_t>(options_.max_length));
   example.labels.resize(static_cast<size_t>(options_.max_length));
   row.truncated = true;
-  require<DataError>(example.num_targets() > 0,
-                     "the first {} tokens of a row must hold a target; all of its answer is after them",
-                     options_.max_length);
+  require<DataError>(
+      example.num_targets() > 0,
+      "the first {} tokens of a row must hold a target; all of its answer is after them",
+      options_.max_length);
 }
 
 }  // namespace lora::data

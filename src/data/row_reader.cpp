@@ -40,9 +40,9 @@ void read_array(const Path& file, const std::function<void(const RawRow&)>& use)
   int64_t number = 0;
   for (formats::Json& row : rows) {
     ++number;
-    use({.number = number,
-         .where = fmt::format("{}, element {}", name, number),
-         .parse = [&row] { return std::move(row); }});
+    use({.number = number, .where = fmt::format("{}, element {}", name, number), .parse = [&row] {
+           return std::move(row);
+         }});
   }
 }
 
@@ -51,9 +51,9 @@ void read_lines(const Path& file, const std::function<void(const RawRow&)>& use)
   while (const auto line = lines.next()) {
     if (is_blank(*line)) continue;
     const std::string where = fmt::format("{}:{}", file.string(), lines.line_number());
-    use({.number = lines.line_number(),
-         .where = where,
-         .parse = [&] { return formats::parse_json(*line, where); }});
+    use({.number = lines.line_number(), .where = where, .parse = [&] {
+           return formats::parse_json(*line, where);
+         }});
   }
 }
 

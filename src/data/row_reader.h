@@ -17,8 +17,9 @@ struct RawRow {
   std::function<formats::Json()> parse;  ///< throws FormatError when the line is not JSON
 };
 
-/// Calls `use` for every row of a JSON-lines file (blank lines are none) or of a file that is one JSON
-/// array. Throws IoError, and FormatError for an array that is not JSON or a line of absurd length.
+/// Calls `use` for every row of a JSON-lines file (blank lines are none) or of a file that is one
+/// JSON array. Throws IoError, and FormatError for an array that is not JSON or a line of absurd
+/// length.
 void for_each_row(const Path& file, const std::function<void(const RawRow&)>& use);
 
 }  // namespace lora::data

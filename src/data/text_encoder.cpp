@@ -9,7 +9,9 @@ namespace {
 constexpr size_t kWindowBytes = 64;
 constexpr int kMaxTries = 64;
 
-bool continues_character(char byte) { return (static_cast<unsigned char>(byte) & 0xc0) == 0x80; }
+bool continues_character(char byte) {
+  return (static_cast<unsigned char>(byte) & 0xc0) == 0x80;
+}
 
 void append(std::vector<int64_t>& ids, const std::vector<int64_t>& more) {
   ids.insert(ids.end(), more.begin(), more.end());
@@ -66,6 +68,8 @@ std::optional<size_t> find_cut(const SegmentEncoder& encoder, std::string_view t
 std::vector<int64_t> encode_long_text(const Tokenizer& tokenizer, std::string_view text,
                                       size_t segment_bytes) {
   if (text.size() <= segment_bytes) return tokenizer.encode(text);
+  // No segment may be shorter than what is looked at around a cut.
+  segment_bytes = std::max(segment_bytes, kWindowBytes);
   const SegmentEncoder encoder(tokenizer);
   std::vector<int64_t> ids;
   size_t begin = 0;

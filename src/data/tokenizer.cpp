@@ -18,9 +18,11 @@ class SentencePieceTokenizer : public Tokenizer {
  public:
   SentencePieceTokenizer(std::string_view model, std::string where) : where_(std::move(where)) {
     const auto status = processor_.LoadFromSerializedProto({model.data(), model.size()});
-    require<FormatError>(status.ok(), "[{}] must be a SentencePiece model; {}; give a tokenizer.model",
-                         where_, status.ToString());
-    require<FormatError>(vocab_size() > 0, "[{}] must be a SentencePiece model; it has no pieces", where_);
+    require<FormatError>(status.ok(),
+                         "[{}] must be a SentencePiece model; {}; give a tokenizer.model", where_,
+                         status.ToString());
+    require<FormatError>(vocab_size() > 0, "[{}] must be a SentencePiece model; it has no pieces",
+                         where_);
   }
 
   std::vector<int64_t> encode(std::string_view text) const override {

@@ -259,6 +259,12 @@ OrderedJson or_null(const std::vector<std::string>& list) {
   return list.empty() ? OrderedJson() : OrderedJson(list);
 }
 
+/// PEFT takes one expression in place of a list of one, and most of its configs hold that.
+OrderedJson layers_pattern_to_json(const std::vector<std::string>& patterns) {
+  if (patterns.size() == 1) return patterns.front();
+  return or_null(patterns);
+}
+
 OrderedJson to_map(const PeftLoraConfig::Patterns& patterns) {
   OrderedJson map = OrderedJson::object();
   for (const auto& [expression, value] : patterns) map.emplace(expression, value);
@@ -326,7 +332,7 @@ std::string write_peft_lora_config(const PeftLoraConfig& config) {
   json["init_lora_weights"] = initialisation_to_json(config.init_lora_weights);
   json["kasa_config"] = nullptr;
   json["layer_replication"] = nullptr;
-  json["layers_pattern"] = or_null(config.layers_pattern);
+  json["layers_pattern"] = layers_pattern_to_json(config.layers_pattern);
   json["layers_to_transform"] = or_null(config.layers_to_transform);
   json["loftq_config"] = OrderedJson::object();
   json["lora_alpha"] = alpha_to_json(config.lora_alpha);

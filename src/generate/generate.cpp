@@ -5,7 +5,8 @@
 #include <algorithm>
 
 #include "core/check.h"
-#include "generate/inference.h"
+#include "generate/check_tokens.h"
+#include "nn/eval_mode.h"
 
 // Legend: B batch, S sequence, D model, V vocabulary.
 namespace lora::generate {
@@ -41,7 +42,8 @@ bool is_stop(const GenerateOptions& options, int64_t id) {
 Generation complete(nn::CausalLMImpl& model, const std::vector<int64_t>& prompt_ids,
                     const GenerateOptions& options, const at::Device& device) {
   check(model, prompt_ids, options);
-  const InferenceGuard guard(model);
+  const at::NoGradGuard no_gradients;
+  const nn::EvalMode eval_mode(model);
   SplitMix64 random(options.seed);
   nn::KvCache cache(model.num_layers());
   const int64_t room = model.max_positions() - static_cast<int64_t>(prompt_ids.size());

@@ -5,8 +5,9 @@
 #include <algorithm>
 
 #include "core/check.h"
-#include "generate/inference.h"
+#include "generate/check_tokens.h"
 #include "lora/data/collate.h"
+#include "nn/eval_mode.h"
 
 // Legend: B batch, S sequence, D model, V vocabulary, N predictions of a batch.
 namespace lora::generate {
@@ -96,7 +97,8 @@ std::vector<RowScore> score(nn::CausalLMImpl& model, std::span<const data::Examp
     check_tokens(model, example.input_ids, fmt::format("row {}", example.row));
     rows.push_back(&example);
   }
-  const InferenceGuard guard(model);
+  const at::NoGradGuard no_gradients;
+  const nn::EvalMode eval_mode(model);
   std::vector<RowScore> scores;
   scores.reserve(rows.size());
   for (size_t begin = 0; begin < rows.size(); begin += static_cast<size_t>(batch_size)) {

@@ -34,9 +34,10 @@ void require_tensor_file(const Path& directory) {
   if (std::filesystem::exists(directory / kTensorFile, error)) return;
   const bool pickled = std::filesystem::exists(directory / kPickleFile, error);
   fail<IoError>("[{}] an adapter must hold {}; found {}", directory.string(), kTensorFile,
-                pickled ? "only the pickled adapter_model.bin, which can run code when read; save the "
-                          "adapter again with safe_serialization=True"
-                        : "none; check the path");
+                pickled
+                    ? "only the pickled adapter_model.bin, which can run code when read; save the "
+                      "adapter again with safe_serialization=True"
+                    : "none; check the path");
 }
 
 /// Links everything but the adapter's own two files from `from` into `to`.
@@ -48,10 +49,10 @@ void keep_other_files(const Path& from, const Path& to) {
        entry.increment(error)) {
     const Path name = entry->path().filename();
     if (name == kConfigFile || name == kTensorFile) continue;
-    std::filesystem::copy(entry->path(), to / name,
-                          copy_options::recursive | copy_options::create_hard_links |
-                              copy_options::copy_symlinks,
-                          error);
+    std::filesystem::copy(
+        entry->path(), to / name,
+        copy_options::recursive | copy_options::create_hard_links | copy_options::copy_symlinks,
+        error);
     if (error) break;
   }
   require<IoError>(!error, "[{}] other files of the directory must be kept, which failed: {}",

@@ -38,8 +38,9 @@ ScalarType to_torch(DType dtype, std::string_view where) {
   for (const auto& [file_type, torch_type] : kTypes) {
     if (file_type == dtype) return torch_type;
   }
-  fail<FormatError>("[{}] element types must be ones that a tensor can hold; found {}; convert the file",
-                    where, safetensors_name(dtype));
+  fail<FormatError>(
+      "[{}] element types must be ones that a tensor can hold; found {}; convert the file", where,
+      safetensors_name(dtype));
 }
 
 DType from_torch(ScalarType type) {
@@ -47,7 +48,8 @@ DType from_torch(ScalarType type) {
     if (torch_type == type) return file_type;
   }
   fail<ShapeError>(
-      "[tensor file] tensors to be saved must have a plain element type; found {}; convert it first",
+      "[tensor file] tensors to be saved must have a plain element type; found {}; convert it "
+      "first",
       c10::toString(type));
 }
 

@@ -132,16 +132,16 @@ void ModelFiles::open_shards(const Path& index_file) {
         continue;
       }
       require<FormatError>(listed->second == file,
-                           "[{}] a tensor must be in one shard only; {} is in {}, listed in {}", where,
-                           entry.name, file, listed->second);
+                           "[{}] a tensor must be in one shard only; {} is in {}, listed in {}",
+                           where, entry.name, file, listed->second);
       names_.push_back(entry.name);
       shard_of_.emplace(entry.name, shards_.size() - 1);
     }
   }
   for (const auto& [name, file] : file_of) {
     require<FormatError>(shard_of_.contains(name),
-                         "[{}] every listed tensor must be in its shard; {} is not in {}", where, name,
-                         file);
+                         "[{}] every listed tensor must be in its shard; {} is not in {}", where,
+                         name, file);
   }
   if (num_unlisted > 0) {
     log::warn(fmt::format("[{}] {} tensors of the shards are not listed and left out", where,
@@ -160,7 +160,9 @@ const formats::TensorEntry& ModelFiles::entry(const std::string& name) const {
   return shard(name).entry(name);
 }
 
-at::Tensor ModelFiles::read(const std::string& name) const { return shard(name).read(name); }
+at::Tensor ModelFiles::read(const std::string& name) const {
+  return shard(name).read(name);
+}
 
 void ModelFiles::read_into(const std::string& name, at::Tensor target) const {
   shard(name).read_into(name, std::move(target));
@@ -175,8 +177,7 @@ void save_model_files(const Path& directory, const std::vector<TensorSource>& te
   }
   std::vector<std::string> file_names;
   for (size_t i = 0; i < shards.size(); ++i) {
-    file_names.push_back(
-        fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size()));
+    file_names.push_back(fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size()));
   }
   const std::string index = index_text(shards, file_names);
   for (size_t i = 0; i < shards.size(); ++i) {

@@ -92,11 +92,12 @@ std::string describe(c10::IntArrayRef shape, c10::ScalarType type) {
 at::Tensor bytes_of(const TensorSource& source, const Path& path) {
   const at::Tensor tensor = source.read();
   require<ShapeError>(tensor.defined() && tensor.layout() == c10::kStrided,
-                      "[{}] tensors to be saved must be dense; {} is not", path.string(), source.name);
-  require<ShapeError>(tensor.sizes() == c10::IntArrayRef(source.shape),
-                      "[{}] tensors must keep the shape that the file announces; {} has [{}] instead of [{}]",
-                      path.string(), source.name, fmt::join(tensor.sizes(), ", "),
-                      fmt::join(source.shape, ", "));
+                      "[{}] tensors to be saved must be dense; {} is not", path.string(),
+                      source.name);
+  require<ShapeError>(
+      tensor.sizes() == c10::IntArrayRef(source.shape),
+      "[{}] tensors must keep the shape that the file announces; {} has [{}] instead of [{}]",
+      path.string(), source.name, fmt::join(tensor.sizes(), ", "), fmt::join(source.shape, ", "));
   return tensor.detach()
       .to(c10::kCPU, to_torch(source.dtype, path.string()))
       .resolve_conj()
@@ -104,8 +105,8 @@ at::Tensor bytes_of(const TensorSource& source, const Path& path) {
       .contiguous();
 }
 
-std::unordered_map<std::string, const TensorSource*> by_name(const std::vector<TensorSource>& tensors,
-                                                             const Path& path) {
+std::unordered_map<std::string, const TensorSource*> by_name(
+    const std::vector<TensorSource>& tensors, const Path& path) {
   std::unordered_map<std::string, const TensorSource*> sources;
   for (const TensorSource& source : tensors) {
     require<ShapeError>(sources.emplace(source.name, &source).second,
@@ -133,9 +134,13 @@ struct SafetensorsFile::OpenFile {
 
 SafetensorsFile::SafetensorsFile(const Path& path) : file_(std::make_shared<OpenFile>(path)) {}
 
-const formats::SafetensorsHeader& SafetensorsFile::header() const { return file_->header; }
+const formats::SafetensorsHeader& SafetensorsFile::header() const {
+  return file_->header;
+}
 
-const Path& SafetensorsFile::path() const { return file_->file.path(); }
+const Path& SafetensorsFile::path() const {
+  return file_->file.path();
+}
 
 bool SafetensorsFile::contains(const std::string& name) const {
   return file_->entries.contains(name);
@@ -162,10 +167,11 @@ void SafetensorsFile::read_into(const std::string& name, at::Tensor target) cons
   const formats::TensorEntry& found = entry(name);
   const c10::ScalarType type = to_torch(found.dtype, path().string());
   const bool same_type = type == target.scalar_type();
-  const bool fits = target.sizes() == c10::IntArrayRef(found.shape) &&
-                    (same_type || (c10::isFloatingType(type) &&
-                                   c10::isFloatingType(target.scalar_type())));
-  require<ShapeError>(fits, "[{}] {} must fit the tensor it is loaded into; the file has {}, expected {}",
+  const bool fits =
+      target.sizes() == c10::IntArrayRef(found.shape) &&
+      (same_type || (c10::isFloatingType(type) && c10::isFloatingType(target.scalar_type())));
+  require<ShapeError>(fits,
+                      "[{}] {} must fit the tensor it is loaded into; the file has {}, expected {}",
                       path().string(), name, describe(found.shape, type),
                       describe(target.sizes(), target.scalar_type()));
   if (same_type && type != c10::kBool && target.is_cpu() && target.is_contiguous()) {

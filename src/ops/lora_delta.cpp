@@ -53,7 +53,7 @@ struct LoraDelta : torch::autograd::Function<LoraDelta> {
 
   static Tensor dropped(const Tensor& x, const Tensor& mask, at::ScalarType dtype) {
     const Tensor x_NI = x.reshape({-1, x.size(-1)}).to(dtype);
-    return mask.defined() ? x_NI * mask.reshape(x_NI.sizes()) : x_NI;
+    return mask.defined() ? x_NI * mask.reshape(x_NI.sizes()).to(dtype) : x_NI;
   }
 };
 

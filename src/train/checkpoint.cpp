@@ -200,9 +200,10 @@ std::map<std::string, FileRecord> read_manifest(const Path& checkpoint) {
   require_format(json, path);
   std::map<std::string, FileRecord> files;
   for (const auto& [name, record] : member<Json::object_t>(json, "files", path)) {
-    require<FormatError>(stays_inside(name),
-                         "[{}] files must lie in the checkpoint; found {:?}; use another checkpoint",
-                         path.string(), name);
+    require<FormatError>(
+        stays_inside(name),
+        "[{}] files must lie in the checkpoint; found {:?}; use another checkpoint", path.string(),
+        name);
     files[name] = {member<uint64_t>(record, "size", path),
                    member<std::string>(record, "digest", path)};
   }
@@ -258,10 +259,11 @@ SavedState read_state(const Path& checkpoint) {
   SavedState state;
   state.step = member<int64_t>(json, "step", path);
   state.nonfinite_in_a_row = member<int64_t>(json, "nonfinite_in_a_row", path);
-  require<FormatError>(state.step >= 0 && state.nonfinite_in_a_row >= 0,
-                       "[{}] counts must not be negative; found step {} and {} skipped; use another "
-                       "checkpoint",
-                       path.string(), state.step, state.nonfinite_in_a_row);
+  require<FormatError>(
+      state.step >= 0 && state.nonfinite_in_a_row >= 0,
+      "[{}] counts must not be negative; found step {} and {} skipped; use another "
+      "checkpoint",
+      path.string(), state.step, state.nonfinite_in_a_row);
   const auto scaler = member<Json>(json, "scaler", path);
   state.scaler = {member<double>(scaler, "scale", path),
                   member<int64_t>(scaler, "finite_steps", path)};
@@ -331,8 +333,9 @@ void restore_generator(const Path& checkpoint, const Tensors& states, const char
   try {
     set_generator_state(device, found->second);
   } catch (const c10::Error&) {
-    fail<FormatError>("[{}] {:?} must be the state of a generator; it is not; use another checkpoint",
-                      (checkpoint / kGenerator).string(), name);
+    fail<FormatError>(
+        "[{}] {:?} must be the state of a generator; it is not; use another checkpoint",
+        (checkpoint / kGenerator).string(), name);
   }
 }
 
@@ -356,7 +359,8 @@ Path save_checkpoint(const Path& output_dir, nn::CausalLMImpl& model, const Step
   if (content.optimizer) save_resumable(directory.path(), model, state);
   write_file_atomically(directory.path() / kState, state_json(state).dump(2) + "\n");
   write_file_atomically(directory.path() / kConfig, content.config_yaml);
-  write_file_atomically(directory.path() / kManifest, manifest_json(directory.path()).dump(2) + "\n");
+  // No newline at its end, so that a manifest cut short anywhere is no JSON.
+  write_file_atomically(directory.path() / kManifest, manifest_json(directory.path()).dump(2));
   directory.commit();
 
   prune(folder, state.step, keep);

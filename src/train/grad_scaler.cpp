@@ -23,7 +23,9 @@ GradScaler::GradScaler(const GradScalerOptions& options) : options_(options) {
   state_.scale = options.init;
 }
 
-at::Tensor GradScaler::scaled(const at::Tensor& loss) const { return loss * state_.scale; }
+at::Tensor GradScaler::scaled(const at::Tensor& loss) const {
+  return loss * state_.scale;
+}
 
 bool GradScaler::unscale(const std::vector<at::Tensor>& gradients) const {
   if (gradients.empty()) return true;
@@ -43,7 +45,9 @@ void GradScaler::update(bool overflow) {
   }
 }
 
-bool GradScaler::can_back_off() const { return adapts() && state_.scale > options_.min; }
+bool GradScaler::can_back_off() const {
+  return adapts() && state_.scale > options_.min;
+}
 
 void GradScaler::load_state(const State& state) {
   require<FormatError>(

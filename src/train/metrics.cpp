@@ -45,8 +45,8 @@ class LineFields {
   }
   bool boolean(const char* key) const {
     const Json& value = field(key);
-    require<FormatError>(value.is_boolean(), "[{}] {} must be true or false; found {}", where_,
-                         key, value.type_name());
+    require<FormatError>(value.is_boolean(), "[{}] {} must be true or false; found {}", where_, key,
+                         value.type_name());
     return value.get<bool>();
   }
   std::string text(const char* key) const {
@@ -124,9 +124,10 @@ void drop_lines_after(const Path& path, int64_t last_step) {
     });
   }
   if (steps != last_step) {
-    log::warn(fmt::format("[{}] must hold the steps 1 to {} that are already done; found {} of "
-                          "them; the curves will have a gap",
-                          path.string(), last_step, steps));
+    log::warn(
+        fmt::format("[{}] must hold the steps 1 to {} that are already done; found {} of "
+                    "them; the curves will have a gap",
+                    path.string(), last_step, steps));
   }
   write_file_atomically(path, kept);
 }
@@ -166,9 +167,8 @@ void MetricsFile::write(const StepResult& result) {
 
 std::vector<StepResult> MetricsFile::read(const Path& path) {
   std::vector<StepResult> steps;
-  for_each_line(path, read_file(path), [&](std::string_view, StepResult result) {
-    steps.push_back(std::move(result));
-  });
+  for_each_line(path, read_file(path),
+                [&](std::string_view, StepResult result) { steps.push_back(std::move(result)); });
   return steps;
 }
 

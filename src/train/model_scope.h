@@ -31,9 +31,7 @@ class EvalMode {
   EvalMode& operator=(const EvalMode&) = delete;
 
  private:
-  void remember(torch::nn::Module& module) {
-    former_.emplace_back(&module, module.is_training());
-  }
+  void remember(torch::nn::Module& module) { former_.emplace_back(&module, module.is_training()); }
 
   std::vector<std::pair<torch::nn::Module*, bool>> former_;
 };

@@ -14,7 +14,9 @@
 namespace lora::train {
 namespace {
 
-bool is_finite(const at::Tensor& tensor) { return at::isfinite(tensor).all().item<bool>(); }
+bool is_finite(const at::Tensor& tensor) {
+  return at::isfinite(tensor).all().item<bool>();
+}
 
 std::string nonfinite_parameter(const nn::CausalLMImpl& model) {
   for (const auto& entry : model.named_parameters()) {
@@ -62,9 +64,8 @@ class Watch {
 /// The head runs one row at a time: logits are the largest tensor of a model.
 void run_forward(nn::CausalLMImpl& model, const Batch& batch, Watch& watch) {
   std::vector<int64_t> rows = batch.rows;
-  const nn::ProbeGuard probe([&](const auto& module, const at::Tensor& output) {
-    watch.look_at(module, output, rows);
-  });
+  const nn::ProbeGuard probe(
+      [&](const auto& module, const at::Tensor& output) { watch.look_at(module, output, rows); });
   const at::Tensor hidden_BSD = model.hidden(batch);
   for (int64_t i = 0; i < hidden_BSD.size(0) && watch.finding().empty(); ++i) {
     if (!batch.rows.empty()) rows = {batch.rows[static_cast<size_t>(i)]};

@@ -114,12 +114,12 @@ class SlotOptimizer : public Optimizer {
                         "has no {:?}; resume with the settings it was saved with",
                         name);
     const auto& tensor = found->second;
-    require<ShapeError>(
-        tensor.sizes() == own.sizes() && tensor.scalar_type() == own.scalar_type(),
-        "[optimizer] the saved {:?} must be [{}] {}; found [{}] {}; resume with the settings it was "
-        "saved with",
-        name, fmt::join(own.sizes(), ", "), c10::toString(own.scalar_type()),
-        fmt::join(tensor.sizes(), ", "), c10::toString(tensor.scalar_type()));
+    require<ShapeError>(tensor.sizes() == own.sizes() && tensor.scalar_type() == own.scalar_type(),
+                        "[optimizer] the saved {:?} must be [{}] {}; found [{}] {}; resume with "
+                        "the settings it was "
+                        "saved with",
+                        name, fmt::join(own.sizes(), ", "), c10::toString(own.scalar_type()),
+                        fmt::join(tensor.sizes(), ", "), c10::toString(tensor.scalar_type()));
   }
 
   std::vector<std::vector<Slot>> slots_;  ///< by group
@@ -206,10 +206,11 @@ void require_valid(const OptimizerOptions& options) {
       "[optimizer] betas and momentum must be in [0, 1); found {}, {} and {}; use for example 0.9, "
       "0.999 and 0",
       options.beta1, options.beta2, options.momentum);
-  require<ConfigError>(options.eps >= 0 && options.weight_decay >= 0,
-                       "[optimizer] eps and weight_decay must not be negative; found {} and {}; use "
-                       "for example 1e-8 and 0",
-                       options.eps, options.weight_decay);
+  require<ConfigError>(
+      options.eps >= 0 && options.weight_decay >= 0,
+      "[optimizer] eps and weight_decay must not be negative; found {} and {}; use "
+      "for example 1e-8 and 0",
+      options.eps, options.weight_decay);
 }
 
 }  // namespace
@@ -268,11 +269,10 @@ NamedParameters Optimizer::parameters() const {
 std::unique_ptr<Optimizer> make_optimizer(std::vector<ParameterGroup> groups,
                                           const OptimizerOptions& options) {
   require_valid(options);
-  require<ConfigError>(std::ranges::any_of(groups, [](const auto& group) {
-                         return !group.parameters.empty();
-                       }),
-                       "[optimizer] something must be trainable; found no parameter; check what is "
-                       "frozen");
+  require<ConfigError>(
+      std::ranges::any_of(groups, [](const auto& group) { return !group.parameters.empty(); }),
+      "[optimizer] something must be trainable; found no parameter; check what is "
+      "frozen");
   if (options.type == "adamw") return std::make_unique<AdamW>(std::move(groups), options);
   if (options.type == "sgd") return std::make_unique<Sgd>(std::move(groups), options.momentum);
   fail<ConfigError>("[optimizer] type must be adamw or sgd; found {:?}; use adamw", options.type);

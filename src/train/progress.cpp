@@ -5,12 +5,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
+#include <cstdio>
 #include <cstdlib>
-#include <initializer_list>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "lora/core/log.h"
 #include "lora/core/stopwatch.h"
@@ -68,9 +69,8 @@ std::string plain_line(const StepResult& result, int64_t total_steps) {
       "step {} epoch {} loss {:.4f} lr {:.1e} grad_norm {:.4g} scale {:g} overflow {} {:.0f} tok/s "
       "step {:.3f} s data {:.3f} s mem {}",
       position(result, total_steps), result.epoch + 1, result.loss, result.learning_rate,
-      result.grad_norm, result.loss_scale, result.overflow ? "yes" : "no",
-      result.tokens_per_second, result.step_seconds, result.data_seconds,
-      human_bytes(result.peak_bytes));
+      result.grad_norm, result.loss_scale, result.overflow ? "yes" : "no", result.tokens_per_second,
+      result.step_seconds, result.data_seconds, human_bytes(result.peak_bytes));
   if (result.reg_loss) line += fmt::format(" reg_loss {:.4g}", *result.reg_loss);
   if (result.eval_loss) line += fmt::format(" eval_loss {:.4f}", *result.eval_loss);
   return line;
@@ -152,11 +152,11 @@ struct Progress::State {
   }
 
   std::vector<std::string> fields(const StepResult& result) const {
-    std::vector<std::string> texts{
-        fmt::format("loss {:.4f}", result.loss), fmt::format("lr {:.1e}", result.learning_rate),
-        fmt::format("grad {:.2g}", result.grad_norm),
-        fmt::format("{:.0f} tok/s", result.tokens_per_second),
-        fmt::format("data {:.3f}s", result.data_seconds)};
+    std::vector<std::string> texts{fmt::format("loss {:.4f}", result.loss),
+                                   fmt::format("lr {:.1e}", result.learning_rate),
+                                   fmt::format("grad {:.2g}", result.grad_norm),
+                                   fmt::format("{:.0f} tok/s", result.tokens_per_second),
+                                   fmt::format("data {:.3f}s", result.data_seconds)};
     if (total_steps > 0) texts.push_back("eta " + remaining(result));
     return texts;
   }

@@ -31,16 +31,15 @@ StepResult begin_step(std::span<const Batch> micro_batches, const StepState& sta
 }
 
 /// What the summed losses are divided by.
-double loss_divisor(std::span<const Batch> micro_batches, const StepState& state,
-                    int64_t targets) {
+double loss_divisor(std::span<const Batch> micro_batches, const StepState& state, int64_t targets) {
   if (!state.options.divide_by_all_positions) return static_cast<double>(targets);
   int64_t positions = 0;
   for (const Batch& batch : micro_batches) positions += batch.input_ids_BS.numel();
   return static_cast<double>(positions);
 }
 
-/// Forward and backward of every micro-batch; fills in the losses. They are summed on the device and
-/// fetched once, so that a GPU is not waited for in between.
+/// Forward and backward of every micro-batch; fills in the losses. They are summed on the device
+/// and fetched once, so that a GPU is not waited for in between.
 void accumulate_gradients(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,
                           const StepState& state, StepResult& result) {
   const at::Device device = device_of(model);

@@ -93,7 +93,7 @@ TEST_CASE("patterns give single modules their own rank and alpha", "[adapters]")
 TEST_CASE("bad names and options leave the model as it was", "[adapters]") {
   FakeLlama model(kSmall);
   inject(model, {}, "first");
-  const auto num_modules = model.modules().size();
+  const auto num_modules = model.modules(false).size();
   const auto text = message_of<ConfigError>([&] { inject(model, {}, "first"); });
   CHECK(contains(text, "unique"));
   message_of<ConfigError>([&] { inject(model, {}, ""); });
@@ -105,8 +105,17 @@ TEST_CASE("bad names and options leave the model as it was", "[adapters]") {
   message_of<ConfigError>([&] { inject(model, {.rank_pattern = {{"v_proj", 0}}}, "second"); });
   message_of<ConfigError>([&] { inject(model, {.modules_to_save = {"nothing"}}, "second"); });
   message_of<ConfigError>([&] { inject(model, {.modules_to_save = {"self_attn"}}, "second"); });
-  CHECK(model.modules().size() == num_modules);
+  CHECK(model.modules(false).size() == num_modules);
   CHECK(active_adapters(model) == Names{"first"});
+}
+
+TEST_CASE("a name that one layer alone has taken is refused", "[adapters]") {
+  FakeLlama model(kSmall);
+  auto& q = model.attention(1).q_proj;
+  q->attach("own", std::make_shared<LoraLinear>(q->layout(), 2, 2, LoraOptions{}));
+  const auto text = message_of<ConfigError>([&] { inject(model, {}, "own"); });
+  CHECK(contains(text, "model.layers.1.self_attn.q_proj"));
+  CHECK(model.attention(0).q_proj->slot.names().empty());
 }
 
 TEST_CASE("tied weights are refused where they would be adapted or saved", "[adapters]") {
@@ -148,7 +157,7 @@ TEST_CASE("several adapters add up in the order of activation", "[adapters]") {
   CHECK(attention.q_proj->slot.active() == Names{"b", "a"});
   CHECK(attention.v_proj->slot.active() == Names{"b"});
   const auto x = at::randn({3, 8});
-  const auto& q = attention.q_proj;
+  auto& q = attention.q_proj;
   const auto expected =
       q->base_forward(x) + q->slot.find("a")->delta(x) + q->slot.find("b")->delta(x);
   CHECK(difference(q->forward(x), expected) < 1e-6);
@@ -163,7 +172,7 @@ TEST_CASE("setting adapters unmerges and switches on", "[adapters]") {
   FakeLlama model(kSmall);
   auto a = inject(model, {}, "a");
   testing::randomize(a.parameters());
-  const auto& q = model.attention(0).q_proj;
+  auto& q = model.attention(0).q_proj;
   const auto base = q->weight.detach().clone();
   a.merge();
   CHECK(difference(q->weight, base) > 1e-4);
@@ -180,7 +189,7 @@ TEST_CASE("a removed adapter leaves no trace, and another takes over", "[adapter
   FakeLlama model(kSmall);
   const auto ids = testing::some_ids();
   const auto before = model.forward(ids);
-  const auto num_modules = model.modules().size();
+  const auto num_modules = model.modules(false).size();
   const auto a = inject(model, {}, "a");
   auto b = inject(model, {.modules_to_save = {"lm_head"}}, "b");
   testing::randomize(a.parameters());
@@ -193,7 +202,7 @@ TEST_CASE("a removed adapter leaves no trace, and another takes over", "[adapter
   CHECK(adapters_of(model).size() == 1);
   remove_adapter(model, "a");
   CHECK(active_adapters(model).empty());
-  CHECK(model.modules().size() == num_modules + 1);  // the empty record
+  CHECK(model.modules(false).size() == num_modules + 1);  // the empty record
   CHECK(difference(model.forward(ids), before) < 1e-5);
   message_of<ConfigError>([&] { remove_adapter(model, "a"); });
   inject(model, {}, "a");

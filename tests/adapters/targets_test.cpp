@@ -154,5 +154,5 @@ TEST_CASE("a pattern that matches no target is warned about", "[adapters]") {
   CHECK(contains(captured_log([&] {
                    adapters::warn_unused_patterns({{"up_proj", 4}}, "rank_pattern", targets);
                  }),
-                 "rank_pattern \"up_proj\""));
+                 "rank_pattern match no adapted module: \"up_proj\""));
 }

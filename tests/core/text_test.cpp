@@ -4,7 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "catch.h"
+#include "lora/core/error.h"
+#include "support.h"
 
 TEST_CASE("UTF-8 is recognised by the table of the Unicode standard", "[core]") {
   for (const char* good : {"", "plain", "\xC2\x80", "\xE0\xA0\x80", "\xED\x9F\xBF", "\xEE\x80\x80",
@@ -72,4 +73,20 @@ TEST_CASE("numbers are written for people", "[core]") {
   CHECK(lora::human_bytes(1536ull << 20) == "1.5 GiB");
   CHECK(lora::human_bytes((1ull << 20) - 1) == "1.0 MiB");
   CHECK(lora::human_bytes(ULLONG_MAX) == "16.0 EiB");
+}
+
+TEST_CASE("sizes are read in decimal and binary units", "[core]") {
+  const auto parse = [](std::string_view text) { return lora::parse_bytes(text, "--shard-size"); };
+  CHECK(parse("1000000") == 1'000'000);
+  CHECK(parse("7B") == 7);
+  CHECK(parse("5GB") == 5'000'000'000);
+  CHECK(parse("512 MiB") == 512ull << 20);
+  CHECK(parse("1KiB") == 1024);
+  CHECK(parse("4194304TiB") == 1ull << 62);
+  for (const char* text : {"", "0", "GB", "-1", "+1", "1.5GB", "1gb", "1 G B", "1GBGB", " 1", "1e3",
+                           "4194305TiB", "18446744073709551616", "99999999999999999999TB"}) {
+    INFO(text);
+    const auto message = lora::testing::message_of<lora::ConfigError>([&] { parse(text); });
+    CHECK(message.starts_with("[--shard-size]"));
+  }
 }

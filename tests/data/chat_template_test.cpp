@@ -32,7 +32,8 @@ TEST_CASE("turns are laid out and masked as the Llama-2 template asks", "[data]"
   // A byte tokenizer puts no space in front of a text, so the answer follows "[/INST]" directly.
   const testing::ByteTokenizer tokenizer;
   const data::Example example = data::encode_llama2_chat(
-      {{"user", " hi \n"}, {"assistant", "\tyes "}, {"user", "bye"}, {"assistant", "ok"}}, tokenizer);
+      {{"user", " hi \n"}, {"assistant", "\tyes "}, {"user", "bye"}, {"assistant", "ok"}},
+      tokenizer);
   CHECK(all_text(example) == "<s>[INST] hi [/INST]yes </s><s>[INST] bye [/INST]ok </s>");
   CHECK(target_text(example) == "__________________yes </s>___________________ok </s>");
   CHECK(example.num_targets() == 9);
@@ -54,8 +55,8 @@ TEST_CASE("a last question without an answer ends the prompt", "[data]") {
 
 TEST_CASE("with SentencePiece a turn equals the turn encoded in one piece", "[data]") {
   const auto tokenizer = testing::small_tokenizer();
-  const data::Example example =
-      data::encode_llama2_chat({{"user", "who sat on the mat"}, {"assistant", "a small cat"}}, *tokenizer);
+  const data::Example example = data::encode_llama2_chat(
+      {{"user", "who sat on the mat"}, {"assistant", "a small cat"}}, *tokenizer);
   std::vector<int64_t> whole = tokenizer->encode("[INST] who sat on the mat [/INST] a small cat ");
   whole.insert(whole.begin(), tokenizer->bos_id());
   whole.push_back(tokenizer->eos_id());

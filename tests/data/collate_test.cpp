@@ -13,7 +13,8 @@ TEST_CASE("rows are padded on the right and counted", "[data]") {
   const std::vector<const data::Example*> rows = {&a, &b};
   const Batch batch = data::collate(rows, 99);
   CHECK(at::equal(batch.input_ids_BS, at::tensor({5, 6, 7, 8, 99, 99}, at::kLong).view({2, 3})));
-  CHECK(at::equal(batch.labels_BS, at::tensor({-100, 6, 7, 8, -100, -100}, at::kLong).view({2, 3})));
+  CHECK(
+      at::equal(batch.labels_BS, at::tensor({-100, 6, 7, 8, -100, -100}, at::kLong).view({2, 3})));
   CHECK_FALSE(batch.attention_mask_BS.defined());
   CHECK_FALSE(batch.position_ids_BS.defined());
   CHECK(batch.rows == std::vector<int64_t>{4, 9});

@@ -28,7 +28,8 @@ Ids labels_of(std::string_view text) {
 }
 
 struct Folder : testing::ScratchFolder {
-  Dataset load(std::string_view text, const DatasetOptions& options, std::string_view name = "x.jsonl") const {
+  Dataset load(std::string_view text, const DatasetOptions& options,
+               std::string_view name = "x.jsonl") const {
     const testing::ByteTokenizer tokenizer;
     return data::load_dataset(write(name, text), options, &tokenizer);
   }
@@ -38,13 +39,13 @@ struct Folder : testing::ScratchFolder {
 
 TEST_CASE("adgen rows are prompt and answer, each within its limit", "[data]") {
   const Folder folder;
-  const std::string text =
-      R"({"content": "ab", "summary": "cde"})"
-      "\n\n"
-      R"({"content": "abcdefgh", "summary": "uvwxyz"})"
-      "\r\n";
-  const Dataset dataset =
-      folder.load(text, {.format = "adgen", .max_source_length = 5, .max_target_length = 4, .keep_text_pairs = 1});
+  const std::string text = R"({"content": "ab", "summary": "cde"})"
+                           "\n\n"
+                           R"({"content": "abcdefgh", "summary": "uvwxyz"})"
+                           "\r\n";
+  const Dataset dataset = folder.load(
+      text,
+      {.format = "adgen", .max_source_length = 5, .max_target_length = 4, .keep_text_pairs = 1});
   REQUIRE(dataset.size() == 2);
   CHECK(dataset.examples[0].input_ids == ids_of("^abcde$"));
   CHECK(dataset.examples[0].labels == labels_of("___cde$"));
@@ -75,13 +76,15 @@ TEST_CASE("other columns, and the short form for adgen", "[data]") {
 TEST_CASE("completion rows share one limit and are cut at the end", "[data]") {
   const Folder folder;
   const std::string text = R"({"prompt": "ab", "completion": "cdefg"})";
-  CHECK(folder.load(text, {.format = "completion"}).examples.at(0).labels == labels_of("___cdefg$"));
+  CHECK(folder.load(text, {.format = "completion"}).examples.at(0).labels ==
+        labels_of("___cdefg$"));
   const Dataset cut = folder.load(text, {.format = "completion", .max_length = 5});
   CHECK(cut.examples.at(0).input_ids == ids_of("^abcd"));
   CHECK(cut.num_truncated == 1);
   CHECK_THROWS_AS(folder.load(text, {.format = "completion", .max_length = 3}), DataError);
-  CHECK_THROWS_AS(folder.load(text, {.format = "completion", .max_length = 5, .truncate_long = false}),
-                  DataError);
+  CHECK_THROWS_AS(
+      folder.load(text, {.format = "completion", .max_length = 5, .truncate_long = false}),
+      DataError);
   CHECK_THROWS_AS(folder.load(R"({"content": "ab", "summary": "cdefg"})",
                               {.max_target_length = 5, .truncate_long = false}),
                   DataError);
@@ -111,13 +114,14 @@ TEST_CASE("chat rows of both kinds", "[data]") {
   CHECK(messages.examples.at(0).input_ids == expected);
   CHECK(messages.text_pairs.at(0).prompt == "c");
   CHECK(messages.text_pairs.at(0).response == "d");
-  const Dataset conversations = folder.load(
-      R"({"conversations": [{"from":"human","value":"a"},{"from":"gpt","value":"b"},)"
-      R"({"from":"user","value":"c"},{"from":"assistant","value":"d"}]})",
-      {.format = "chat"});
+  const Dataset conversations =
+      folder.load(R"({"conversations": [{"from":"human","value":"a"},{"from":"gpt","value":"b"},)"
+                  R"({"from":"user","value":"c"},{"from":"assistant","value":"d"}]})",
+                  {.format = "chat"});
   CHECK(conversations.examples.at(0).input_ids == expected);
   const Dataset system = folder.load(
-      R"({"messages": [{"role":"system","content":"S"},{"role":"user","content":"a"},{"role":"assistant","content":"b"}]})",
+      R"({"messages": [{"role":"system","content":"S"},{"role":"user","content":"a"},)"
+      R"({"role":"assistant","content":"b"}]})",
       {.format = "chat"});
   CHECK(system.examples.at(0).input_ids == ids_of("^[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST]b $"));
 }
@@ -129,7 +133,8 @@ TEST_CASE("token rows are taken as they are", "[data]") {
   };
   const DatasetOptions options{.format = "tokens", .vocab_size = 10};
   const Dataset dataset = load(
-      "{\"input_ids\": [1, 2, 3], \"labels\": [-100, -100, 3]}\n{\"input_ids\": [9, 0], \"labels\": null}\n"
+      "{\"input_ids\": [1, 2, 3], \"labels\": [-100, -100, 3]}\n{\"input_ids\": [9, 0], "
+      "\"labels\": null}\n"
       "{\"input_ids\": [4]}\n",
       options);
   REQUIRE(dataset.size() == 3);
@@ -153,9 +158,9 @@ TEST_CASE("token rows are taken as they are", "[data]") {
   CHECK_THROWS_AS(load(R"({"input_ids": [1, 2, 3, 4]})",
                        {.format = "tokens", .max_length = 3, .truncate_long = false}),
                   DataError);
-  CHECK_THROWS_AS(
-      load(R"({"input_ids": [1, 2, 3, 99]})", {.format = "tokens", .max_length = 3, .vocab_size = 10}),
-      DataError);
+  CHECK_THROWS_AS(load(R"({"input_ids": [1, 2, 3, 99]})",
+                       {.format = "tokens", .max_length = 3, .vocab_size = 10}),
+                  DataError);
 }
 
 TEST_CASE("a JSON array of rows is read like lines", "[data]") {
@@ -175,10 +180,12 @@ TEST_CASE("a JSON array of rows is read like lines", "[data]") {
 TEST_CASE("the first bad row stops with file and line, or is left out and counted", "[data]") {
   const Folder folder;
   std::string text = "{\"prompt\": \"a\", \"completion\": \"b\"}\nnot json\n";
-  for (int i = 0; i < 12; ++i) text += R"({"prompt": "a"})" "\n";
+  for (int i = 0; i < 12; ++i)
+    text += R"({"prompt": "a"})"
+            "\n";
   text += R"({"prompt": "c", "completion": "d"})";
-  const std::string message = testing::message_of<DataError>(
-      [&] { folder.load(text, {.format = "completion"}); });
+  const std::string message =
+      testing::message_of<DataError>([&] { folder.load(text, {.format = "completion"}); });
   CHECK(message.find("x.jsonl:2") != std::string::npos);
   const Dataset dataset = folder.load(text, {.format = "completion", .skip_bad_rows = true});
   CHECK(dataset.size() == 2);
@@ -209,7 +216,8 @@ TEST_CASE("rows with a field missing, empty or of another type are bad", "[data]
       {"alpaca", R"({"instruction": "[INST]", "output": "y"})"},
       {"chat", R"({"messages": []})"},
       {"chat", R"({"messages": [{"role": "user", "content": "x"}]})"},
-      {"chat", R"({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]})"},
+      {"chat",
+       R"({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]})"},
       {"chat", R"({"messages": [{"role": "user"}]})"},
       {"chat", R"({"messages": ["x"]})"},
       {"chat", R"({"messages": {"role": "user"}})"},
@@ -274,16 +282,17 @@ TEST_CASE("real data sets are read whole", "[data]") {
   const auto folder = testing::outside_data("data");
   if (!folder) return;
   const auto tokenizer = data::load_sentencepiece(*folder / "stories260K/tok512.model");
-  const Dataset adgen = data::load_dataset(*folder / "adgen/dev.json",
-                                           {.max_source_length = 64, .max_target_length = 64, .vocab_size = 512},
-                                           tokenizer.get());
+  const Dataset adgen = data::load_dataset(
+      *folder / "adgen/dev.json",
+      {.max_source_length = 64, .max_target_length = 64, .vocab_size = 512}, tokenizer.get());
   CHECK(adgen.size() == 1070);
   for (const data::Example& example : adgen.examples) {
     CHECK(example.input_ids.size() <= 128);
     CHECK(example.labels.back() == tokenizer->eos_id());
   }
   const Path novel = *folder / "public_domain_text/tinyshakespeare.txt";
-  const Dataset text = data::load_dataset(novel, {.format = "text", .max_length = 256}, tokenizer.get());
+  const Dataset text =
+      data::load_dataset(novel, {.format = "text", .max_length = 256}, tokenizer.get());
   std::vector<int64_t> ids;
   for (const data::Example& example : text.examples) {
     ids.insert(ids.end(), example.input_ids.begin(), example.input_ids.end());

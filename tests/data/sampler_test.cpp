@@ -66,7 +66,8 @@ TEST_CASE("every row is used exactly once per epoch, on any number of ranks", "[
   }
 }
 
-TEST_CASE("the order depends on seed and epoch alone, not on ranks or what was asked before", "[data]") {
+TEST_CASE("the order depends on seed and epoch alone, not on ranks or what was asked before",
+          "[data]") {
   SamplerOptions options{.num_rows = 96, .micro_batch = 2, .seed = 11};
   const std::vector<int64_t> first = epoch_rows(options, 0);
   CHECK(epoch_rows(options, 1) != first);
@@ -84,7 +85,8 @@ TEST_CASE("the order depends on seed and epoch alone, not on ranks or what was a
   for (int64_t step = 35; step >= 0; --step) CHECK(backwards.rows_of(step) == expected[step]);
 }
 
-TEST_CASE("without shuffling rank k takes the k-th contiguous micro-batch of each slice", "[data]") {
+TEST_CASE("without shuffling rank k takes the k-th contiguous micro-batch of each slice",
+          "[data]") {
   SamplerOptions options{
       .num_rows = 24, .micro_batch = 2, .grad_accum = 2, .ranks = 3, .rank = 1, .shuffle = false};
   CHECK(Sampler(options).steps_per_epoch() == 2);
@@ -111,7 +113,11 @@ TEST_CASE("the last, smaller step is left out or short", "[data]") {
 
 TEST_CASE("fewer rows than a step makes one short step, whatever drop_last says", "[data]") {
   for (const bool drop_last : {false, true}) {
-    const Sampler sampler({.num_rows = 3, .micro_batch = 2, .grad_accum = 4, .shuffle = false, .drop_last = drop_last});
+    const Sampler sampler({.num_rows = 3,
+                           .micro_batch = 2,
+                           .grad_accum = 4,
+                           .shuffle = false,
+                           .drop_last = drop_last});
     CHECK(sampler.steps_per_epoch() == 1);
     CHECK(sampler.rows_of(5) == Rows{{0, 1}, {2}});
   }

@@ -17,8 +17,8 @@ std::string train_small_model(const std::string& normalization = "identity");
 /// Loaded once and shared.
 std::shared_ptr<const data::Tokenizer> small_tokenizer();
 
-/// One token per byte (id = byte + 3) after <unk> 0, <s> 1, </s> 2, without a leading space: expected
-/// ids can be written down by hand.
+/// One token per byte (id = byte + 3) after <unk> 0, <s> 1, </s> 2, without a leading space:
+/// expected ids can be written down by hand.
 class ByteTokenizer : public data::Tokenizer {
  public:
   std::vector<int64_t> encode(std::string_view text) const override {

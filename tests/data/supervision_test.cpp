@@ -25,7 +25,8 @@ TEST_CASE("targets, rows without any and taught ends are counted", "[data]") {
 
 TEST_CASE("a row is shown as text with its mask", "[data]") {
   const testing::ScratchFolder folder;
-  const Path file = folder.write("x.jsonl", R"({"content": "the red\nmat", "summary": "裤子 ran"})");
+  const Path file =
+      folder.write("x.jsonl", R"({"content": "the red\nmat", "summary": "裤子 ran"})");
   const auto tokenizer = testing::small_tokenizer();
   const data::Dataset dataset = data::adgen(file, *tokenizer);
   CHECK(data::check_supervision(dataset, tokenizer.get(), tokenizer->eos_id()).shown ==

@@ -110,6 +110,11 @@ TEST_CASE("generation needs no gradients or dropout and puts the mode back", "[g
   }
   CHECK_FALSE(model.trained_mode);
   CHECK_FALSE(model.with_gradients);
+  model.train();
+  model.head()->eval();
+  complete(model, kPrompt, options_with(1), at::kCPU);
+  CHECK(model.is_training());
+  CHECK_FALSE(model.head()->is_training());
 }
 
 TEST_CASE("the mode is put back after an error too", "[generate]") {

@@ -35,7 +35,8 @@ TEST_CASE("an adapter directory is written and read back", "[io]") {
   CHECK(files.config.r == 3);
   CHECK(files.config.lora_alpha == 16);
   REQUIRE(files.tensors.size() == 2);
-  CHECK(at::equal(files.tensors.at("base_model.model.q_proj.lora_A.weight"), at::full({3, 4}, 0.5)));
+  CHECK(
+      at::equal(files.tensors.at("base_model.model.q_proj.lora_A.weight"), at::full({3, 4}, 0.5)));
 }
 
 TEST_CASE("writing again replaces the adapter and keeps what else is there", "[io]") {

@@ -108,8 +108,9 @@ TEST_CASE("a directory without safetensors says what it has", "[io]") {
   CHECK_THROWS_AS(io::ModelFiles(folder / "missing"), IoError);
   CHECK_THROWS_AS(io::ModelFiles(folder.path()), IoError);
   folder.write("pytorch_model-00001-of-00002.bin", "x");
-  CHECK_THROWS_WITH(io::ModelFiles(folder.path()), Catch::Contains("pytorch_model-00001-of-00002.bin") &&
-                                                       Catch::Contains("safetensors"));
+  CHECK_THROWS_WITH(
+      io::ModelFiles(folder.path()),
+      Catch::Contains("pytorch_model-00001-of-00002.bin") && Catch::Contains("safetensors"));
   folder.write("consolidated.00.pth", "x");
   CHECK_THROWS_WITH(io::ModelFiles(folder.path()), Catch::Contains("consolidated.00.pth"));
 }

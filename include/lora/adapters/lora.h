@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -39,6 +40,14 @@ struct LoraOptions {
   /// Written into adapter_config.json.
   std::string base_model_name = {};
 };
+
+/// What the module at one path gets: rank_pattern and alpha_pattern where they match, else rank and alpha.
+struct LoraSize {
+  int64_t rank;
+  double alpha;
+  double scale;  ///< of B A: alpha / rank, or alpha / sqrt(rank) when rank_stabilized
+};
+LoraSize lora_size(const LoraOptions& options, std::string_view path);
 
 /// The low-rank update of one Linear: lora_A (rank, in) and lora_B (out, rank), fp32.
 class LoraLinear : public nn::Adapter {

@@ -33,6 +33,10 @@ std::string escape_html(std::string_view text);
 /// 1234567 -> "1,234,567".
 std::string with_thousands(long long value);
 
+/// "5GB", "512 MiB", "1000000" as bytes (KB, MB, GB, TB count in 1000s; KiB, ... in 1024s). Throws
+/// ConfigError; `where` opens the message.
+unsigned long long parse_bytes(std::string_view text, std::string_view where);
+
 /// "1.5 GiB".
 std::string human_bytes(unsigned long long bytes);
 

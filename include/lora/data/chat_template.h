@@ -14,9 +14,10 @@ struct Message {
 };
 
 /// A conversation in the Llama-2 template. Every completed turn is
-/// `<s>[INST] user [/INST] answer </s>`, the answer and the end token being targets; the system text is folded into
-/// the first user message; a last user message without an answer ends the prompt.
-/// Throws DataError when roles do not alternate, the conversation is empty, or a content holds a special tag
+/// `<s>[INST] user [/INST] answer </s>`, the answer and the end token being targets; the system
+/// text is folded into the first user message; a last user message without an answer ends the
+/// prompt. Throws DataError when roles do not alternate, the conversation is empty, or a content
+/// holds a special tag
 /// ([INST], [/INST], <<SYS>>, <</SYS>>). Source: meta-llama/llama generation.py.
 Example encode_llama2_chat(const std::vector<Message>& messages, const Tokenizer& tokenizer);
 

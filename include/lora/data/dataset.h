@@ -20,7 +20,8 @@ struct DatasetOptions {
   bool truncate_long = true;       ///< false: a longer row is a bad row
   bool skip_bad_rows = false;      ///< false: the first bad row throws
   int64_t vocab_size = 0;          ///< ids must be below it; 0: not checked
-  /// Other names for the two fields of adgen, completion and alpaca rows; prompt_column also for `text`.
+  /// Other names for the two fields of adgen, completion and alpaca rows; prompt_column also for
+  /// `text`.
   std::optional<std::string> prompt_column = std::nullopt, response_column = std::nullopt;
   int64_t keep_text_pairs = 0;  ///< how many first rows keep their text in text_pairs
 };
@@ -29,33 +30,36 @@ struct DatasetOptions {
 struct Dataset {
   std::vector<Example> examples;
   std::vector<TextPair> text_pairs;
-  int64_t num_rows = 0;       ///< rows read, good and bad; `text`: documents
-  int64_t num_bad_rows = 0;   ///< left out; always 0 unless skip_bad_rows
-  int64_t num_truncated = 0;  ///< rows cut to the limits
+  int64_t num_rows = 0;                      ///< rows read, good and bad; `text`: documents
+  int64_t num_bad_rows = 0;                  ///< left out; always 0 unless skip_bad_rows
+  int64_t num_truncated = 0;                 ///< rows cut to the limits
   std::vector<std::string> bad_row_reasons;  ///< the first ten
 
   int64_t size() const { return static_cast<int64_t>(examples.size()); }
 };
 
-/// Reads and tokenises a file. JSON lines, or one JSON array of objects, for every format but `text`,
-/// which reads `{"text": ...}` rows from .json/.jsonl files and anything else as one plain-text
-/// document. Blank lines are no rows.
+/// Reads and tokenises a file. JSON lines, or one JSON array of objects, for every format but
+/// `text`, which reads `{"text": ...}` rows from .json/.jsonl files and anything else as one
+/// plain-text document. Blank lines are no rows.
 ///
-/// - adgen: {"content", "summary"}; prompt = <s> content, answer = summary </s>, each cut to its limit
+/// - adgen: {"content", "summary"}; prompt = <s> content, answer = summary </s>, each cut to its
+/// limit
 ///   (a cut answer keeps its </s>). Rows with an empty field are bad.
 /// - completion: {"prompt", "completion"}; <s> prompt, completion </s>, cut at max_length.
 /// - alpaca: {"instruction", "input"?, "output", "system"?, "history"?} through the Llama-2 chat
 ///   template, input below the instruction, history as [[question, answer], ...].
-/// - chat: {"messages": [{"role", "content"}]} or {"conversations": [{"from", "value"}]} (human and gpt
+/// - chat: {"messages": [{"role", "content"}]} or {"conversations": [{"from", "value"}]} (human and
+/// gpt
 ///   stand for user and assistant), "system"?, same template.
-/// - text: documents, each between begin and end token, joined and cut into blocks; every token is a
+/// - text: documents, each between begin and end token, joined and cut into blocks; every token is
+/// a
 ///   target. A last block of a single token is left out.
 /// - tokens: {"input_ids", "labels"?}; labels unshifted, default input_ids. Needs no tokenizer.
 ///
-/// A bad row (not JSON, missing or empty field, wrong type, id outside the vocabulary, label that is
-/// neither the id nor -100, longer than allowed, no target left after the cut) throws DataError with
-/// file and line, or is left out and counted. A file that cannot be read throws IoError, a set without
-/// rows DataError, options that make no sense ConfigError.
+/// A bad row (not JSON, missing or empty field, wrong type, id outside the vocabulary, label that
+/// is neither the id nor -100, longer than allowed, no target left after the cut) throws DataError
+/// with file and line, or is left out and counted. A file that cannot be read throws IoError, a set
+/// without rows DataError, options that make no sense ConfigError.
 Dataset load_dataset(const Path& file, const DatasetOptions& options, const Tokenizer* tokenizer);
 
 /// load_dataset with format adgen.

@@ -20,7 +20,8 @@ struct LoaderOptions {
   int64_t workers = 1;     ///< threads that make batches, up to 64; 0: in next() itself
   int64_t prefetch = 2;    ///< steps kept ready
   int64_t first_step = 0;  ///< steps already done
-  int64_t num_steps = -1;  ///< steps in all, the data starting over as often as needed; -1: one epoch
+  int64_t num_steps =
+      -1;  ///< steps in all, the data starting over as often as needed; -1: one epoch
   int64_t pad_id = 0;
 };
 
@@ -32,9 +33,9 @@ struct StepData {
   double data_seconds = 0;  ///< how long next() waited
 };
 
-/// Batches made ahead by worker threads, in order, through a bounded queue. An exception in a worker
-/// reaches the caller of next(), in its step's turn, and every later call. One thread calls next().
-/// The data set must outlive the loader.
+/// Batches made ahead by worker threads, in order, through a bounded queue. An exception in a
+/// worker reaches the caller of next(), in its step's turn, and every later call. One thread calls
+/// next(). The data set must outlive the loader.
 class Loader {
  public:
   /// Throws ConfigError for options out of range or a data set without rows.

@@ -12,7 +12,8 @@ struct SamplerOptions {
   int64_t grad_accum = 1;   ///< micro-batches per optimizer step
   int64_t ranks = 1, rank = 0;
   bool shuffle = true;
-  bool drop_last = true;  ///< leave out an epoch's last, smaller step (kept when it would be the only one)
+  bool drop_last =
+      true;  ///< leave out an epoch's last, smaller step (kept when it would be the only one)
   uint64_t seed = 0;
 };
 
@@ -28,8 +29,8 @@ class Sampler {
 
   int64_t steps_per_epoch() const { return steps_per_epoch_; }
   int64_t epoch_of(int64_t step) const { return step / steps_per_epoch_; }
-  /// Rows (0-based) of this rank for optimizer step `step` (from 0), one inner vector per micro-batch;
-  /// micro-batches without rows are left out.
+  /// Rows (0-based) of this rank for optimizer step `step` (from 0), one inner vector per
+  /// micro-batch; micro-batches without rows are left out.
   std::vector<std::vector<int64_t>> rows_of(int64_t step) const;
 
  private:

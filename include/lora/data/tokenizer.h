@@ -28,8 +28,8 @@ class Tokenizer {
   virtual int64_t pad_id() const = 0;
 };
 
-/// Loads a SentencePiece model file (Llama's tokenizer.model). Throws IoError, FormatError; a Hugging Face
-/// tokenizer.json is refused by name.
+/// Loads a SentencePiece model file (Llama's tokenizer.model). Throws IoError, FormatError; a
+/// Hugging Face tokenizer.json is refused by name.
 std::shared_ptr<const Tokenizer> load_sentencepiece(const Path& model_file);
 
 /// tokenizer.model in a model directory, or null when there is none.

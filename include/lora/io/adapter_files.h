@@ -10,19 +10,19 @@
 
 namespace lora::io {
 
-/// A PEFT adapter directory: `adapter_config.json` and `adapter_model.safetensors`, the tensors under
-/// their file names ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight").
+/// A PEFT adapter directory: `adapter_config.json` and `adapter_model.safetensors`, the tensors
+/// under their file names ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight").
 struct AdapterFiles {
   formats::PeftLoraConfig config;
   std::map<std::string, at::Tensor> tensors;
 };
 
-/// Reads the directory. Logs a warning for unknown config keys. A pickled adapter_model.bin alone is
-/// refused. Throws IoError, FormatError.
+/// Reads the directory. Logs a warning for unknown config keys. A pickled adapter_model.bin alone
+/// is refused. Throws IoError, FormatError.
 AdapterFiles read_adapter_files(const Path& directory);
 
-/// Writes both files into `directory` (created), which changes as a whole or not at all; other files
-/// that it holds stay. Throws IoError, ShapeError.
+/// Writes both files into `directory` (created), which changes as a whole or not at all; other
+/// files that it holds stay. Throws IoError, ShapeError.
 void write_adapter_files(const Path& directory, const AdapterFiles& files);
 
 }  // namespace lora::io

@@ -8,8 +8,8 @@
 
 namespace lora::io {
 
-/// The torch type of a file's element type. Throws FormatError for types that torch 2.11 cannot hold
-/// in a plain tensor (F4, F6); `where` opens the message.
+/// The torch type of a file's element type. Throws FormatError for types that torch 2.11 cannot
+/// hold in a plain tensor (F4, F6); `where` opens the message.
 c10::ScalarType to_torch(DType dtype, std::string_view where);
 
 /// The file type of a torch type. Throws ShapeError for quantised and other types that files cannot

@@ -17,10 +17,10 @@ namespace lora::io {
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
-/// A safetensors file, open for reading; the header is checked when opened, tensors are read on demand.
-/// Copies share the open file, which stays readable when its path is replaced meanwhile. (Tensors are
-/// read, not memory-mapped: a file cut short while in use is then an IoError, not a SIGBUS.)
-/// Thread-safe.
+/// A safetensors file, open for reading; the header is checked when opened, tensors are read on
+/// demand. Copies share the open file, which stays readable when its path is replaced meanwhile.
+/// (Tensors are read, not memory-mapped: a file cut short while in use is then an IoError, not a
+/// SIGBUS.) Thread-safe.
 class SafetensorsFile {
  public:
   /// Throws IoError (missing, unreadable) or FormatError (malformed).
@@ -33,8 +33,9 @@ class SafetensorsFile {
   const formats::TensorEntry& entry(const std::string& name) const;
   /// A copy of one tensor on the CPU, in the file's type. Throws FormatError, IoError.
   at::Tensor read(const std::string& name) const;
-  /// Copies one tensor into `target`: same shape, any device; float values are converted to its float
-  /// type, other types must be equal. Throws ShapeError naming both sides; FormatError, IoError.
+  /// Copies one tensor into `target`: same shape, any device; float values are converted to its
+  /// float type, other types must be equal. Throws ShapeError naming both sides; FormatError,
+  /// IoError.
   void read_into(const std::string& name, at::Tensor target) const;
 
  private:
@@ -42,8 +43,8 @@ class SafetensorsFile {
   std::shared_ptr<const OpenFile> file_;
 };
 
-/// One tensor that a save will write; `read` is called once, when its turn comes, so that a whole model
-/// never has to be in memory.
+/// One tensor that a save will write; `read` is called once, when its turn comes, so that a whole
+/// model never has to be in memory.
 struct TensorSource {
   std::string name;
   DType dtype = DType::kF32;

@@ -11,18 +11,18 @@
 namespace lora::train {
 
 /// A training checkpoint `<output_dir>/checkpoints/step-N/`:
-///   adapter/ (PEFT layout) with trained.safetensors (what else trains, by the run file's rules), or
-///   model.safetensors (every parameter, in its own type): the values
-///   optimizer.safetensors, generator.safetensors (random state), state.json (step, scaler, ...), config.yaml
+///   adapter/ (PEFT layout) with trained.safetensors (what else trains, by the run file's rules),
+///   or model.safetensors (every parameter, in its own type): the values optimizer.safetensors,
+///   generator.safetensors (random state), state.json (step, scaler, ...), config.yaml
 ///   manifest.json: size and digest of every file, written last
 /// It appears whole (temporary directory, fsync, rename) or not at all.
 struct CheckpointContent {
-  bool optimizer = true;        ///< false: cannot be resumed
-  std::string config_yaml;      ///< the resolved run file
+  bool optimizer = true;    ///< false: cannot be resumed
+  std::string config_yaml;  ///< the resolved run file
 };
 
-/// Writes the state after `state.step` steps. Then removes other checkpoints, but for the `keep` - 1
-/// (keep >= 1) newest before it: those of later steps are of a run that was given up by going on
+/// Writes the state after `state.step` steps. Then removes other checkpoints, but for the `keep` -
+/// 1 (keep >= 1) newest before it: those of later steps are of a run that was given up by going on
 /// from an earlier one. Returns its path. Throws IoError, ConfigError.
 Path save_checkpoint(const Path& output_dir, nn::CausalLMImpl& model, const StepState& state,
                      const CheckpointContent& content, int64_t keep);
@@ -35,8 +35,8 @@ void load_checkpoint(const Path& checkpoint, nn::CausalLMImpl& model, StepState&
 /// Checks sizes and digests of all files against the manifest. Returns what is wrong, or nothing.
 std::optional<std::string> verify_checkpoint(const Path& checkpoint);
 
-/// Newest checkpoint of an output directory that verifies and can be resumed; a warning is logged for each that does
-/// not verify.
+/// Newest checkpoint of an output directory that verifies and can be resumed; a warning is logged
+/// for each that does not verify.
 std::optional<Path> newest_checkpoint(const Path& output_dir);
 
 /// Steps done at a checkpoint, from its state.json. Throws IoError, FormatError.

@@ -21,7 +21,7 @@ struct OptimizerOptions {
   /// False: MindSpore's AdamWeightDecay, whose moments are used as they are.
   bool bias_correction = true;
   /// LoRA+ (Hayou et al. 2024): B factors and 1-D tensors learn this much faster.
-  std::optional<double> loraplus_lr_ratio;
+  std::optional<double> loraplus_lr_ratio = {};
 };
 
 using NamedParameters = std::vector<std::pair<std::string, at::Tensor>>;

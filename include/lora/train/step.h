@@ -26,14 +26,14 @@ struct StepOptions {
 
 /// What one optimizer step did. Written to metrics.jsonl and given to callbacks.
 struct StepResult {
-  int64_t step = 0;              ///< from 1
-  int64_t epoch = 0;             ///< from 0
-  double loss = 0;               ///< mean over targets of all micro-batches (see loss_reduction)
+  int64_t step = 0;   ///< from 1
+  int64_t epoch = 0;  ///< from 0
+  double loss = 0;    ///< mean over targets of all micro-batches (see loss_reduction)
   std::optional<double> reg_loss;
-  double learning_rate = 0;      ///< used in this step
-  double grad_norm = 0;          ///< after unscaling, before clipping; NaN when not finite
-  double loss_scale = 1;         ///< used in this step
-  bool overflow = false;         ///< loss or gradients were not finite; nothing was updated
+  double learning_rate = 0;  ///< used in this step
+  double grad_norm = 0;      ///< after unscaling, before clipping; NaN when not finite
+  double loss_scale = 1;     ///< used in this step
+  bool overflow = false;     ///< loss or gradients were not finite; nothing was updated
   int64_t tokens = 0, targets = 0;
   double step_seconds = 0, data_seconds = 0, tokens_per_second = 0;
   uint64_t peak_bytes = 0;
@@ -43,24 +43,27 @@ struct StepResult {
   std::string nonfinite;
 };
 
-/// All that changes from step to step, besides the model: owned by the caller, saved in checkpoints.
+/// All that changes from step to step, besides the model: owned by the caller, saved in
+/// checkpoints.
 struct StepState {
   StepOptions options;
   ScheduleOptions schedule;
-  AdapterSet adapters;                   ///< may be empty: full fine-tuning
+  AdapterSet adapters;  ///< may be empty: full fine-tuning
   std::unique_ptr<Optimizer> optimizer;
   GradScaler scaler{GradScalerOptions{}};
-  int64_t step = 0;                      ///< steps done
+  int64_t step = 0;  ///< steps done
   int64_t nonfinite_in_a_row = 0;
   bool warned_without_targets = false;  ///< one warning is enough; not saved
 };
 
-/// One optimizer step over its micro-batches: forward and backward of each, losses divided by the number of targets of
-/// all of them (so that 1 x 8, 2 x 4 and 8 x 1 rows give the same gradients), unscaling, finite check, clipping, update.
-/// Frozen weights get no gradient. The batches are moved to the model's device; dropout goes by the
-/// model's mode. When a value is not finite nothing is updated, yet the step counts; NonFiniteError
-/// is thrown when the options say to stop, with the step not counted. Without any target nothing is
-/// updated either: loss 0. Gradients are cleared at the end.
-StepResult train_step(nn::CausalLMImpl& model, std::span<const Batch> micro_batches, StepState& state);
+/// One optimizer step over its micro-batches: forward and backward of each, losses divided by the
+/// number of targets of all of them (so that 1 x 8, 2 x 4 and 8 x 1 rows give the same gradients),
+/// unscaling, finite check, clipping, update. Frozen weights get no gradient. The batches are moved
+/// to the model's device; dropout goes by the model's mode. When a value is not finite nothing is
+/// updated, yet the step counts; NonFiniteError is thrown when the options say to stop, with the
+/// step not counted. Without any target nothing is updated either: loss 0. Gradients are cleared at
+/// the end.
+StepResult train_step(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,
+                      StepState& state);
 
 }  // namespace lora::train

@@ -17,11 +17,11 @@ struct TrainerOptions {
   double learning_rate = 2e-4;
   double clip_norm = 1.0;
   at::ScalarType amp_dtype = at::kFloat;
-  at::Device device = at::kCPU;      ///< the model is moved there
-  OptimizerOptions optimizer = {};   ///< its lr is taken from learning_rate
-  ScheduleOptions schedule = {};     ///< its lr and total_steps are taken from above
-  GradScalerOptions scaler = {};     ///< switched on by amp_dtype kHalf
-  StepOptions step = {};             ///< its amp_dtype and clip_norm are taken from above
+  at::Device device = at::kCPU;     ///< the model is moved there
+  OptimizerOptions optimizer = {};  ///< its lr is taken from learning_rate
+  ScheduleOptions schedule = {};    ///< its lr and total_steps are taken from above
+  GradScalerOptions scaler = {};    ///< switched on by amp_dtype kHalf
+  StepOptions step = {};            ///< its amp_dtype and clip_norm are taken from above
 };
 
 /// Called after every step with what it did; may fill in `eval_loss`.
@@ -33,14 +33,16 @@ class Trainer {
   /// Full fine-tuning when `adapters` is empty. The parameters that require gradients now are the
   /// ones trained (see freeze_base, train_all). Puts the model into training mode. Throws
   /// ConfigError when nothing trains, or for options out of range.
-  Trainer(std::shared_ptr<nn::CausalLMImpl> model, AdapterSet adapters, const TrainerOptions& options);
+  Trainer(std::shared_ptr<nn::CausalLMImpl> model, AdapterSet adapters,
+          const TrainerOptions& options);
 
   Trainer& on_step(Callback callback);
   /// One step on the given micro-batches, callbacks included.
   StepResult step(std::span<const Batch> micro_batches);
-  /// Steps until the loader ends, options.steps are done, or `should_stop` says so after a step. Returns the last
-  /// result, or nothing when there was no step to do.
-  std::optional<StepResult> fit(data::Loader& loader, const std::function<bool()>& should_stop = {});
+  /// Steps until the loader ends, options.steps are done, or `should_stop` says so after a step.
+  /// Returns the last result, or nothing when there was no step to do.
+  std::optional<StepResult> fit(data::Loader& loader,
+                                const std::function<bool()>& should_stop = {});
 
   StepState& state() { return state_; }
 

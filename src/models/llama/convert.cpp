@@ -28,17 +28,28 @@ Tensor read_raw(const Path& file, const formats::Llama2cFile::Tensor& entry) {
   return tensor;
 }
 
-LlamaConfig config_of(const formats::Llama2cFile& file) {
+formats::Llama2cFile parse_file(const Path& file) {
+  std::array<char, kLlama2cHeader> head{};
+  std::ifstream stream(file, std::ios::binary);
+  require<IoError>(stream.is_open(), "[convert] the checkpoint must be a readable file; found none at {}", file.string());
+  stream.read(head.data(), head.size());
+  const auto bytes = std::as_bytes(std::span(head.data(), static_cast<size_t>(stream.gcount())));
+  return formats::parse_llama2c(bytes, std::filesystem::file_size(file), file.string());
+}
+
+LlamaConfig config_of(const formats::Llama2cFile& parsed, const Path& file, const SaveOptions& options) {
   LlamaConfig config;
-  config.vocab_size = file.vocab_size;
-  config.hidden_size = file.hidden_size;
-  config.intermediate_size = file.intermediate_size;
-  config.num_hidden_layers = file.num_layers;
-  config.num_attention_heads = file.num_heads;
-  config.num_key_value_heads = file.num_kv_heads;
-  config.head_dim = file.hidden_size / file.num_heads;
-  config.max_position_embeddings = file.max_positions;
-  config.tie_word_embeddings = file.tied_head;
+  config.vocab_size = parsed.vocab_size;
+  config.hidden_size = parsed.hidden_size;
+  config.intermediate_size = parsed.intermediate_size;
+  config.num_hidden_layers = parsed.num_layers;
+  config.num_attention_heads = parsed.num_heads;
+  config.num_key_value_heads = parsed.num_kv_heads;
+  config.head_dim = parsed.hidden_size / parsed.num_heads;
+  config.max_position_embeddings = parsed.max_positions;
+  config.tie_word_embeddings = parsed.tied_head;
+  config.dtype = options.dtype.value_or(DType::kF32);
+  check_llama_config(config, file.string());
   return config;
 }
 
@@ -55,17 +66,13 @@ Tensor meta_to_hf_rotary(const Tensor& weight, int64_t heads) {
   return weight.view({heads, rows / heads / 2, 2, in}).transpose(1, 2).reshape({rows, in});
 }
 
-LlamaConfig convert_llama2c(const Path& file, const Path& directory, const SaveOptions& options) {
-  std::array<char, kLlama2cHeader> head{};
-  std::ifstream stream(file, std::ios::binary);
-  require<IoError>(stream.is_open(), "[convert] the checkpoint must be a readable file; found none at {}", file.string());
-  stream.read(head.data(), head.size());
-  const auto bytes = std::as_bytes(std::span(head.data(), static_cast<size_t>(stream.gcount())));
-  const auto parsed = formats::parse_llama2c(bytes, std::filesystem::file_size(file), file.string());
+LlamaConfig llama2c_config(const Path& file, const SaveOptions& options) {
+  return config_of(parse_file(file), file, options);
+}
 
-  LlamaConfig config = config_of(parsed);
-  config.dtype = options.dtype.value_or(DType::kF32);
-  check_llama_config(config, file.string());
+LlamaConfig convert_llama2c(const Path& file, const Path& directory, const SaveOptions& options) {
+  const auto parsed = parse_file(file);
+  const LlamaConfig config = config_of(parsed, file, options);
   std::vector<io::TensorSource> tensors;
   for (const auto& entry : parsed.tensors) {
     const int64_t rotary_heads = entry.name.ends_with("q_proj.weight")   ? config.num_attention_heads

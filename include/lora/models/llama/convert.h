@@ -14,6 +14,9 @@ at::Tensor meta_to_hf_rotary(const at::Tensor& weight, int64_t heads);
 /// Converts a llama2.c checkpoint (legacy or version 1) into `directory`, which must exist; streams tensor by tensor.
 LlamaConfig convert_llama2c(const Path& file, const Path& directory, const SaveOptions& options = {});
 
+/// The configuration that convert_llama2c would write.
+LlamaConfig llama2c_config(const Path& file, const SaveOptions& options = {});
+
 /// Copies a Hugging Face directory into `directory`, changing type or sharding.
 LlamaConfig convert_hf(const Path& from, const Path& directory, const SaveOptions& options = {});
 

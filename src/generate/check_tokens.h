@@ -1,34 +1,13 @@
-// What generating and scoring share: how a model is run when it is only read, and what ids it
-// knows.
+// Which token ids a model can take.
 #pragma once
 
-#include <ATen/core/grad_mode.h>
-
 #include <algorithm>
-#include <ranges>
 #include <string_view>
 
 #include "core/check.h"
 #include "lora/nn/causal_lm.h"
 
 namespace lora::generate {
-
-/// For the current scope: no gradients, dropout off. Then the model's mode is as before.
-class InferenceGuard {
- public:
-  explicit InferenceGuard(nn::CausalLMImpl& model)
-      : model_(model), was_training_(model.is_training()) {
-    model_.eval();
-  }
-  ~InferenceGuard() { model_.train(was_training_); }
-  InferenceGuard(const InferenceGuard&) = delete;
-  InferenceGuard& operator=(const InferenceGuard&) = delete;
-
- private:
-  at::NoGradGuard no_gradients_;
-  nn::CausalLMImpl& model_;
-  bool was_training_;
-};
 
 /// Throws DataError unless every id is in the model's vocabulary and there are not more of them
 /// than it has positions.

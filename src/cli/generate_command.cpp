@@ -1,0 +1,106 @@
+#include <charconv>
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "cli/command.h"
+#include "cli/options.h"
+#include "core/check.h"
+#include "formats/json.h"
+#include "lora/core/text.h"
+#include "lora/data/chat_template.h"
+#include "lora/data/dataset.h"
+#include "lora/generate/generate.h"
+
+namespace lora::cli {
+namespace {
+
+struct GenerateCommand {
+  ModelOptions model;
+  std::string prompt, prompt_ids;
+  bool chat = false, json = false;
+  generate::GenerateOptions options;
+
+  int run() const;
+};
+
+/// "1,2,3" as numbers.
+std::vector<int64_t> parse_ids(std::string_view text) {
+  std::vector<int64_t> ids;
+  while (!text.empty()) {
+    const auto comma = std::min(text.find(','), text.size());
+    std::string_view item = text.substr(0, comma);
+    while (item.starts_with(' ')) item.remove_prefix(1);
+    while (item.ends_with(' ')) item.remove_suffix(1);
+    int64_t id = 0;
+    const auto [end, error] = std::from_chars(item.data(), item.data() + item.size(), id);
+    require<ConfigError>(error == std::errc() && end == item.data() + item.size() && id >= 0,
+                         "[--prompt-ids] token ids must be whole numbers with commas between; found \"{}\"", item);
+    ids.push_back(id);
+    text.remove_prefix(std::min(comma + 1, text.size()));
+  }
+  require<ConfigError>(!ids.empty(), "[--prompt-ids] there must be at least one token id; found none");
+  return ids;
+}
+
+std::vector<int64_t> chat_prompt(const std::string& prompt, const data::Tokenizer& tokenizer) {
+  const auto example = data::encode_llama2_chat({{"user", prompt}}, tokenizer);
+  return {example.input_ids.begin(), example.input_ids.end()};
+}
+
+/// The generated text: without the end token, in valid UTF-8. Null without a tokenizer.
+formats::Json text_of(const generate::Generation& generation, const LoadedModel& loaded) {
+  if (loaded.tokenizer == nullptr) return nullptr;
+  std::vector<int64_t> ids = generation.token_ids;
+  if (generation.finish_reason == "stop") ids.pop_back();
+  return to_utf8(loaded.tokenizer->decode(ids));
+}
+
+int GenerateCommand::run() const {
+  const std::vector<int64_t> given_ids = prompt_ids.empty() ? std::vector<int64_t>{} : parse_ids(prompt_ids);
+  const LoadedModel loaded = load_model(model);
+  std::vector<int64_t> ids = given_ids;
+  if (ids.empty()) {
+    const auto& tokenizer = require_tokenizer(loaded, "--prompt");
+    ids = chat ? chat_prompt(prompt, tokenizer) : data::encode_prompt(tokenizer, prompt);
+  }
+  auto all_options = options;
+  all_options.stop_ids = loaded.model->config.eos_token_ids;
+  const auto generation = generate::complete(*loaded.model, ids, all_options, loaded.device);
+  const formats::Json text = text_of(generation, loaded);
+  if (json) {
+    const formats::Json result = {{"text", text},
+                                  {"token_ids", generation.token_ids},
+                                  {"logprobs", generation.logprobs},
+                                  {"score", generation.score},
+                                  {"finish_reason", generation.finish_reason}};
+    fmt::print("{}\n", result.dump());
+  } else {
+    fmt::print("{}\n", text.is_null() ? fmt::format("{}", fmt::join(generation.token_ids, ",")) : text.get<std::string>());
+  }
+  return kDone;
+}
+
+}  // namespace
+
+void add_generate_command(CLI::App& program, Action& action) {
+  auto* command = program.add_subcommand("generate", "Completes one prompt");
+  command->footer("Example: lora generate --model base --adapter out/adapter --prompt \"Hello\" --max-new-tokens 32");
+  auto state = std::make_shared<GenerateCommand>();
+  state->model.add_to(*command);
+  auto* prompts = command->add_option_group("prompt");
+  prompts->add_option("--prompt", state->prompt, "Text to continue");
+  prompts->add_option("--prompt-ids", state->prompt_ids, "Token ids to continue, taken as they are: \"1,2,3\"");
+  prompts->require_option(1);
+  command->add_flag("--chat", state->chat, "Put --prompt into the Llama-2 chat template (for models tuned on chat or alpaca rows)");
+  command->add_option("--max-new-tokens", state->options.max_new_tokens, "Most tokens to generate")->capture_default_str();
+  command->add_option("--temperature", state->options.sampling.temperature, "0 is greedy")->capture_default_str();
+  command->add_option("--top-k", state->options.sampling.top_k, "Only the k likeliest tokens; 0: all")->capture_default_str();
+  command->add_option("--top-p", state->options.sampling.top_p, "Only tokens within this probability mass")->capture_default_str();
+  command->add_option("--seed", state->options.seed, "Of the sampling")->capture_default_str();
+  command->add_flag("--json", state->json, "Print one JSON object");
+  add_log_options(*command);
+  command->callback([state, &action] { action = [state] { return state->run(); }; });
+}
+
+}  // namespace lora::cli

@@ -1,0 +1,223 @@
+#include <fmt/format.h>
+
+#include <fstream>
+#include <map>
+#include <numeric>
+
+#include "cli/command.h"
+#include "cli/options.h"
+#include "core/check.h"
+#include "formats/json.h"
+#include "lora/adapters/adapter_io.h"
+#include "lora/core/file.h"
+#include "lora/core/text.h"
+#include "lora/formats/llama2c.h"
+#include "lora/io/adapter_files.h"
+#include "lora/io/model_files.h"
+#include "lora/train/checkpoint.h"
+
+namespace lora::cli {
+namespace {
+
+using formats::Json;
+
+struct InspectCommand {
+  std::string path;
+  bool json = false;
+
+  int run() const;
+};
+
+int64_t elements(const std::vector<int64_t>& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
+
+/// Adds one tensor to the lists and sums of `result`.
+void add_tensor(Json& result, const std::string& name, std::string_view dtype, const std::vector<int64_t>& shape) {
+  const int64_t count = elements(shape);
+  result["tensors"].push_back({{"name", name}, {"dtype", dtype}, {"shape", shape}});
+  result["parameters"] = result.value("parameters", int64_t{0}) + count;
+  result["dtypes"][std::string(dtype)] = result["dtypes"].value(std::string(dtype), int64_t{0}) + count;
+}
+
+void add_tensors(Json& result, const Path& file) {
+  const io::SafetensorsFile tensors(file);
+  for (const auto& entry : tensors.header().tensors) {
+    add_tensor(result, entry.name, safetensors_name(entry.dtype), entry.shape);
+  }
+}
+
+Json begin(const char* kind) {
+  return {{"kind", kind}, {"tensors", Json::array()}, {"dtypes", Json::object()}, {"parameters", 0}};
+}
+
+Json inspect_safetensors(const Path& file) {
+  Json result = begin("safetensors");
+  add_tensors(result, file);
+  result["metadata"] = io::SafetensorsFile(file).header().metadata;
+  result["digest"] = file_digest(file);
+  return result;
+}
+
+Json inspect_model(const Path& directory) {
+  Json result = begin("model");
+  const io::ModelFiles files(directory);
+  for (const auto& name : files.names()) {
+    add_tensor(result, name, safetensors_name(files.entry(name).dtype), files.entry(name).shape);
+  }
+  result["config"] = formats::parse_json(read_file(directory / "config.json"), (directory / "config.json").string());
+  result["tokenizer"] = std::filesystem::exists(directory / "tokenizer.model");
+  return result;
+}
+
+/// Frobenius norm of scale * B A per adapted module: how far the adapter moves each weight.
+Json update_norms(const io::AdapterFiles& files) {
+  Json norms = Json::object();
+  const LoraOptions options = lora_options_from(files.config);
+  for (const auto& [name, b_OR] : files.tensors) {
+    const auto end = name.find(".lora_B");
+    if (end == std::string::npos) continue;
+    std::string a_name = name;
+    a_name.replace(end, 7, ".lora_A");
+    const auto a_RI = files.tensors.find(a_name);
+    if (a_RI == files.tensors.end()) continue;
+    std::string module = name.substr(0, end);
+    for (const char* prefix : {"base_model.model.", "base_model."}) {
+      if (module.starts_with(prefix)) module.erase(0, std::string_view(prefix).size());
+    }
+    const double scale = lora_size(options, module).scale;
+    norms[module] = scale * b_OR.to(at::kDouble).mm(a_RI->second.to(at::kDouble)).norm().item<double>();
+  }
+  return norms;
+}
+
+Json inspect_adapter(const Path& directory) {
+  Json result = begin("adapter");
+  const auto files = io::read_adapter_files(directory);
+  add_tensors(result, directory / "adapter_model.safetensors");
+  const auto& config = files.config;
+  const auto config_file = directory / "adapter_config.json";
+  const Json config_json = formats::parse_json(read_file(config_file), config_file.string());
+  result["adapter"] = {{"method", config.use_rslora ? "rslora" : "lora"},
+                       {"r", config.r},
+                       {"lora_alpha", config.lora_alpha},
+                       {"target_modules", config_json.value("target_modules", Json())},
+                       {"base_model", config.base_model_name_or_path ? Json(*config.base_model_name_or_path) : Json()},
+                       {"update_norms", update_norms(files)}};
+  result["config"] = config_json;
+  result["digest"] = file_digest(directory / "adapter_model.safetensors");
+  return result;
+}
+
+Json inspect_checkpoint(const Path& directory) {
+  Json result = begin("checkpoint");
+  result["step"] = train::checkpoint_step(directory);
+  const auto problem = train::verify_checkpoint(directory);
+  result["verified"] = !problem;
+  if (problem) result["problem"] = *problem;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory)) {
+    if (entry.path().extension() == ".safetensors") add_tensors(result, entry.path());
+  }
+  return result;
+}
+
+Json inspect_run(const Path& directory) {
+  Json result = begin("run");
+  result["config"] = read_file(directory / "config.yaml");
+  result["checkpoints"] = Json::array();
+  if (std::filesystem::is_directory(directory / "checkpoints")) {
+    for (const auto& entry : std::filesystem::directory_iterator(directory / "checkpoints")) {
+      result["checkpoints"].push_back(entry.path().filename().string());
+    }
+    std::sort(result["checkpoints"].begin(), result["checkpoints"].end());
+  }
+  if (std::filesystem::is_directory(directory / "adapter")) add_tensors(result, directory / "adapter/adapter_model.safetensors");
+  return result;
+}
+
+Json inspect_llama2c(const Path& file) {
+  Json result = begin("llama2c");
+  const std::string head = [&] {
+    std::ifstream stream(file, std::ios::binary);
+    std::string bytes(256, '\0');
+    stream.read(bytes.data(), 256);
+    bytes.resize(static_cast<size_t>(stream.gcount()));
+    return bytes;
+  }();
+  const auto parsed = formats::parse_llama2c(std::as_bytes(std::span(head)), std::filesystem::file_size(file), file.string());
+  for (const auto& tensor : parsed.tensors) add_tensor(result, tensor.name, "F32", tensor.shape);
+  result["version"] = parsed.version;
+  return result;
+}
+
+Json inspect_tokenizer(const Path& file) {
+  const auto tokenizer = data::load_sentencepiece(file);
+  return {{"kind", "tokenizer"},
+          {"vocab_size", tokenizer->vocab_size()},
+          {"bos_id", tokenizer->bos_id()},
+          {"eos_id", tokenizer->eos_id()},
+          {"pad_id", tokenizer->pad_id()},
+          {"digest", file_digest(file)}};
+}
+
+Json inspect(const Path& path) {
+  require<IoError>(std::filesystem::exists(path), "[inspect] the path must exist; found nothing at {}", path.string());
+  if (!std::filesystem::is_directory(path)) {
+    if (path.extension() == ".safetensors") return inspect_safetensors(path);
+    if (path.extension() == ".model") return inspect_tokenizer(path);
+    if (path.extension() == ".bin") return inspect_llama2c(path);
+    fail<FormatError>("[inspect] {} must be a .safetensors, .model (SentencePiece) or llama2.c .bin file, or a directory",
+                      path.string());
+  }
+  if (std::filesystem::exists(path / "adapter_config.json")) return inspect_adapter(path);
+  if (std::filesystem::exists(path / "manifest.json")) return inspect_checkpoint(path);
+  if (std::filesystem::exists(path / "config.json")) return inspect_model(path);
+  if (std::filesystem::exists(path / "config.yaml")) return inspect_run(path);
+  fail<FormatError>("[inspect] {} must be a model, adapter, checkpoint or run directory; it has none of config.json, "
+                    "adapter_config.json, manifest.json, config.yaml", path.string());
+}
+
+void print_table(const Json& result) {
+  for (const auto& [key, value] : result.items()) {
+    if (key == "tensors" || key == "config" || key == "adapter") continue;
+    fmt::print("{:<14}{}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
+  }
+  if (result.contains("adapter")) {
+    for (const auto& [key, value] : result.at("adapter").items()) {
+      if (key != "update_norms") fmt::print("{:<14}{}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
+    }
+    for (const auto& [module, norm] : result.at("adapter").at("update_norms").items()) {
+      fmt::print("  |update| {:<60}{:.6g}\n", module, norm.get<double>());
+    }
+  }
+  if (!result.contains("tensors")) return;
+  for (const Json& tensor : result.at("tensors")) {
+    fmt::print("  {:<72}{:<6}[{}]\n", tensor.at("name").get<std::string>(), tensor.at("dtype").get<std::string>(),
+               fmt::join(tensor.at("shape").get<std::vector<int64_t>>(), ", "));
+  }
+}
+
+int InspectCommand::run() const {
+  Json result = inspect(path);
+  result["path"] = path;
+  if (json) {
+    fmt::print("{}\n", result.dump());
+  } else {
+    print_table(result);
+  }
+  return kDone;
+}
+
+}  // namespace
+
+void add_inspect_command(CLI::App& program, Action& action) {
+  auto* command = program.add_subcommand("inspect", "What a file or directory is");
+  command->footer("Example: lora inspect out/adapter");
+  auto state = std::make_shared<InspectCommand>();
+  command->add_option("path", state->path, "File or directory")->required();
+  command->add_flag("--json", state->json, "Print one JSON object");
+  add_log_options(*command);
+  command->callback([state, &action] { action = [state] { return state->run(); }; });
+}
+
+}  // namespace lora::cli

@@ -1,0 +1,83 @@
+// The program `lora`.
+#include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <new>
+
+#include "cli/command.h"
+#include "cli/signals.h"
+#include "lora/core/error.h"
+#include "lora/core/log.h"
+
+namespace lora::cli {
+namespace {
+
+constexpr const char* kVersion = "lora " LORA_VERSION;
+
+int report(std::string_view message, int code) {
+  fmt::print(stderr, "error: {}\n", message);
+  return code;
+}
+
+/// The first line of what LibTorch has to say; the rest is a stack trace.
+std::string first_line(const c10::Error& error, bool verbose) {
+  if (verbose) return error.what();
+  const std::string text = error.what_without_backtrace();
+  return text.substr(0, text.find('\n'));
+}
+
+/// Runs the chosen command and turns every exception into one line and an exit code.
+int run(const Action& action) {
+  const bool verbose = log::level() == log::Level::kDebug;
+  try {
+    return action();
+  } catch (const Stopped& stopped) {
+    return exit_code_of_signal(stopped.signal);
+  } catch (const ConfigError& error) {
+    return report(error.what(), kUsage);
+  } catch (const Error& error) {
+    return report(error.what(), kFailed);
+  } catch (const c10::OutOfMemoryError& error) {
+    return report(fmt::format("[memory] the device must have room for the run; {}; use smaller batches or a smaller "
+                              "dtype", first_line(error, verbose)), kFailed);
+  } catch (const c10::Error& error) {
+    return report(fmt::format("[torch] {}", first_line(error, verbose)), kFailed);
+  } catch (const std::bad_alloc&) {
+    return report("[memory] the machine must have room for the run; an allocation failed; use smaller batches or a "
+                  "smaller dtype", kFailed);
+  } catch (const std::exception& error) {
+    return report(fmt::format("[lora] {}", error.what()), kFailed);
+  }
+}
+
+int main(int argc, char** argv) {
+  CLI::App program{"Fine-tunes large language models with LoRA and its relatives."};
+  program.name("lora");
+  program.set_version_flag("--version", kVersion);
+  program.require_subcommand(1);
+  program.footer("Example: lora finetune -c run.yaml\nEvery command has --help with an example.");
+
+  Action action;
+  add_training_commands(program, action);
+  add_generate_command(program, action);
+  add_score_command(program, action);
+  add_merge_command(program, action);
+  add_convert_command(program, action);
+  add_inspect_command(program, action);
+  add_completion_command(program, action);
+
+  try {
+    program.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return program.exit(error);  // --help, --version
+    return report(fmt::format("[command line] {}; see lora --help", error.what()), kUsage);
+  }
+  return run(action);
+}
+
+}  // namespace
+}  // namespace lora::cli
+
+int main(int argc, char** argv) { return lora::cli::main(argc, argv); }

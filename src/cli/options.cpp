@@ -1,0 +1,50 @@
+#include "cli/options.h"
+
+#include "core/check.h"
+#include "lora/adapters/adapter_io.h"
+#include "lora/core/dtype.h"
+#include "lora/core/log.h"
+#include "lora/io/dtype.h"
+#include "lora/ops/device.h"
+
+namespace lora::cli {
+
+void add_log_options(CLI::App& command) {
+  command.add_flag_callback("-q,--quiet", [] { log::set_level(log::Level::kError); }, "Errors only");
+  command.add_flag_callback("-v,--verbose", [] { log::set_level(log::Level::kDebug); }, "Say more");
+}
+
+void ModelOptions::add_to(CLI::App& command) {
+  command.add_option("--model", model, "Model directory (Hugging Face layout)")->required();
+  command.add_option("--adapter", adapter, "Adapter directory (PEFT layout)");
+  command.add_option("--dtype", dtype, "fp32, bf16 or fp16 (default: the model's own)");
+  command.add_option("--device", device, "auto, cpu, cuda or cuda:N")->capture_default_str();
+}
+
+LoadedModel load_model(const ModelOptions& options) {
+  LoadedModel loaded;
+  loaded.device = parse_device(options.device);
+  llama::LoadOptions load_options{.device = loaded.device, .dtype = std::nullopt};
+  if (!options.dtype.empty()) load_options.dtype = io::to_torch(parse_float_dtype(options.dtype, "--dtype"), "--dtype");
+  loaded.model = llama::load(options.model, load_options);
+  if (!options.adapter.empty()) loaded.adapters = load_adapter(*loaded.model, options.adapter);
+  loaded.model->eval();
+  loaded.tokenizer = data::find_tokenizer(options.model);
+  return loaded;
+}
+
+const data::Tokenizer& require_tokenizer(const LoadedModel& loaded, std::string_view what) {
+  require<IoError>(loaded.tokenizer != nullptr,
+                   "[tokenizer] {} needs a tokenizer; the model directory has no tokenizer.model; put it there or give "
+                   "token ids", what);
+  return *loaded.tokenizer;
+}
+
+void require_free_output(const Path& output, bool overwrite) {
+  if (overwrite || !std::filesystem::exists(output)) return;
+  if (std::filesystem::is_directory(output) && std::filesystem::is_empty(output)) return;
+  fail<ConfigError>("[output] existing output is never overwritten; {} exists; choose another place or pass --overwrite",
+                    output.string());
+}
+
+}  // namespace lora::cli

@@ -1,0 +1,41 @@
+// Options that several sub-commands share.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "lora/adapters/adapter_set.h"
+#include "lora/core/path.h"
+#include "lora/data/tokenizer.h"
+#include "lora/models/llama.h"
+
+namespace lora::cli {
+
+/// -q and -v on a sub-command; they take effect while the command line is read.
+void add_log_options(CLI::App& command);
+
+/// --model, --adapter, --dtype, --device: a model to compute with.
+struct ModelOptions {
+  std::string model, adapter, dtype, device = "auto";
+
+  void add_to(CLI::App& command);
+};
+
+/// A model in evaluation mode, its adapter attached and active, and its tokenizer when there is one.
+struct LoadedModel {
+  std::shared_ptr<llama::LlamaForCausalLMImpl> model;
+  AdapterSet adapters;
+  std::shared_ptr<const data::Tokenizer> tokenizer;
+  at::Device device = at::kCPU;
+};
+LoadedModel load_model(const ModelOptions& options);
+
+/// The tokenizer, or IoError saying that `what` needs one.
+const data::Tokenizer& require_tokenizer(const LoadedModel& loaded, std::string_view what);
+
+/// Throws ConfigError when `output` exists (a file, or a directory with something in it) and `overwrite` is false.
+void require_free_output(const Path& output, bool overwrite);
+
+}  // namespace lora::cli

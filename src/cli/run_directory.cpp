@@ -1,0 +1,96 @@
+#include "cli/run_directory.h"
+
+#include <algorithm>
+#include <set>
+
+#include "core/check.h"
+#include "lora/core/file.h"
+#include "lora/core/log.h"
+#include "lora/train/checkpoint.h"
+
+namespace lora::cli {
+namespace {
+
+/// Everything that a run writes into its directory.
+std::set<std::string> own_entries(const config::RunConfig& config) {
+  return {"config.yaml", config.log.metrics.begin()->string(), "adapter", "model", "checkpoints", "report.html"};
+}
+
+/// What may be lost when a run starts again: the configuration, the metrics and temporary files.
+bool is_leftover(const std::string& name, const config::RunConfig& config) {
+  return name == "config.yaml" || name == config.log.metrics.begin()->string() || name.find(".tmp-") != std::string::npos;
+}
+
+std::vector<std::string> entries_of(const Path& directory) {
+  std::vector<std::string> names;
+  if (!std::filesystem::is_directory(directory)) return names;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) names.push_back(entry.path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+/// An empty `checkpoints` folder holds nothing to lose.
+bool is_empty_checkpoints(const Path& directory, const std::string& name) {
+  return name == "checkpoints" && std::filesystem::is_directory(directory / name) &&
+         std::all_of(std::filesystem::directory_iterator(directory / name), std::filesystem::directory_iterator(),
+                     [](const auto& entry) { return entry.path().string().find(".tmp-") != std::string::npos; });
+}
+
+void remove_own_entries(const config::RunConfig& config) {
+  for (const auto& name : own_entries(config)) std::filesystem::remove_all(config.run.output_dir / name);
+}
+
+void check_unchanged(const Path& checkpoint, const config::RunConfig& config, const std::vector<std::string>& allowed) {
+  const Path file = checkpoint / "config.yaml";
+  const auto before = config::parse_run_config(read_file(file), file.string(), checkpoint, {}, checkpoint, *config.run.mode);
+  std::vector<std::string> changes;
+  for (const auto& difference : config::result_changing_differences(before, config)) {
+    if (std::find(allowed.begin(), allowed.end(), difference.key) != allowed.end()) continue;
+    changes.push_back(fmt::format("{}: {} -> {}", difference.key, difference.before, difference.after));
+  }
+  require<ConfigError>(changes.empty(),
+                       "[run.resume] a resumed run must have the run file that it began with; {} changed: {}; put it "
+                       "back, allow it with --allow-changed KEY, or start anew with run.resume=none and --overwrite",
+                       changes.size(), fmt::join(changes, ", "));
+}
+
+RunStart resume_from(const Path& checkpoint, const config::RunConfig& config, const std::vector<std::string>& allowed) {
+  check_unchanged(checkpoint, config, allowed);
+  const int64_t step = train::checkpoint_step(checkpoint);
+  log::info(fmt::format("resuming from {} (step {})", checkpoint.string(), step));
+  return {checkpoint, step};
+}
+
+RunStart start_anew(const config::RunConfig& config, bool overwrite) {
+  const Path& directory = config.run.output_dir;
+  if (overwrite) remove_own_entries(config);
+  for (const auto& name : entries_of(directory)) {
+    const bool may_go = is_leftover(name, config) || is_empty_checkpoints(directory, name);
+    const bool resume_auto = config.run.resume == "auto";
+    require<ConfigError>(may_go && resume_auto,
+                         "[run.output_dir] a new run needs an empty directory; {} holds {}; choose another output_dir{} or "
+                         "pass --overwrite", directory.string(), name,
+                         resume_auto ? "" : ", resume: auto");
+    std::filesystem::remove_all(directory / name);
+  }
+  return {};
+}
+
+}  // namespace
+
+RunStart prepare_run_directory(const config::RunConfig& config, bool overwrite, const std::vector<std::string>& allowed) {
+  const Path& directory = config.run.output_dir;
+  require_writable(directory);
+  remove_stale_temporaries(directory);
+  const std::string& resume = config.run.resume;
+  if (resume == "none" || overwrite) return start_anew(config, overwrite);
+  if (resume != "auto") {
+    const auto problem = train::verify_checkpoint(resume);
+    if (problem) fail<FormatError>("[run.resume] the checkpoint must be whole; {}", *problem);
+    return resume_from(resume, config, allowed);
+  }
+  if (const auto checkpoint = train::newest_checkpoint(directory)) return resume_from(*checkpoint, config, allowed);
+  return start_anew(config, overwrite);
+}
+
+}  // namespace lora::cli

@@ -1,0 +1,24 @@
+// The output directory of a run: whether it may be used, and what a resumed run starts from.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lora/config/run_config.h"
+#include "lora/core/path.h"
+
+namespace lora::cli {
+
+struct RunStart {
+  std::optional<Path> checkpoint;  ///< resume from here; nothing: start at step 1
+  int64_t first_step = 0;          ///< steps already done
+};
+
+/// Decides by run.resume and what the directory holds. Creates it, clears what a killed run left, or with `overwrite`
+/// everything that an earlier run wrote. Throws ConfigError when output would be overwritten silently, or when the run
+/// file changed in a way that changes the result (keys in `allowed` aside).
+RunStart prepare_run_directory(const config::RunConfig& config, bool overwrite, const std::vector<std::string>& allowed);
+
+}  // namespace lora::cli

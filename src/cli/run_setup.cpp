@@ -1,0 +1,198 @@
+#include "cli/run_setup.h"
+
+#include "core/check.h"
+#include "lora/adapters/adapter_io.h"
+#include "lora/adapters/inject.h"
+#include "lora/core/dtype.h"
+#include "lora/core/log.h"
+#include "lora/core/text.h"
+#include "lora/data/supervision.h"
+#include "lora/io/dtype.h"
+
+namespace lora::cli {
+namespace {
+
+using config::RunConfig;
+
+std::optional<at::ScalarType> model_dtype(const RunConfig& config) {
+  if (!config.model.dtype) return std::nullopt;
+  return io::to_torch(parse_float_dtype(*config.model.dtype, "model.dtype"), "model.dtype");
+}
+
+/// Puts a given key of the run file into `target`; keys that are not given leave it.
+template <class Target, class Value>
+void apply(Target& target, const std::optional<Value>& value) {
+  if (value) target = *value;
+}
+
+/// A key given beside init_from must say what the saved adapter says.
+template <class Value>
+void require_same(const char* key, const std::optional<Value>& given, const Value& saved) {
+  require<ConfigError>(!given || *given == saved,
+                       "[adapter.{}] a key given beside init_from must agree with the saved adapter; it differs; leave it out",
+                       key);
+}
+
+LoraOptions lora_options(const config::AdapterSection& section) {
+  LoraOptions options;
+  apply(options.rank, section.r);
+  apply(options.alpha, section.lora_alpha);
+  apply(options.dropout, section.lora_dropout);
+  apply(options.rank_stabilized, section.use_rslora);
+  apply(options.init, section.init_lora_weights);
+  apply(options.bias, section.bias);
+  apply(options.targets, section.target_modules);
+  apply(options.exclude, section.exclude_modules);
+  apply(options.modules_to_save, section.modules_to_save);
+  apply(options.layers_pattern, section.layers_pattern);
+  if (section.layers_to_transform) options.layers_to_transform = section.layers_to_transform;
+  apply(options.rank_pattern, section.rank_pattern);
+  apply(options.alpha_pattern, section.alpha_pattern);
+  return options;
+}
+
+AdapterSet load_initial_adapter(const config::AdapterSection& section, llama::LlamaForCausalLMImpl& model) {
+  const AdapterSet adapters = load_adapter(model, *section.init_from);
+  const LoraOptions& saved = adapters.options();
+  require_same("r", section.r, saved.rank);
+  require_same("lora_alpha", section.lora_alpha, saved.alpha);
+  require_same("use_rslora", section.use_rslora, saved.rank_stabilized);
+  require_same("bias", section.bias, saved.bias);
+  require_same("target_modules", section.target_modules, saved.targets);
+  require_same("modules_to_save", section.modules_to_save, saved.modules_to_save);
+  require_same("rank_pattern", section.rank_pattern, saved.rank_pattern);
+  require_same("alpha_pattern", section.alpha_pattern, saved.alpha_pattern);
+  return adapters;
+}
+
+int64_t row_limit(const RunConfig& config, int64_t context) {
+  if (config.data.format == "adgen") {
+    const int64_t needed = config.data.max_source_length + config.data.max_target_length;
+    require<ConfigError>(needed <= context,
+                         "[data] max_source_length + max_target_length must fit the model's {} positions; found {}", context,
+                         needed);
+  }
+  const int64_t limit = config.data.max_length.value_or(context);
+  require<ConfigError>(limit <= context, "[data.max_length] rows must fit the model's {} positions; found {}", context, limit);
+  return limit;
+}
+
+}  // namespace
+
+std::shared_ptr<llama::LlamaForCausalLMImpl> make_model(const RunConfig& config, const at::Device& device) {
+  if (config.model.path) return llama::load(*config.model.path, {.device = device, .dtype = model_dtype(config)});
+  require<ConfigError>(config.model.arch == "llama", "[model.arch] this version makes llama; found {}",
+                       config.model.arch.value_or("none"));
+  llama::LlamaConfig fresh = llama::fresh_llama_config(config.model.preset, config.model.fields);
+  const auto dtype = model_dtype(config).value_or(at::kFloat);
+  fresh.dtype = io::from_torch(dtype);
+  return std::make_shared<llama::LlamaForCausalLMImpl>(fresh, nn::ParameterOptions{dtype, device, true});
+}
+
+std::shared_ptr<const data::Tokenizer> make_tokenizer(const RunConfig& config) {
+  if (config.tokenizer.path) return data::load_sentencepiece(*config.tokenizer.path);
+  auto tokenizer = config.model.path ? data::find_tokenizer(*config.model.path) : nullptr;
+  require<IoError>(tokenizer != nullptr || config.data.format == "tokens",
+                   "[tokenizer] data.format {} needs a tokenizer; found no tokenizer.model in the model directory; set "
+                   "tokenizer.path", config.data.format);
+  return tokenizer;
+}
+
+data::Dataset make_dataset(const RunConfig& config, const Path& file, const llama::LlamaForCausalLMImpl& model,
+                           const data::Tokenizer* tokenizer) {
+  data::DatasetOptions options;
+  options.format = config.data.format;
+  options.max_source_length = config.data.max_source_length;
+  options.max_target_length = config.data.max_target_length;
+  options.max_length = row_limit(config, model.max_positions());
+  options.truncate_long = config.data.on_long == "truncate";
+  options.skip_bad_rows = config.data.on_bad_row == "skip";
+  options.vocab_size = model.vocab_size();
+  options.prompt_column = config.data.prompt_column;
+  options.response_column = config.data.response_column;
+  data::Dataset dataset = data::load_dataset(file, options, tokenizer);
+  log::info(fmt::format("{}: {} rows, {} truncated, {} bad", file.filename().string(), dataset.num_rows,
+                        dataset.num_truncated, dataset.num_bad_rows));
+  for (const auto& reason : dataset.bad_row_reasons) log::warn("left out: " + reason);
+  return dataset;
+}
+
+AdapterSet make_adapters(const RunConfig& config, llama::LlamaForCausalLMImpl& model) {
+  if (config.adapter.method == "none") return {};
+  if (config.adapter.init_from) return load_initial_adapter(config.adapter, model);
+  LoraOptions options = lora_options(config.adapter);
+  options.base_model_name = config.model.path ? config.model.path->string() : "";
+  return inject(model, options);
+}
+
+FreezeReport freeze(const RunConfig& config, llama::LlamaForCausalLMImpl& model, const AdapterSet& adapters) {
+  const FreezeRules rules{config.freeze.train, config.freeze.freeze};
+  return adapters ? freeze_base(model, adapters, rules) : train_all(model, rules);
+}
+
+data::LoaderOptions loader_options(const RunConfig& config, int64_t pad_id) {
+  data::LoaderOptions options;
+  options.batch_size = config.train.micro_batch;
+  options.grad_accum = config.train.grad_accum;
+  options.shuffle = config.data.train.shuffle;
+  options.drop_last = config.data.loader.drop_last;
+  options.seed = static_cast<uint64_t>(config.run.seed);
+  options.workers = config.data.loader.workers;
+  options.prefetch = config.data.loader.prefetch;
+  options.pad_id = pad_id;
+  return options;
+}
+
+train::TrainerOptions trainer_options(const RunConfig& config, const at::Device& device, int64_t steps) {
+  const auto& train = config.train;
+  train::TrainerOptions options;
+  options.steps = steps;
+  options.learning_rate = train.optimizer.lr;
+  options.clip_norm = train.clip_norm;
+  options.amp_dtype = io::to_torch(parse_float_dtype(train.amp.dtype, "train.amp.dtype"), "train.amp.dtype");
+  options.device = device;
+
+  options.optimizer = {.type = train.optimizer.type,
+                       .lr = train.optimizer.lr,
+                       .beta1 = train.optimizer.betas.at(0),
+                       .beta2 = train.optimizer.betas.at(1),
+                       .eps = train.optimizer.eps,
+                       .weight_decay = train.optimizer.weight_decay,
+                       .momentum = train.optimizer.momentum,
+                       .no_decay = train.optimizer.no_decay,
+                       .bias_correction = train.optimizer.bias_correction,
+                       .loraplus_lr_ratio = train.optimizer.loraplus_lr_ratio};
+  options.schedule.type = train.lr_schedule.type;
+  options.schedule.warmup_steps = train.lr_schedule.warmup_steps;
+  options.schedule.end = train.lr_schedule.end;
+  options.schedule.power = train.lr_schedule.power;
+  options.scaler = {.enabled = options.amp_dtype == at::kHalf,
+                    .dynamic = !train.amp.static_loss_scale.has_value(),
+                    .init = train.amp.static_loss_scale.value_or(train.amp.scaler.init),
+                    .factor = train.amp.scaler.factor,
+                    .min = train.amp.scaler.min,
+                    .window = train.amp.scaler.window};
+  options.step.divide_by_all_positions = train.loss_reduction == "all_positions";
+  options.step.stop_on_nonfinite = train.on_nonfinite == "stop";
+  options.step.max_nonfinite = train.max_nonfinite;
+  return options;
+}
+
+void check_supervision(const RunConfig& config, const data::Dataset& dataset, const data::Tokenizer* tokenizer,
+                       const llama::LlamaConfig& model) {
+  const int64_t end_id = tokenizer != nullptr ? tokenizer->eos_id() : model.eos_token_ids.empty() ? -1 : model.eos_token_ids[0];
+  const auto report = data::check_supervision(dataset, tokenizer, end_id);
+  log::info(fmt::format("{} of {} tokens are targets; one row: {}", with_thousands(report.num_targets),
+                        with_thousands(report.num_tokens), report.shown));
+  require<DataError>(!report.teaches_nothing(),
+                     "[data.train] some token must be a target; found none in {} rows: every label is masked", report.num_rows);
+  const auto& format = config.data.format;
+  const bool answers = format == "adgen" || format == "alpaca" || format == "chat" || format == "completion";
+  if (!answers || !report.never_teaches_the_end()) return;
+  constexpr const char* kText = "[data.train] the end token must be a target, or the tuned model will never stop; found it "
+                                "in none of {} rows; raise the length limits";
+  require<DataError>(!config.data.require_end_token, kText, report.num_rows);
+  log::warn(fmt::format(kText, report.num_rows));
+}
+
+}  // namespace lora::cli

@@ -1,0 +1,39 @@
+// From the sections of a run file to the objects of a run: one function per stage.
+#pragma once
+
+#include <memory>
+
+#include "lora/adapters/adapter_set.h"
+#include "lora/adapters/freeze.h"
+#include "lora/config/run_config.h"
+#include "lora/data/dataset.h"
+#include "lora/data/loader.h"
+#include "lora/models/llama.h"
+#include "lora/train/trainer.h"
+
+namespace lora::cli {
+
+/// Loads the model, or makes fresh weights.
+std::shared_ptr<llama::LlamaForCausalLMImpl> make_model(const config::RunConfig& config, const at::Device& device);
+
+/// The tokenizer of the run file or of the model; null for token data without one.
+std::shared_ptr<const data::Tokenizer> make_tokenizer(const config::RunConfig& config);
+
+/// Reads a data file as the run file says.
+data::Dataset make_dataset(const config::RunConfig& config, const Path& file, const llama::LlamaForCausalLMImpl& model,
+                           const data::Tokenizer* tokenizer);
+
+/// Attaches the adapter (fresh, or from adapter.init_from); empty for method none.
+AdapterSet make_adapters(const config::RunConfig& config, llama::LlamaForCausalLMImpl& model);
+
+/// Applies the freezing rules.
+FreezeReport freeze(const config::RunConfig& config, llama::LlamaForCausalLMImpl& model, const AdapterSet& adapters);
+
+data::LoaderOptions loader_options(const config::RunConfig& config, int64_t pad_id);
+train::TrainerOptions trainer_options(const config::RunConfig& config, const at::Device& device, int64_t steps);
+
+/// Warns and throws as the supervision rules say (data.require_end_token). Logs one decoded row.
+void check_supervision(const config::RunConfig& config, const data::Dataset& dataset, const data::Tokenizer* tokenizer,
+                       const llama::LlamaConfig& model);
+
+}  // namespace lora::cli

@@ -1,0 +1,295 @@
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+
+#include "cli/command.h"
+#include "cli/options.h"
+#include "cli/run_directory.h"
+#include "cli/run_setup.h"
+#include "cli/signals.h"
+#include "core/check.h"
+#include "lora/adapters/adapter_io.h"
+#include "lora/core/file.h"
+#include "lora/core/log.h"
+#include "lora/core/stopwatch.h"
+#include "lora/core/text.h"
+#include "lora/generate/generate.h"
+#include "lora/ops/device.h"
+#include "lora/train/checkpoint.h"
+#include "lora/train/evaluate.h"
+#include "lora/train/metrics.h"
+#include "lora/train/progress.h"
+#include "lora/train/report.h"
+
+namespace lora::cli {
+namespace {
+
+struct TrainingCommand {
+  std::string name;  ///< train or finetune
+  std::string run_file, device;
+  std::vector<std::string> overrides, allowed_changes;
+  bool overwrite = false;
+
+  int run() const;
+};
+
+/// A row split for showing what the model makes of it.
+struct SampleRow {
+  std::vector<int64_t> prompt_ids, response_ids;
+};
+
+/// One run from its configuration to the files it leaves; a member per stage's result.
+class TrainingRun {
+ public:
+  TrainingRun(config::RunConfig config, RunStart start) : config_(std::move(config)), start_(std::move(start)) {}
+
+  int run();
+
+ private:
+  void prepare();
+  void warn_about_schedule() const;
+  void announce() const;
+  bool is_finished() const { return start_.first_step >= total_steps_; }
+  void add_callbacks(train::Trainer& trainer, train::MetricsFile& metrics, train::Progress& progress);
+  void save_checkpoint(train::Trainer& trainer);
+  void save_result(const train::StepState& state);
+  std::optional<double> evaluate();
+  std::vector<std::string> generate_samples();
+  std::vector<SampleRow> sample_rows() const;
+  void write_report(const Stopwatch& total);
+
+  config::RunConfig config_;
+  RunStart start_;
+  at::Device device_ = at::kCPU;
+  int64_t pad_id_ = 0, total_steps_ = 0, last_saved_step_ = -1;
+  std::shared_ptr<const data::Tokenizer> tokenizer_;
+  std::shared_ptr<llama::LlamaForCausalLMImpl> model_;
+  data::Dataset train_set_;
+  std::optional<data::Dataset> eval_set_;
+  AdapterSet adapters_;
+  FreezeReport freeze_report_;
+  std::optional<double> loss_before_, loss_after_;
+  std::vector<std::string> samples_before_, samples_after_;
+};
+
+int TrainingRun::run() {
+  const Stopwatch total;
+  prepare();
+  if (is_finished()) {
+    log::info(fmt::format("{} is finished: all {} steps are done", config_.run.output_dir.string(), total_steps_));
+    return kDone;
+  }
+  announce();
+  write_file_atomically(config_.run.output_dir / "config.yaml", config::dump_run_config(config_));
+
+  train::Trainer trainer(model_, adapters_, trainer_options(config_, device_, total_steps_));
+  if (start_.checkpoint) {
+    train::load_checkpoint(*start_.checkpoint, *model_, trainer.state());
+  } else {
+    loss_before_ = evaluate();
+    samples_before_ = generate_samples();
+  }
+  train::MetricsFile metrics(config_.run.output_dir / config_.log.metrics, start_.first_step);
+  train::Progress progress(total_steps_, config_.train.log_interval);
+  add_callbacks(trainer, metrics, progress);
+
+  auto loader_settings = loader_options(config_, pad_id_);
+  loader_settings.first_step = start_.first_step;
+  loader_settings.num_steps = total_steps_;
+  data::Loader loader(train_set_, loader_settings);
+  trainer.fit(loader, [] { return stop_signal() != 0; });
+  progress.finish();
+
+  if (last_saved_step_ != trainer.state().step) save_checkpoint(trainer);
+  save_result(trainer.state());
+  if (const int signal = stop_signal(); signal != 0) {
+    log::warn(fmt::format("stopped after step {}; the state is saved, the same command goes on from there",
+                          trainer.state().step));
+    return exit_code_of_signal(signal);
+  }
+  loss_after_ = evaluate();
+  samples_after_ = generate_samples();
+  if (config_.log.report) write_report(total);
+  return kDone;
+}
+
+void TrainingRun::prepare() {
+  device_ = parse_device(config_.run.device);
+  if (config_.run.threads > 0) at::set_num_threads(static_cast<int>(config_.run.threads));
+  seed_generators(static_cast<uint64_t>(config_.run.seed));
+  tokenizer_ = make_tokenizer(config_);
+  model_ = make_model(config_, device_);
+  if (tokenizer_ != nullptr) {
+    require<ShapeError>(tokenizer_->vocab_size() <= model_->vocab_size(),
+                        "[tokenizer] the tokenizer's pieces must be in the model's vocabulary of {}; found {}",
+                        model_->vocab_size(), tokenizer_->vocab_size());
+    pad_id_ = std::max<int64_t>(tokenizer_->pad_id(), 0);
+  }
+  check_for_stop();
+  train_set_ = make_dataset(config_, *config_.data.train.path, *model_, tokenizer_.get());
+  if (config_.data.eval.path) eval_set_ = make_dataset(config_, *config_.data.eval.path, *model_, tokenizer_.get());
+  check_supervision(config_, train_set_, tokenizer_.get(), model_->config);
+  adapters_ = make_adapters(config_, *model_);
+  freeze_report_ = freeze(config_, *model_, adapters_);
+
+  const data::Loader probe(train_set_, loader_options(config_, pad_id_));
+  total_steps_ = config_.train.max_steps >= 0 ? config_.train.max_steps : config_.train.epochs * probe.steps_per_epoch();
+  warn_about_schedule();
+  check_for_stop();
+}
+
+void TrainingRun::warn_about_schedule() const {
+  const int64_t warmup = config_.train.lr_schedule.warmup_steps;
+  if (warmup > 0 && warmup >= total_steps_) {
+    log::warn(fmt::format("[train.lr_schedule] warm-up should end before the run; found {} warm-up steps of {} steps: the "
+                          "learning rate never reaches its full value", warmup, total_steps_));
+  }
+}
+
+void TrainingRun::announce() const {
+  log::info(freeze_report_.summary());
+  log::info(fmt::format("{} rows, {} steps of {} x {} rows, {}", train_set_.size(), total_steps_,
+                        config_.train.grad_accum, config_.train.micro_batch, describe_machine(device_)));
+}
+
+void TrainingRun::add_callbacks(train::Trainer& trainer, train::MetricsFile& metrics, train::Progress& progress) {
+  const int64_t eval_interval = config_.train.eval_interval, save_interval = config_.checkpoint.every_steps;
+  trainer.on_step([this, eval_interval](train::StepResult& result) {
+    if (eval_interval > 0 && result.step % eval_interval == 0) result.eval_loss = evaluate();
+  });
+  trainer.on_step([&metrics, &progress](train::StepResult& result) {
+    metrics.write(result);
+    progress.show(result);
+  });
+  trainer.on_step([this, &trainer, save_interval](train::StepResult& result) {
+    if (save_interval > 0 && result.step % save_interval == 0) save_checkpoint(trainer);
+  });
+}
+
+void TrainingRun::save_checkpoint(train::Trainer& trainer) {
+  train::save_checkpoint(config_.run.output_dir, *model_, trainer.state(),
+                         {config_.checkpoint.save_optimizer, config::dump_run_config(config_)}, config_.checkpoint.keep);
+  last_saved_step_ = trainer.state().step;
+}
+
+/// The adapter, and the model when base weights were trained too.
+void TrainingRun::save_result(const train::StepState& state) {
+  if (adapters_) save_adapter(adapters_, config_.run.output_dir / "adapter");
+  const bool base_was_trained = !adapters_ || !config_.freeze.train.empty();
+  if (!base_was_trained) return;
+  if (adapters_) log::info("freeze.train frees base weights, which an adapter file cannot hold: they are in model/");
+  AtomicDirectory directory(config_.run.output_dir / "model");
+  llama::SaveOptions options;
+  if (config_.tokenizer.path) {
+    options.copy_tokenizer_from = config_.tokenizer.path;
+  } else {
+    options.copy_tokenizer_from = config_.model.path;
+  }
+  llama::save(*model_, directory.path(), options);
+  directory.commit();
+  log::debug(fmt::format("saved the state of step {}", state.step));
+}
+
+std::optional<double> TrainingRun::evaluate() {
+  if (!eval_set_) return std::nullopt;
+  const auto amp = trainer_options(config_, device_, total_steps_).amp_dtype;
+  const double loss = train::evaluate(*model_, *eval_set_, config_.train.micro_batch, device_, amp, pad_id_).loss;
+  log::info(fmt::format("held-out loss {:.4f}", loss));
+  return loss;
+}
+
+std::vector<std::string> TrainingRun::generate_samples() {
+  std::vector<std::string> texts;
+  if (tokenizer_ == nullptr) return texts;
+  generate::GenerateOptions options;
+  options.sampling = {config_.generate.temperature, config_.generate.top_k, config_.generate.top_p};
+  options.max_new_tokens = config_.generate.max_new_tokens;
+  options.stop_ids = model_->config.eos_token_ids;
+  options.seed = static_cast<uint64_t>(config_.run.seed);
+  for (const auto& row : sample_rows()) {
+    const auto generation = generate::complete(*model_, row.prompt_ids, options, device_);
+    texts.push_back(to_utf8(tokenizer_->decode(generation.token_ids)));
+  }
+  return texts;
+}
+
+/// The first held-out rows (training rows without them), each cut where its answer begins.
+std::vector<SampleRow> TrainingRun::sample_rows() const {
+  constexpr size_t kPromptOfPlainText = 32;
+  const auto& examples = (eval_set_ ? *eval_set_ : train_set_).examples;
+  std::vector<SampleRow> rows;
+  for (size_t i = 0; i < examples.size() && i < static_cast<size_t>(config_.log.samples); ++i) {
+    const auto& ids = examples[i].input_ids;
+    const auto& labels = examples[i].labels;
+    auto length = static_cast<size_t>(
+        std::find_if(labels.begin(), labels.end(), [](int32_t label) { return label != kIgnoreLabel; }) - labels.begin());
+    if (length <= 1) length = std::min(kPromptOfPlainText, ids.size() / 2);
+    if (length == 0) continue;
+    const auto answer = ids.begin() + static_cast<std::ptrdiff_t>(length);
+    rows.push_back({{ids.begin(), answer}, {answer, ids.end()}});
+  }
+  return rows;
+}
+
+void TrainingRun::write_report(const Stopwatch& total) {
+  train::ReportContent content;
+  content.title = fmt::format("{} {}", config_.run.mode.value_or("run"), config_.run.output_dir.filename().string());
+  content.steps = train::MetricsFile::read(config_.run.output_dir / config_.log.metrics);
+  content.summary = {{"steps", fmt::format("{}", total_steps_)},
+                     {"parameters", freeze_report_.summary()},
+                     {"time", fmt::format("{:.1f} s", total.seconds())},
+                     {"peak memory", human_bytes(peak_process_bytes())}};
+  content.environment = {{"machine", describe_machine(device_)}, {"program", "lora " LORA_VERSION}};
+  content.config_yaml = config::dump_run_config(config_);
+  content.eval_loss_before = loss_before_;
+  content.eval_loss_after = loss_after_;
+  const auto rows = sample_rows();
+  for (size_t i = 0; i < samples_after_.size(); ++i) {
+    content.samples.push_back({to_utf8(tokenizer_->decode(rows[i].prompt_ids)),
+                               i < samples_before_.size() ? samples_before_[i] : "", samples_after_[i],
+                               to_utf8(tokenizer_->decode(rows[i].response_ids))});
+  }
+  const Path file = config_.run.output_dir / "report.html";
+  write_file_atomically(file, train::report_html(content));
+
+  if (loss_before_ && loss_after_) fmt::print("held-out loss   {:.4f} -> {:.4f}\n", *loss_before_, *loss_after_);
+  for (const auto& sample : content.samples) {
+    fmt::print("\nprompt   {}\nbefore   {}\nafter    {}\n", sample.prompt, sample.before, sample.after);
+  }
+  fmt::print("\n{:<8} {}\nreport   {}\n", adapters_ ? "adapter" : "model",
+             (config_.run.output_dir / (adapters_ ? "adapter" : "model")).string(), file.string());
+}
+
+int TrainingCommand::run() const {
+  auto all_overrides = overrides;
+  if (!device.empty()) all_overrides.push_back("run.device=" + device);
+  const auto config = config::load_run_config(run_file, all_overrides, std::filesystem::current_path(), name);
+  require<ConfigError>((config.adapter.method == "none") == (name == "train"),
+                       "[adapter.method] lora finetune trains an adapter and lora train none; found {} with lora {}; use the "
+                       "other command", config.adapter.method, name);
+  catch_stop_signals();
+  parse_device(config.run.device);
+  return TrainingRun(config, prepare_run_directory(config, overwrite, allowed_changes)).run();
+}
+
+void add_training_command(CLI::App& program, Action& action, const std::string& name, const std::string& what) {
+  auto* command = program.add_subcommand(name, what);
+  command->footer(fmt::format("Example: lora {} -c run.yaml --set train.max_steps=100", name));
+  auto state = std::make_shared<TrainingCommand>();
+  state->name = name;
+  command->add_option("-c,--config", state->run_file, "Run file (YAML)")->required();
+  command->add_option("--set", state->overrides, "section.key=value, over the run file")->take_all()->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->add_option("--device", state->device, "auto, cpu, cuda or cuda:N, over run.device");
+  command->add_option("--allow-changed", state->allowed_changes, "A key that may differ on resume")->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->add_flag("--overwrite", state->overwrite, "Remove what an earlier run left in output_dir, then start anew");
+  add_log_options(*command);
+  command->callback([state, &action] { action = [state] { return state->run(); }; });
+}
+
+}  // namespace
+
+void add_training_commands(CLI::App& program, Action& action) {
+  add_training_command(program, action, "train", "Trains all parameters, from given or fresh weights");
+  add_training_command(program, action, "finetune", "Trains an adapter on a frozen base");
+}
+
+}  // namespace lora::cli

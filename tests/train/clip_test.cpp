@@ -1,0 +1,35 @@
+#include "lora/train/clip.h"
+
+#include <ATen/ATen.h>
+
+#include "support.h"
+
+using lora::train::clip_gradients;
+
+TEST_CASE("gradients are clipped to a norm over all of them", "[train]") {
+  const std::vector<at::Tensor> gradients = {at::tensor({3.0f, 0.0f}), at::tensor({{-4.0f}})};
+
+  SECTION("above the norm: scaled to it, keeping the direction") {
+    CHECK(clip_gradients(gradients, 1) == Approx(5));
+    CHECK(gradients[0].allclose(at::tensor({0.6f, 0.0f})));
+    CHECK(gradients[1].allclose(at::tensor({{-0.8f}})));
+  }
+  SECTION("below the norm, or switched off: untouched") {
+    const double limit = GENERATE(5.5, 0.0);
+    CHECK(clip_gradients(gradients, limit) == Approx(5));
+    CHECK(gradients[0].equal(at::tensor({3.0f, 0.0f})));
+    CHECK(gradients[1].equal(at::tensor({{-4.0f}})));
+  }
+}
+
+TEST_CASE("clipping survives squares that overflow fp32", "[train]") {
+  const std::vector<at::Tensor> gradients = {at::tensor({3e30f}), at::tensor({4e30f})};
+  CHECK(clip_gradients(gradients, 1) == Approx(5e30));
+  CHECK(gradients[0].item<float>() == Approx(0.6));
+  CHECK(gradients[1].item<float>() == Approx(0.8));
+}
+
+TEST_CASE("clipping takes types mixed and nothing at all", "[train]") {
+  CHECK(clip_gradients({}, 1) == 0);
+  CHECK(clip_gradients({at::tensor({3.0f}), at::tensor({4.0}, at::kDouble)}, 0) == Approx(5));
+}

@@ -1,0 +1,319 @@
+#include "lora/train/optimizer.h"
+
+#include <ATen/ATen.h>
+#include <torch/optim/adamw.h>
+#include <torch/optim/sgd.h>
+
+#include <cmath>
+
+#include "lora/core/error.h"
+#include "lora/ops/device.h"
+#include "support.h"
+#include "train/tiny_model.h"
+
+using namespace lora;
+using train::make_optimizer;
+using train::NamedParameters;
+using train::OptimizerOptions;
+using train::parameter_groups;
+
+namespace {
+
+NamedParameters two_parameters(at::ScalarType dtype = at::kFloat) {
+  seed_generators(7);
+  return {{"a.weight", at::randn({5, 33}, dtype).requires_grad_()},
+          {"b.weight", at::randn({70}, dtype).requires_grad_()}};
+}
+
+/// The gradient of step `step`: the same for every optimizer that is compared.
+void set_gradients(const NamedParameters& parameters, int step) {
+  seed_generators(static_cast<uint64_t>(100 + step));
+  for (const auto& [name, parameter] : parameters) {
+    parameter.mutable_grad() = at::randn(parameter.sizes()).to(parameter.scalar_type());
+  }
+}
+
+std::vector<at::Tensor> clones(const NamedParameters& parameters) {
+  std::vector<at::Tensor> copies;
+  for (const auto& entry : parameters) {
+    copies.push_back(entry.second.detach().clone().requires_grad_());
+  }
+  return copies;
+}
+
+void copy_gradients(const NamedParameters& from, std::vector<at::Tensor>& to) {
+  for (size_t i = 0; i < to.size(); ++i) to[i].mutable_grad() = from[i].second.grad().clone();
+}
+
+double distance(const NamedParameters& a, const std::vector<at::Tensor>& b) {
+  double largest = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    largest = std::max(largest, (a[i].second - b[i]).abs().max().item<double>());
+  }
+  return largest;
+}
+
+std::vector<std::string> names_of(const train::ParameterGroup& group) {
+  std::vector<std::string> names;
+  for (const auto& entry : group.parameters) names.push_back(entry.first);
+  return names;
+}
+
+}  // namespace
+
+TEST_CASE("AdamW equals torch.optim.AdamW", "[train]") {
+  const auto dtype = GENERATE(at::kFloat, at::kDouble);
+  const double decay = GENERATE(0.0, 0.01, 0.5);
+  const auto parameters = two_parameters(dtype);
+  auto expected = clones(parameters);
+  const OptimizerOptions options{
+      .lr = 5e-3, .beta1 = 0.8, .beta2 = 0.95, .eps = 1e-6, .weight_decay = decay};
+  const auto optimizer = make_optimizer(parameter_groups(parameters, options), options);
+  torch::optim::AdamW reference(
+      expected, torch::optim::AdamWOptions(5e-3).betas({0.8, 0.95}).eps(1e-6).weight_decay(decay));
+  for (int step = 0; step < 30; ++step) {
+    set_gradients(parameters, step);
+    copy_gradients(parameters, expected);
+    optimizer->step(options.lr);
+    reference.step();
+  }
+  CHECK(distance(parameters, expected) < (dtype == at::kDouble ? 1e-14 : 1e-6));
+}
+
+TEST_CASE("SGD equals torch.optim.SGD", "[train]") {
+  const double momentum = GENERATE(0.0, 0.9), decay = GENERATE(0.0, 0.1);
+  const auto parameters = two_parameters();
+  auto expected = clones(parameters);
+  const OptimizerOptions options{
+      .type = "sgd", .lr = 0.05, .weight_decay = decay, .momentum = momentum};
+  const auto optimizer = make_optimizer(parameter_groups(parameters, options), options);
+  torch::optim::SGD reference(
+      expected, torch::optim::SGDOptions(0.05).momentum(momentum).weight_decay(decay));
+  for (int step = 0; step < 30; ++step) {
+    set_gradients(parameters, step);
+    copy_gradients(parameters, expected);
+    optimizer->step(options.lr);
+    reference.step();
+  }
+  CHECK(distance(parameters, expected) < 1e-6);
+}
+
+TEST_CASE("without bias correction the moments are used as they are", "[train]") {
+  const NamedParameters parameters = {{"w", at::tensor({1.0, -2.0}, at::kDouble).requires_grad_()}};
+  const OptimizerOptions options{.weight_decay = 0.1, .bias_correction = false};
+  const auto optimizer = make_optimizer(parameter_groups(parameters, options), options);
+  double weights[2] = {1.0, -2.0}, m[2] = {0, 0}, v[2] = {0, 0};
+  for (int step = 0; step < 20; ++step) {
+    const double gradients[2] = {std::sin(step + 1.0), std::cos(3.0 * step)};
+    parameters[0].second.mutable_grad() = at::tensor({gradients[0], gradients[1]}, at::kDouble);
+    optimizer->step(0.01);
+    for (int i = 0; i < 2; ++i) {
+      m[i] = 0.9 * m[i] + 0.1 * gradients[i];
+      v[i] = 0.999 * v[i] + 0.001 * gradients[i] * gradients[i];
+      weights[i] -= 0.01 * (m[i] / (std::sqrt(v[i]) + 1e-8) + 0.1 * weights[i]);
+    }
+  }
+  CHECK(parameters[0].second[0].item<double>() == Approx(weights[0]).epsilon(1e-12));
+  CHECK(parameters[0].second[1].item<double>() == Approx(weights[1]).epsilon(1e-12));
+  CHECK(optimizer->state().at("step.w").item<double>() == 20);
+}
+
+TEST_CASE("parameters in half precision follow a copy in fp32", "[train]") {
+  const auto dtype = GENERATE(at::kBFloat16, at::kHalf);
+  const std::string type = GENERATE("adamw", "sgd");
+  const auto half = two_parameters(dtype);
+  NamedParameters full;
+  for (const auto& [name, parameter] : half) {
+    full.emplace_back(name, parameter.detach().to(at::kFloat).requires_grad_());
+  }
+  const OptimizerOptions options{.type = type, .weight_decay = 0.1, .momentum = 0.5};
+  const auto half_optimizer = make_optimizer(parameter_groups(half, options), options);
+  const auto full_optimizer = make_optimizer(parameter_groups(full, options), options);
+  for (int step = 0; step < 50; ++step) {
+    set_gradients(half, step);
+    for (size_t i = 0; i < full.size(); ++i) {
+      full[i].second.mutable_grad() = half[i].second.grad().to(at::kFloat);
+    }
+    half_optimizer->step(1e-4);  // most single updates are too small for half precision
+    full_optimizer->step(1e-4);
+  }
+  for (size_t i = 0; i < full.size(); ++i) {
+    CHECK(half[i].second.equal(full[i].second.to(dtype)));
+    CHECK(half_optimizer->state().at("master." + half[i].first).equal(full[i].second));
+  }
+}
+
+TEST_CASE("small gradients in half precision survive unscaling in fp32", "[train]") {
+  const NamedParameters parameters = {{"w", at::ones({4}, at::kHalf).requires_grad_()}};
+  const auto optimizer = make_optimizer(parameter_groups(parameters, {}), {});
+  parameters[0].second.mutable_grad() = at::full({4}, 1e-3, at::kHalf);
+  const auto gradients = optimizer->gradients();
+  REQUIRE(gradients.size() == 1);
+  gradients[0].div_(65536);
+  CHECK(optimizer->gradients()[0][0].item<double>() == Approx(1e-3 / 65536).epsilon(1e-3));
+}
+
+TEST_CASE("parameters that are strided are updated like others", "[train]") {
+  auto parameters = two_parameters();
+  auto expected = clones(parameters);
+  parameters[0].second = parameters[0].second.detach().t().contiguous().t().requires_grad_();
+  REQUIRE_FALSE(parameters[0].second.is_contiguous());
+  const OptimizerOptions options{.weight_decay = 0.1};
+  const auto optimizer = make_optimizer(parameter_groups(parameters, options), options);
+  torch::optim::AdamW reference(expected, torch::optim::AdamWOptions(1e-2).weight_decay(0.1));
+  for (int step = 0; step < 5; ++step) {
+    set_gradients(parameters, step);
+    copy_gradients(parameters, expected);
+    optimizer->step(1e-2);
+    reference.step();
+  }
+  CHECK(distance(parameters, expected) < 1e-6);
+}
+
+TEST_CASE("a parameter without gradient keeps its value and its count of updates", "[train]") {
+  const auto parameters = two_parameters();
+  const OptimizerOptions options{.weight_decay = 0.1};
+  const auto optimizer = make_optimizer(parameter_groups(parameters, options), options);
+  const auto before = parameters[1].second.detach().clone();
+  set_gradients(parameters, 0);
+  parameters[1].second.mutable_grad() = at::Tensor();
+  optimizer->step(0.1);
+  CHECK(parameters[1].second.equal(before));
+  CHECK(optimizer->state().at("step.b.weight").item<double>() == 0);
+  CHECK(optimizer->state().at("step.a.weight").item<double>() == 1);
+  CHECK(optimizer->gradients().size() == 1);
+  optimizer->zero_grad();
+  CHECK(optimizer->gradients().empty());
+}
+
+TEST_CASE("a saved optimizer goes on bit by bit", "[train]") {
+  const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
+  const std::string type = GENERATE("adamw", "sgd");
+  const OptimizerOptions options{.type = type, .weight_decay = 0.1, .momentum = 0.5};
+  const auto straight = two_parameters(dtype);
+  const auto first = make_optimizer(parameter_groups(straight, options), options);
+  for (int step = 0; step < 5; ++step) {
+    set_gradients(straight, step);
+    first->step(0.01);
+  }
+  auto resumed = two_parameters(dtype);
+  const auto second = make_optimizer(parameter_groups(resumed, options), options);
+  second->load_state(testing::values_of(*first));
+  for (size_t i = 0; i < resumed.size(); ++i) {
+    const at::NoGradGuard no_grad;
+    resumed[i].second.copy_(straight[i].second);
+  }
+  for (int step = 5; step < 10; ++step) {
+    set_gradients(straight, step);
+    first->step(0.01);
+    set_gradients(resumed, step);
+    second->step(0.01);
+  }
+  CHECK(testing::same_bits(testing::values_of(*first), testing::values_of(*second)));
+  for (size_t i = 0; i < resumed.size(); ++i) {
+    CHECK(testing::same_bits(straight[i].second, resumed[i].second));
+  }
+}
+
+TEST_CASE("a state of other parameters is refused and changes nothing", "[train]") {
+  const auto parameters = two_parameters();
+  const auto optimizer = make_optimizer(parameter_groups(parameters, {}), {});
+  set_gradients(parameters, 0);
+  optimizer->step(0.1);
+  const auto before = testing::values_of(*optimizer);
+  auto changed = before;
+  std::string expected;
+  SECTION("missing") {
+    changed.erase("exp_avg.b.weight");
+    expected = "\"exp_avg.b.weight\"";
+  }
+  SECTION("too much") {
+    changed["momentum.b.weight"] = at::zeros({70});
+    expected = "\"momentum.b.weight\"";
+  }
+  SECTION("another shape") {
+    changed["exp_avg_sq.b.weight"] = at::zeros({71});
+    expected = "[71]";
+  }
+  SECTION("another type") {
+    changed["exp_avg_sq.b.weight"] = at::zeros({70}, at::kHalf);
+    expected = "Half";
+  }
+  for (auto& entry : changed) entry.second = entry.second + 1;
+  const auto text = testing::message_of<ShapeError>([&] { optimizer->load_state(changed); });
+  CHECK(text.find(expected) != std::string::npos);
+  CHECK(testing::same_bits(testing::values_of(*optimizer), before));
+}
+
+TEST_CASE("groups by weight decay", "[train]") {
+  const auto matrix = at::zeros({2, 2}), vector = at::zeros({2});
+  const NamedParameters parameters = {{"layers.0.q_proj.weight", matrix},
+                                      {"layers.0.q_proj.bias", vector},
+                                      {"layers.0.input_layernorm.weight", vector},
+                                      {"biased.weight", matrix}};
+  SECTION("patterns are searched in the names") {
+    const auto groups = parameter_groups(parameters, {.weight_decay = 0.1});
+    REQUIRE(groups.size() == 2);
+    CHECK(groups[0].weight_decay == 0.1);
+    CHECK(names_of(groups[0]) ==
+          std::vector<std::string>{"layers.0.q_proj.weight", "biased.weight"});
+    CHECK(groups[1].weight_decay == 0);
+    CHECK(names_of(groups[1]) ==
+          std::vector<std::string>{"layers.0.q_proj.bias", "layers.0.input_layernorm.weight"});
+  }
+  SECTION("an empty list decays everything") {
+    const auto groups = parameter_groups(parameters, {.weight_decay = 0.1, .no_decay = {}});
+    REQUIRE(groups.size() == 1);
+    CHECK(groups[0].weight_decay == 0.1);
+    CHECK(groups[0].parameters.size() == 4);
+  }
+}
+
+TEST_CASE("groups of LoRA+", "[train]") {
+  const auto matrix = at::zeros({2, 2}), vector = at::zeros({2});
+  const NamedParameters parameters = {{"q_proj.default.lora_A", matrix},
+                                      {"q_proj.default.lora_B", matrix},
+                                      {"q_proj.bias", vector},
+                                      {"embed.default.lora_embedding_A", matrix},
+                                      {"embed.default.lora_embedding_B", matrix},
+                                      {"lm_head.weight", matrix}};
+  OptimizerOptions options{.lr = 1e-4, .weight_decay = 0.1};
+  options.loraplus_lr_ratio = 16;
+  const auto groups = parameter_groups(parameters, options);
+  std::map<std::string, std::pair<double, double>> settings;
+  for (const auto& group : groups) {
+    for (const auto& name : names_of(group)) settings[name] = {group.lr_ratio, group.weight_decay};
+  }
+  using Pair = std::pair<double, double>;
+  CHECK(settings.at("q_proj.default.lora_A") == Pair(1, 0.1));
+  CHECK(settings.at("lm_head.weight") == Pair(1, 0.1));
+  CHECK(settings.at("q_proj.default.lora_B") == Pair(16, 0.1));
+  CHECK(settings.at("q_proj.bias") == Pair(16, 0));
+  CHECK(settings.at("embed.default.lora_embedding_A").first * 1e-4 == Approx(1e-6));
+  CHECK(settings.at("embed.default.lora_embedding_B").first * 1e-4 == Approx(1e-6));
+
+  options.lr = 0;
+  CHECK_THROWS_AS(parameter_groups(parameters, options), ConfigError);
+}
+
+TEST_CASE("a group's rate is its ratio times the step's", "[train]") {
+  const NamedParameters parameters = {{"x.lora_A", at::zeros({2, 2}).requires_grad_()},
+                                      {"x.lora_B", at::zeros({2, 2}).requires_grad_()}};
+  OptimizerOptions options{.type = "sgd"};
+  options.loraplus_lr_ratio = 4;
+  const auto optimizer = make_optimizer(parameter_groups(parameters, options), options);
+  for (const auto& entry : parameters) entry.second.mutable_grad() = at::ones({2, 2});
+  optimizer->step(0.5);
+  CHECK(parameters[0].second.equal(at::full({2, 2}, -0.5)));
+  CHECK(parameters[1].second.equal(at::full({2, 2}, -2.0)));
+}
+
+TEST_CASE("optimizer options out of range are refused", "[train]") {
+  const auto groups = parameter_groups(two_parameters(), {});
+  CHECK_THROWS_AS(make_optimizer(groups, {.type = "lion"}), ConfigError);
+  CHECK_THROWS_AS(make_optimizer(groups, {.beta2 = 1}), ConfigError);
+  CHECK_THROWS_AS(make_optimizer(groups, {.momentum = -0.1}), ConfigError);
+  CHECK_THROWS_AS(make_optimizer(groups, {.weight_decay = -1}), ConfigError);
+  CHECK_THROWS_AS(make_optimizer({}, {}), ConfigError);
+  CHECK_THROWS_AS(parameter_groups({}, {.no_decay = {"("}}), ConfigError);
+}
