@@ -7,7 +7,7 @@
 # Where LibTorch is looked for, first match wins:
 #   LORA_TORCH_ROOT (cache or environment); what find_package(Torch) has found; Torch_DIR; CMAKE_PREFIX_PATH (variable
 #   or environment); LORA_TORCH_HINT (an installed package: the LibTorch that it was built with); .venv of the source tree.
-# Sets LORA_TORCH_DIR and LORA_TORCH_VERSION. LORA_CUDA=ON links libtorch_cuda besides.
+# Sets LORA_TORCH_DIR, LORA_TORCH_VERSION and LORA_TORCH_RUN_PATH. LORA_CUDA=ON links libtorch_cuda besides.
 
 set(LORA_TORCH_ROOT "$ENV{LORA_TORCH_ROOT}" CACHE PATH "Folder of LibTorch: holds lib/libtorch_cpu.so and include/")
 
@@ -67,6 +67,7 @@ function(lora_add_torch include)
     file(CREATE_LINK ${LORA_TORCH_DIR}/include/${folder} ${include}/${folder} SYMBOLIC)
   endforeach()
   find_package(Threads REQUIRED)
+  set(run_path ${LORA_TORCH_DIR}/lib)
   set(libraries ${LORA_TORCH_DIR}/lib/libtorch_cpu.so ${LORA_TORCH_DIR}/lib/libc10.so)
   add_library(lora_torch INTERFACE IMPORTED GLOBAL)
   target_include_directories(lora_torch SYSTEM INTERFACE ${include} ${include}/torch/csrc/api/include)
@@ -80,6 +81,8 @@ function(lora_add_torch include)
       set(cuda_runtime ${CUDA_cudart_LIBRARY})
     endif()
     target_include_directories(lora_torch SYSTEM INTERFACE ${cuda_include})
+    get_filename_component(cuda_runtime_dir ${cuda_runtime} DIRECTORY)
+    list(APPEND run_path ${cuda_runtime_dir})
     # Loading libtorch_cuda registers its kernels; nothing needs to refer to one of its symbols.
     list(APPEND libraries -Wl,--push-state,--no-as-needed,${LORA_TORCH_DIR}/lib/libtorch_cuda.so,--pop-state
                           ${LORA_TORCH_DIR}/lib/libc10_cuda.so ${cuda_runtime})
@@ -87,6 +90,7 @@ function(lora_add_torch include)
   # LibTorch's libraries find their own dependencies through their run path; the linker need not see them.
   target_link_options(lora_torch INTERFACE LINKER:--allow-shlib-undefined)
   target_link_libraries(lora_torch INTERFACE ${libraries} ${CMAKE_THREAD_LIBS_INIT} ${CMAKE_DL_LIBS})
+  set(LORA_TORCH_RUN_PATH ${run_path} PARENT_SCOPE)
 endfunction()
 
 lora_find_torch()

@@ -33,3 +33,8 @@ lora_build() {
   local preset=$1
   (cd "$LORA_ROOT" && cmake --preset "$preset" && cmake --build --preset "$preset" --parallel "$(lora_jobs)")
 }
+
+# The release preset's program alone, without tests and examples.
+lora_build_program() {
+  (cd "$LORA_ROOT" && cmake --preset release && cmake --build --preset release --parallel "$(lora_jobs)" --target lora_program)
+}

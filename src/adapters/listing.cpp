@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "core/check.h"
+#include "lora/core/text.h"
 
 namespace lora::adapters {
 namespace {
@@ -13,8 +14,9 @@ constexpr size_t kShownNames = 5, kShownCharacters = 150;
 }  // namespace
 
 std::string quote_name(std::string_view name) {
-  if (name.size() <= kShownCharacters) return fmt::format("{:?}", name);
-  return fmt::format("{:?}...", name.substr(0, kShownCharacters));
+  // A cut may fall inside a character.
+  const std::string shown = to_utf8(name.substr(0, kShownCharacters));
+  return fmt::format("{:?}{}", shown, name.size() > kShownCharacters ? "..." : "");
 }
 
 std::string listed(const std::vector<std::string>& texts) {

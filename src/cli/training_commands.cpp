@@ -234,10 +234,7 @@ void TrainingRun::write_report(const Stopwatch& total) {
   train::ReportContent content;
   content.title = fmt::format("{} {}", config_.run.mode.value_or("run"), config_.run.output_dir.filename().string());
   content.steps = train::MetricsFile::read(config_.run.output_dir / config_.log.metrics);
-  content.summary = {{"steps", fmt::format("{}", total_steps_)},
-                     {"parameters", freeze_report_.summary()},
-                     {"time", fmt::format("{:.1f} s", total.seconds())},
-                     {"peak memory", human_bytes(peak_process_bytes())}};
+  content.summary = {{"parameters", freeze_report_.summary()}, {"time in all", fmt::format("{:.1f} s", total.seconds())}};
   content.environment = {{"machine", describe_machine(device_)}, {"program", "lora " LORA_VERSION}};
   content.config_yaml = config::dump_run_config(config_);
   content.eval_loss_before = loss_before_;

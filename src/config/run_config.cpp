@@ -34,6 +34,7 @@ RunConfig parse_run_config(std::string_view text, std::string_view name, const P
                            const std::vector<std::string>& overrides, const Path& override_base,
                            std::string_view command) {
   RunConfig config;
+  if (command == "train") config.adapter.method = "none";
   Places places;
   const Source file{std::string(name), std::filesystem::absolute(base)};
   read_tree(formats::parse_yaml(text, name), file, config, places);

@@ -16,7 +16,7 @@
 #include "lora/core/log.h"
 #include "lora/io/safetensors.h"
 #include "lora/ops/device.h"
-#include "train/model_scope.h"
+#include "train/device_of.h"
 
 namespace lora::train {
 namespace {

@@ -10,7 +10,7 @@
 #include "lora/data/collate.h"
 #include "lora/nn/loss.h"
 #include "lora/ops/autocast.h"
-#include "train/model_scope.h"
+#include "nn/eval_mode.h"
 
 namespace lora::train {
 
@@ -20,7 +20,7 @@ EvalResult evaluate(nn::CausalLMImpl& model, const data::Dataset& dataset, int64
                        batch_size);
   // Not InferenceMode: tables that layers make now must serve training later.
   const at::NoGradGuard no_grad;
-  const EvalMode eval_mode(model);
+  const nn::EvalMode eval_mode(model);
   const AutocastGuard autocast(device.type(), amp_dtype);
 
   std::vector<const data::Example*> examples;

@@ -8,7 +8,8 @@
 #include "core/check.h"
 #include "lora/nn/probe.h"
 #include "lora/ops/autocast.h"
-#include "train/model_scope.h"
+#include "nn/eval_mode.h"
+#include "train/device_of.h"
 
 // Legend: B batch, S sequence, D model.
 namespace lora::train {
@@ -77,7 +78,7 @@ std::string nonfinite_output(nn::CausalLMImpl& model, std::span<const Batch> mic
                              at::ScalarType amp_dtype) {
   const at::Device device = device_of(model);
   const AutocastGuard autocast(device.type(), amp_dtype);
-  const EvalMode eval_mode(model);
+  const nn::EvalMode eval_mode(model);
   Watch watch(model);
   for (const Batch& batch : micro_batches) {
     run_forward(model, batch.to(device), watch);

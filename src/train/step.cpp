@@ -13,7 +13,7 @@
 #include "lora/ops/device.h"
 #include "lora/train/clip.h"
 #include "lora/train/nonfinite.h"
-#include "train/model_scope.h"
+#include "train/device_of.h"
 
 namespace lora::train {
 namespace {

@@ -119,10 +119,10 @@ TEST_CASE("chat rows of both kinds", "[data]") {
                   R"({"from":"user","value":"c"},{"from":"assistant","value":"d"}]})",
                   {.format = "chat"});
   CHECK(conversations.examples.at(0).input_ids == expected);
-  const Dataset system = folder.load(
-      R"({"messages": [{"role":"system","content":"S"},{"role":"user","content":"a"},)"
-      R"({"role":"assistant","content":"b"}]})",
-      {.format = "chat"});
+  const Dataset system =
+      folder.load(R"({"messages": [{"role":"system","content":"S"},{"role":"user","content":"a"},)"
+                  R"({"role":"assistant","content":"b"}]})",
+                  {.format = "chat"});
   CHECK(system.examples.at(0).input_ids == ids_of("^[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST]b $"));
 }
 

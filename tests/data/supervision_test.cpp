@@ -23,6 +23,12 @@ TEST_CASE("targets, rows without any and taught ends are counted", "[data]") {
   CHECK(data::check_supervision(dataset, nullptr, 9).rows_with_end_token == 0);
 }
 
+TEST_CASE("the first token of a row is shown as masked, whatever its label", "[data]") {
+  data::Dataset dataset;
+  dataset.examples = {{.input_ids = {1, 7}, .labels = {1, 7}}};
+  CHECK(data::check_supervision(dataset, nullptr, 2).shown == "[masked] 1 [target] 7");
+}
+
 TEST_CASE("a row is shown as text with its mask", "[data]") {
   const testing::ScratchFolder folder;
   const Path file =

@@ -63,6 +63,15 @@ TEST_CASE("lora_delta: under autocast fp32 input gives autocast's type and an fp
   CHECK(x.grad().scalar_type() == at::kFloat);
 }
 
+TEST_CASE("lora_delta: an fp32 dropout mask works under autocast", "[ops]") {
+  const auto x = at::randn({6, 32}).requires_grad_();
+  const auto a = at::randn({4, 32}).requires_grad_(), b = at::randn({8, 4}).requires_grad_();
+  const AutocastGuard autocast(at::kCPU, at::kBFloat16);
+  const auto y = ops::lora_delta(x, a, b, 1.0, at::ones({6, 32}));
+  CHECK(y.scalar_type() == at::kBFloat16);
+  CHECK(at::equal(y, ops::lora_delta(x, a, b, 1.0)));
+}
+
 TEST_CASE("rms_norm: backward equals finite differences", "[ops]") {
   at::manual_seed(5);
   const auto x = random_double({2, 3, 6}), weight = random_double({6});

@@ -166,7 +166,7 @@ TEST_CASE("right padding needs no mask: real positions do not see it", "[parity]
   auto model = load_base("base_gqa");
   Batch batch = fixture_batch();
   const at::Tensor with_mask = model->forward(batch);
-  batch.attention_mask_BS = {};
+  batch.attention_mask_BS = at::Tensor();
   const at::Tensor without = model->forward(batch);
   CHECK(largest_difference(with_mask[0], without[0]) < 2e-6);
   CHECK(largest_difference(with_mask[1].slice(0, 0, 9), without[1].slice(0, 0, 9)) < 2e-6);

@@ -12,7 +12,9 @@
 #include "lora/core/file.h"
 #include "lora/core/log.h"
 #include "support.h"
+#include "train/page_text.h"
 
+using lora::testing::count;
 using lora::train::Progress;
 using lora::train::StepResult;
 
@@ -115,14 +117,6 @@ void show_steps(int64_t first, int64_t last, int64_t total, int64_t interval) {
   Progress progress(total, interval);
   for (int64_t i = first; i <= last; ++i) progress.show(step_of(i));
   progress.finish();
-}
-
-size_t count(std::string_view text, std::string_view part) {
-  size_t found = 0;
-  for (size_t at = text.find(part); at != std::string_view::npos; at = text.find(part, at + 1)) {
-    ++found;
-  }
-  return found;
 }
 
 }  // namespace

@@ -46,7 +46,7 @@ struct TokenizerSection {
 };
 
 struct AdapterSection {
-  std::string method = "lora";  ///< lora | none
+  std::string method = "lora";  ///< lora | none (the default of lora train)
   std::optional<int64_t> r;
   std::optional<double> lora_alpha, lora_dropout;
   std::optional<bool> use_rslora;

@@ -35,10 +35,11 @@ Tensor attention_mask(const Batch& batch, const nn::KvCache* cache) {
   require<ShapeError>(batch.attention_mask_BS.size(1) == cached + length,
                       "[llama] the attention mask must cover {} positions; found {}", cached + length,
                       batch.attention_mask_BS.size(1));
-  // A token always sees itself, so that a padded position gives numbers and not NaN.
+  const Tensor seen = at::logical_and(causal, batch.attention_mask_BS.to(at::kBool).unsqueeze(1).unsqueeze(1));
+  // A position that may look at nothing (padding on the left) looks at itself: numbers, not NaN.
   const Tensor itself = at::ones({length, cached + length}, options).tril(cached).triu(cached);
-  const Tensor real = batch.attention_mask_BS.to(at::kBool).unsqueeze(1).unsqueeze(1);
-  return at::logical_or(at::logical_and(causal, real), itself);
+  const Tensor sees_nothing = seen.any(-1, /*keepdim=*/true).logical_not();
+  return at::logical_or(seen, at::logical_and(itself, sees_nothing));
 }
 
 /// Hugging Face's rule for fresh weights: norms one, biases zero, everything else normal.

@@ -1,0 +1,210 @@
+#!/usr/bin/env python3
+"""The program's contract from outside: exit codes, one error line, files, resume, score, merge.
+
+usage: cli_test.py PROGRAM SOURCE_DIR
+"""
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+PROGRAM, SOURCE = sys.argv[1], pathlib.Path(sys.argv[2])
+BASE = SOURCE / "tests/reference/peft/base"
+LORA = SOURCE / "tests/reference/peft/lora"
+
+RUN_FILE = """
+run: {{output_dir: out, device: cpu, seed: 0}}
+model: {{path: {base}, dtype: fp32}}
+adapter: {{r: 4, lora_alpha: 8, target_modules: [q_proj, v_proj]}}
+data: {{format: tokens, train: {{path: rows.jsonl, shuffle: false}}}}
+train:
+  max_steps: 4
+  micro_batch: 2
+  optimizer: {{lr: 5.0e-3}}
+"""
+
+
+def lora(*arguments, cwd=None):
+    return subprocess.run([PROGRAM, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+class CliTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+        self.write("run.yaml", RUN_FILE.format(base=BASE))
+        self.write_rows("rows.jsonl", [{"input_ids": [1, 12, 14, 53, 14, 16, 80]}, {"input_ids": [1, 122, 102, 21]}])
+
+    def write(self, name, text):
+        (self.folder / name).write_text(text)
+
+    def write_rows(self, name, rows):
+        self.write(name, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def finetune(self, *arguments, code=0):
+        return self.run_command("finetune", "-c", "run.yaml", *arguments, code=code)
+
+    def run_command(self, *arguments, code=0):
+        result = lora(*arguments, cwd=self.folder)
+        self.assertEqual(result.returncode, code, result.stderr)
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        self.assertEqual(len(errors), 0 if code == 0 else 1, result.stderr)
+        return errors[0] if errors else result.stdout
+
+    def metrics(self, directory="out"):
+        return [json.loads(line) for line in (self.folder / directory / "metrics.jsonl").read_text().splitlines()]
+
+    def score(self, adapter, output="scores.jsonl"):
+        extra = ["--adapter", adapter] if adapter else []
+        self.run_command("score", "--model", BASE, *extra, "--input", "rows.jsonl", "--output", output, "--overwrite", "-q")
+        return [json.loads(line) for line in (self.folder / output).read_text().splitlines()]
+
+    def test_finetune_writes_what_it_promises(self):
+        self.finetune()
+        out = self.folder / "out"
+        for name in ("config.yaml", "metrics.jsonl", "report.html", "adapter/adapter_config.json",
+                     "adapter/adapter_model.safetensors", "checkpoints/step-4/manifest.json"):
+            self.assertTrue((out / name).exists(), name)
+        lines = self.metrics()
+        self.assertEqual([line["step"] for line in lines], [1, 2, 3, 4])
+        for key in ("loss", "lr", "grad_norm", "loss_scale", "overflow", "tokens", "targets", "step_seconds", "data_seconds",
+                    "tokens_per_second"):
+            self.assertIn(key, lines[0])
+        self.assertEqual((lines[0]["tokens"], lines[0]["targets"]), (11, 9))
+        config = json.loads((out / "adapter/adapter_config.json").read_text())
+        self.assertEqual((config["peft_type"], config["r"], config["target_modules"]), ("LORA", 4, ["q_proj", "v_proj"]))
+
+    def test_steps_equal_peft(self):
+        expected = json.loads((LORA / "expected.json").read_text())
+        # The fixture's batch, its padding left out.
+        self.write_rows("rows.jsonl", [
+            {"input_ids": [1, 12, 14, 53, 14, 16, 80, 76, 43, 88, 42, 103],
+             "labels": [-100] * 3 + [53, 14, 16, 80, 76, 43, 88, 42, 103]},
+            {"input_ids": [1, 122, 102, 21, 10, 101, 70, 81, 6], "labels": [-100] * 3 + [21, 10, 101, 70, 81, 6]}])
+        self.finetune("--set", "adapter={init_from: %s}" % (LORA / "init"), "--set", "adapter.r=4", "--set",
+                      "train.max_steps=10", "--set", "train.clip_norm=0", "--set", "train.optimizer.weight_decay=0.01",
+                      "--set", "train.optimizer.no_decay=[]")
+        for line, loss in zip(self.metrics(), expected["step_losses"], strict=True):
+            self.assertAlmostEqual(line["loss"], loss, delta=2e-4)
+
+    def test_the_same_run_again_is_finished(self):
+        self.finetune()
+        before = (self.folder / "out/adapter/adapter_model.safetensors").read_bytes()
+        self.finetune()
+        self.assertEqual((self.folder / "out/adapter/adapter_model.safetensors").read_bytes(), before)
+
+    def test_existing_output_is_not_overwritten(self):
+        self.finetune()
+        self.assertIn("--overwrite", self.finetune("--set", "run.resume=none", code=2))
+        self.finetune("--set", "run.resume=none", "--overwrite")
+        self.run_command("merge", "--model", BASE, "--adapter", "out/adapter", "--output", "merged")
+        self.run_command("merge", "--model", BASE, "--adapter", "out/adapter", "--output", "merged", code=2)
+
+    def test_a_stopped_run_goes_on_bit_by_bit(self):
+        long_run = ["--set", "train.max_steps=400", "--set", "adapter.lora_dropout=0.1", "--set", "log.report=false"]
+        self.finetune(*long_run, "--set", "run.output_dir=whole")
+        process = subprocess.Popen([PROGRAM, "finetune", "-c", "run.yaml", *long_run], cwd=self.folder,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        metrics = self.folder / "out/metrics.jsonl"
+        for _ in range(600):
+            if metrics.exists() and metrics.stat().st_size > 0:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        self.assertEqual(process.wait(timeout=60), 130)
+        stopped_after = len(self.metrics())
+        self.assertLess(stopped_after, 400)
+        self.finetune(*long_run)
+        self.assertEqual((self.folder / "out/adapter/adapter_model.safetensors").read_bytes(),
+                         (self.folder / "whole/adapter/adapter_model.safetensors").read_bytes())
+        self.assertEqual([line["loss"] for line in self.metrics()], [line["loss"] for line in self.metrics("whole")])
+
+    def test_a_changed_run_file_is_not_resumed(self):
+        self.finetune()
+        changed = ["--set", "train.optimizer.weight_decay=0.5", "--set", "train.max_steps=6"]
+        self.assertIn("train.optimizer.weight_decay", self.finetune(*changed, code=2))
+        self.finetune(*changed, "--allow-changed", "train.optimizer.weight_decay")
+        self.assertEqual(len(self.metrics()), 6)
+
+    def test_merged_model_scores_like_the_adapter(self):
+        self.finetune()
+        self.run_command("merge", "--model", BASE, "--adapter", "out/adapter", "--output", "merged")
+        report = json.loads((self.folder / "merged/merge_report.json").read_text())
+        self.assertLess(report["max_logit_change"], 1e-5)
+        adapted = self.score("out/adapter")
+        base = self.score(None)
+        self.run_command("score", "--model", "merged", "--input", "rows.jsonl", "--output", "merged.jsonl")
+        merged = [json.loads(line) for line in (self.folder / "merged.jsonl").read_text().splitlines()]
+        for a, m, b in zip(adapted, merged, base, strict=True):
+            self.assertAlmostEqual(a["sum_logprob"], m["sum_logprob"], delta=1e-4)
+            self.assertNotAlmostEqual(a["sum_logprob"], b["sum_logprob"], delta=1e-2)
+            self.assertAlmostEqual(sum(a["logprobs"]), a["sum_logprob"], delta=1e-4)
+            self.assertAlmostEqual(a["loss"], -a["sum_logprob"] / a["num_targets"], delta=1e-5)
+
+    def test_generate_is_greedy_and_scored(self):
+        text = self.run_command("generate", "--model", BASE, "--prompt-ids", "1,12,14", "--max-new-tokens", 5, "--json")
+        result = json.loads(text)
+        self.assertEqual(set(result), {"text", "token_ids", "logprobs", "score", "finish_reason"})
+        self.assertIsNone(result["text"])
+        self.write_rows("rows.jsonl", [{"input_ids": [1, 12, 14] + result["token_ids"]}])
+        self.assertAlmostEqual(sum(self.score(None)[0]["logprobs"][2:]), result["score"], delta=1e-4)
+
+    def test_train_from_fresh_weights(self):
+        self.write("run.yaml", """
+run: {output_dir: out}
+model: {arch: llama, preset: tiny}
+data: {format: tokens, train: {path: rows.jsonl}}
+train: {max_steps: 2, micro_batch: 2}
+""")
+        self.run_command("train", "-c", "run.yaml")
+        inspected = json.loads(self.run_command("inspect", "out/model", "--json"))
+        self.assertEqual(inspected["kind"], "model")
+        self.run_command("generate", "--model", "out/model", "--prompt-ids", "1", "--max-new-tokens", 2)
+
+    def test_wrong_run_files_are_usage_errors(self):
+        for setting, named in (("train.micro_bath=2", "micro_batch"), ("train.micro_batch=two", "integer"),
+                               ("train.micro_batch=0", "micro_batch"), ("run.device=cuda:9", "cpu"),
+                               ("adapter.target_modules=[q_prj]", "q_proj"), ("freeze.freeze=[lora_]", "train"),
+                               ("run.mode=train", "mode")):
+            with self.subTest(setting):
+                self.assertIn(named, self.finetune("--set", setting, code=2))
+        self.run_command("finetune", "-c", "none.yaml", code=2)
+        self.run_command("finetune", code=2)
+
+    def test_bad_data_and_models_fail(self):
+        bad_rows = {"empty": "", "fields": '{"x": 1}\n', "json": "{\n", "vocabulary": '{"input_ids": [1, 2, 128]}\n',
+                    "masked": '{"input_ids": [1, 2], "labels": [-100, -100]}\n'}
+        for name, text in bad_rows.items():
+            with self.subTest(name):
+                self.write("rows.jsonl", text)
+                self.finetune(code=1)
+        self.write_rows("rows.jsonl", [{"input_ids": list(range(1, 100))}])
+        self.finetune("--set", "data.on_long=error", code=1)
+        self.finetune("--set", "data.train.path=none.jsonl", code=1)
+        self.finetune("--set", "model.path=none", code=1)
+
+    def test_bad_rows_can_be_left_out(self):
+        self.write("rows.jsonl", '{"input_ids": [1, 2, 3]}\nnot json\n{"input_ids": [1, 2, 300]}\n{"input_ids": [1, 4, 5]}\n')
+        result = lora("finetune", "-c", "run.yaml", "--set", "data.on_bad_row=skip", cwd=self.folder)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("4 rows, 0 truncated, 2 bad", result.stderr)
+
+    def test_an_adapter_of_another_model_is_refused(self):
+        adapter = SOURCE / "tests/reference/peft/lora_gqa/final"
+        error = self.run_command("score", "--model", BASE, "--adapter", adapter, "--input", "rows.jsonl", "--output", "s.jsonl",
+                                 code=1)
+        self.assertIn("k_proj", error)
+        self.assertFalse((self.folder / "s.jsonl").exists())
+
+    def test_help_has_an_example_everywhere(self):
+        for command in ("train", "finetune", "generate", "score", "merge", "convert", "inspect", "completion"):
+            self.assertIn("Example:", self.run_command(command, "--help"))
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0]])
