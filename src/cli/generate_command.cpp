@@ -7,7 +7,6 @@
 #include "cli/options.h"
 #include "core/check.h"
 #include "formats/json.h"
-#include "lora/core/text.h"
 #include "lora/data/chat_template.h"
 #include "lora/data/dataset.h"
 #include "lora/generate/generate.h"
@@ -53,7 +52,7 @@ formats::Json text_of(const generate::Generation& generation, const LoadedModel&
   if (loaded.tokenizer == nullptr) return nullptr;
   std::vector<int64_t> ids = generation.token_ids;
   if (generation.finish_reason == "stop") ids.pop_back();
-  return to_utf8(loaded.tokenizer->decode(ids));
+  return readable_text(*loaded.tokenizer, std::move(ids));
 }
 
 int GenerateCommand::run() const {

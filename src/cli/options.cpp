@@ -4,6 +4,7 @@
 #include "lora/adapters/adapter_io.h"
 #include "lora/core/dtype.h"
 #include "lora/core/log.h"
+#include "lora/core/text.h"
 #include "lora/io/dtype.h"
 #include "lora/ops/device.h"
 
@@ -38,6 +39,11 @@ const data::Tokenizer& require_tokenizer(const LoadedModel& loaded, std::string_
                    "[tokenizer] {} needs a tokenizer; the model directory has no tokenizer.model; put it there or give "
                    "token ids", what);
   return *loaded.tokenizer;
+}
+
+std::string readable_text(const data::Tokenizer& tokenizer, std::vector<int64_t> ids) {
+  std::erase_if(ids, [&](int64_t id) { return id >= tokenizer.vocab_size(); });
+  return to_utf8(tokenizer.decode(ids));
 }
 
 void require_free_output(const Path& output, bool overwrite) {

@@ -35,6 +35,10 @@ LoadedModel load_model(const ModelOptions& options);
 /// The tokenizer, or IoError saying that `what` needs one.
 const data::Tokenizer& require_tokenizer(const LoadedModel& loaded, std::string_view what);
 
+/// Text of generated ids, in valid UTF-8. Ids beyond the tokenizer's pieces give nothing: a model's vocabulary may be
+/// padded, and an untrained model chooses such ids.
+std::string readable_text(const data::Tokenizer& tokenizer, std::vector<int64_t> ids);
+
 /// Throws ConfigError when `output` exists (a file, or a directory with something in it) and `overwrite` is false.
 void require_free_output(const Path& output, bool overwrite);
 

@@ -207,7 +207,7 @@ std::vector<std::string> TrainingRun::generate_samples() {
   options.seed = static_cast<uint64_t>(config_.run.seed);
   for (const auto& row : sample_rows()) {
     const auto generation = generate::complete(*model_, row.prompt_ids, options, device_);
-    texts.push_back(to_utf8(tokenizer_->decode(generation.token_ids)));
+    texts.push_back(readable_text(*tokenizer_, generation.token_ids));
   }
   return texts;
 }
@@ -241,9 +241,9 @@ void TrainingRun::write_report(const Stopwatch& total) {
   content.eval_loss_after = loss_after_;
   const auto rows = sample_rows();
   for (size_t i = 0; i < samples_after_.size(); ++i) {
-    content.samples.push_back({to_utf8(tokenizer_->decode(rows[i].prompt_ids)),
+    content.samples.push_back({readable_text(*tokenizer_, rows[i].prompt_ids),
                                i < samples_before_.size() ? samples_before_[i] : "", samples_after_[i],
-                               to_utf8(tokenizer_->decode(rows[i].response_ids))});
+                               readable_text(*tokenizer_, rows[i].response_ids)});
   }
   const Path file = config_.run.output_dir / "report.html";
   write_file_atomically(file, train::report_html(content));

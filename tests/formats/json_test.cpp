@@ -3,7 +3,6 @@
 #include <string>
 
 #include "lora/core/error.h"
-#include "lora/core/stopwatch.h"
 #include "support.h"
 
 using lora::FormatError;
@@ -75,7 +74,6 @@ TEST_CASE("duplicate keys are refused at every depth", "[formats]") {
 }
 
 TEST_CASE("limits hold before the value is built", "[formats]") {
-  const lora::Stopwatch watch;
   CHECK(mentions(refusal(std::string(1'000'000, '[')), "64 levels"));
   std::string objects;
   for (int i = 0; i < 100'000; ++i) objects += "{\"a\":";
@@ -91,5 +89,4 @@ TEST_CASE("limits hold before the value is built", "[formats]") {
   for (int i = 0; i < 100'000; ++i) wide += "\"k" + std::to_string(i) + "\":0,";
   wide.back() = '}';
   CHECK(parse_ordered_json(wide, "a.json").size() == 100'000);
-  CHECK(watch.seconds() < 5);
 }

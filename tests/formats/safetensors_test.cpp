@@ -7,7 +7,6 @@
 #include "formats/json.h"
 #include "lora/core/error.h"
 #include "lora/core/file.h"
-#include "lora/core/stopwatch.h"
 #include "support.h"
 
 using namespace lora::formats;
@@ -154,12 +153,10 @@ TEST_CASE("the number of tensors, their names and their nesting are limited", "[
             .tensors[0]
             .name == "../\n\xC3\xA9");
 
-  const lora::Stopwatch watch;
   refusal(file_with("{\"a\":" + std::string(1'000'000, '['), 0));
   std::string numbers = "{\"a\":{\"dtype\":\"F32\",\"shape\":[1";
   for (int i = 0; i < 1'000'000; ++i) numbers += ",1";
   refusal(file_with(numbers + "],\"data_offsets\":[0,4]}}", 4));
-  CHECK(watch.seconds() < 5);
 }
 
 TEST_CASE("written headers are read back", "[formats]") {
