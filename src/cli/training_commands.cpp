@@ -234,7 +234,11 @@ void TrainingRun::write_report(const Stopwatch& total) {
   train::ReportContent content;
   content.title = fmt::format("{} {}", config_.run.mode.value_or("run"), config_.run.output_dir.filename().string());
   content.steps = train::MetricsFile::read(config_.run.output_dir / config_.log.metrics);
-  content.summary = {{"parameters", freeze_report_.summary()}, {"time in all", fmt::format("{:.1f} s", total.seconds())}};
+  const int64_t trainable = freeze_report_.trainable, parameters = freeze_report_.total;
+  content.summary = {{"Trainable parameters", fmt::format("{} of {} ({:.2f} %)", with_thousands(trainable),
+                                                          with_thousands(parameters),
+                                                          100.0 * static_cast<double>(trainable) / static_cast<double>(parameters))},
+                     {"Time in all", fmt::format("{:.1f} s", total.seconds())}};
   content.environment = {{"machine", describe_machine(device_)}, {"program", "lora " LORA_VERSION}};
   content.config_yaml = config::dump_run_config(config_);
   content.eval_loss_before = loss_before_;
