@@ -1,7 +1,5 @@
 #include <fmt/format.h>
 
-#include <array>
-#include <fstream>
 #include <numeric>
 
 #include "cli/command.h"
@@ -11,7 +9,6 @@
 #include "lora/core/dtype.h"
 #include "lora/core/file.h"
 #include "lora/core/text.h"
-#include "lora/formats/llama2c.h"
 
 namespace lora::cli {
 namespace {
@@ -32,11 +29,7 @@ std::string detect(const Path& input) {
     fail<FormatError>("[--input] {} must be a checkpoint that this version reads (hf: a directory with config.json; "
                       "llama2c: a file); give --from to insist", input.string());
   }
-  std::array<char, 256> head{};
-  std::ifstream stream(input, std::ios::binary);
-  stream.read(head.data(), head.size());
-  const auto bytes = std::as_bytes(std::span(head.data(), static_cast<size_t>(stream.gcount())));
-  require<FormatError>(formats::looks_like_llama2c(bytes, std::filesystem::file_size(input)),
+  require<FormatError>(llama::is_llama2c(input),
                        "[--input] {} must be a llama2.c checkpoint (a file) or a Hugging Face directory; it is neither",
                        input.string());
   return "llama2c";

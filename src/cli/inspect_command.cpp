@@ -1,6 +1,5 @@
 #include <fmt/format.h>
 
-#include <fstream>
 #include <map>
 #include <numeric>
 
@@ -11,7 +10,6 @@
 #include "lora/adapters/adapter_io.h"
 #include "lora/core/file.h"
 #include "lora/core/text.h"
-#include "lora/formats/llama2c.h"
 #include "lora/io/adapter_files.h"
 #include "lora/io/model_files.h"
 #include "lora/train/checkpoint.h"
@@ -137,14 +135,7 @@ Json inspect_run(const Path& directory) {
 
 Json inspect_llama2c(const Path& file) {
   Json result = begin("llama2c");
-  const std::string head = [&] {
-    std::ifstream stream(file, std::ios::binary);
-    std::string bytes(256, '\0');
-    stream.read(bytes.data(), 256);
-    bytes.resize(static_cast<size_t>(stream.gcount()));
-    return bytes;
-  }();
-  const auto parsed = formats::parse_llama2c(std::as_bytes(std::span(head)), std::filesystem::file_size(file), file.string());
+  const auto parsed = llama::read_llama2c(file);
   for (const auto& tensor : parsed.tensors) add_tensor(result, tensor.name, "F32", tensor.shape);
   result["version"] = parsed.version;
   return result;

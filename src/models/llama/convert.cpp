@@ -2,8 +2,8 @@
 
 #include <ATen/ATen.h>
 
-#include <array>
 #include <fstream>
+#include <span>
 
 #include "core/check.h"
 #include "formats/json.h"
@@ -28,13 +28,14 @@ Tensor read_raw(const Path& file, const formats::Llama2cFile::Tensor& entry) {
   return tensor;
 }
 
-formats::Llama2cFile parse_file(const Path& file) {
-  std::array<char, kLlama2cHeader> head{};
+/// The beginning of a file, as much as a header can take.
+std::string read_head(const Path& file) {
   std::ifstream stream(file, std::ios::binary);
   require<IoError>(stream.is_open(), "[convert] the checkpoint must be a readable file; found none at {}", file.string());
-  stream.read(head.data(), head.size());
-  const auto bytes = std::as_bytes(std::span(head.data(), static_cast<size_t>(stream.gcount())));
-  return formats::parse_llama2c(bytes, std::filesystem::file_size(file), file.string());
+  std::string head(kLlama2cHeader, '\0');
+  stream.read(head.data(), static_cast<std::streamsize>(head.size()));
+  head.resize(static_cast<size_t>(stream.gcount()));
+  return head;
 }
 
 LlamaConfig config_of(const formats::Llama2cFile& parsed, const Path& file, const SaveOptions& options) {
@@ -66,12 +67,22 @@ Tensor meta_to_hf_rotary(const Tensor& weight, int64_t heads) {
   return weight.view({heads, rows / heads / 2, 2, in}).transpose(1, 2).reshape({rows, in});
 }
 
+bool is_llama2c(const Path& file) {
+  const std::string head = read_head(file);
+  return formats::looks_like_llama2c(std::as_bytes(std::span(head)), std::filesystem::file_size(file));
+}
+
+formats::Llama2cFile read_llama2c(const Path& file) {
+  const std::string head = read_head(file);
+  return formats::parse_llama2c(std::as_bytes(std::span(head)), std::filesystem::file_size(file), file.string());
+}
+
 LlamaConfig llama2c_config(const Path& file, const SaveOptions& options) {
-  return config_of(parse_file(file), file, options);
+  return config_of(read_llama2c(file), file, options);
 }
 
 LlamaConfig convert_llama2c(const Path& file, const Path& directory, const SaveOptions& options) {
-  const auto parsed = parse_file(file);
+  const auto parsed = read_llama2c(file);
   const LlamaConfig config = config_of(parsed, file, options);
   std::vector<io::TensorSource> tensors;
   for (const auto& entry : parsed.tensors) {
