@@ -1,7 +1,4 @@
 # The shipped libraries, lora::lora (every layer but the models) and lora::llama, and the installed CMake package.
-if(NOT TARGET lora_llama)
-  return()
-endif()
 include(CMakePackageConfigHelpers)
 
 # lora_add_library(<target> <exported name> HEADERS <files...> LAYERS <layers...>): a library from the layers' objects.
@@ -9,9 +6,7 @@ function(lora_add_library target name)
   cmake_parse_arguments(ARG "" "" "HEADERS;LAYERS" ${ARGN})
   set(objects "")
   foreach(layer IN LISTS ARG_LAYERS)
-    if(TARGET lora_${layer})
-      list(APPEND objects $<TARGET_OBJECTS:lora_${layer}>)
-    endif()
+    list(APPEND objects $<TARGET_OBJECTS:lora_${layer}>)
   endforeach()
   add_library(${target} ${objects})
   add_library(lora::${name} ALIAS ${target})

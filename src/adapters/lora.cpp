@@ -108,6 +108,11 @@ at::Tensor LoraLinear::delta(const at::Tensor& x) {
   return ops::lora_delta(x, lora_A, lora_B, scale_, mask);
 }
 
+std::optional<nn::LowRankFactors> LoraLinear::low_rank() const {
+  if (is_training() && dropout_ > 0) return std::nullopt;
+  return nn::LowRankFactors{lora_A, lora_B, scale_};
+}
+
 at::Tensor LoraLinear::weight_delta() const {
   return at_least_fp32(lora_B).mm(at_least_fp32(lora_A)) * scale_;
 }

@@ -54,7 +54,9 @@ nn::AdapterSlot& slot_of(const AdapterSet::Slot& slot) {
 }
 
 at::Tensor& weight_of(const AdapterSet::Slot& slot) {
-  return slot.linear.is_empty() ? slot.embedding.ptr()->weight : slot.linear.ptr()->weight;
+  if (slot.linear.is_empty()) return slot.embedding.ptr()->weight;
+  slot.linear.ptr()->restore_weight();
+  return slot.linear.ptr()->weight;
 }
 
 }  // namespace adapters

@@ -45,6 +45,7 @@ std::vector<std::shared_ptr<Registry>> registries_in(torch::nn::Module& model);
 
 /// The slot of whichever layer this is.
 nn::AdapterSlot& slot_of(const AdapterSet::Slot& slot);
+/// Its base weight, restored when it was released.
 at::Tensor& weight_of(const AdapterSet::Slot& slot);
 
 }  // namespace adapters

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <cmath>
 #include <map>
 #include <numeric>
 
@@ -68,23 +69,30 @@ Json inspect_model(const Path& directory) {
   return result;
 }
 
+/// ||B A|| = sqrt(sum((B^T B) * (A A^T))), elementwise product: no matrix of the layer's size is made.
+double product_norm(const at::Tensor& b_OR, const at::Tensor& a_RI) {
+  const at::Tensor b = b_OR.to(at::kDouble), a = a_RI.to(at::kDouble);
+  return std::sqrt(std::max(0.0, (b.t().mm(b) * a.mm(a.t())).sum().item<double>()));
+}
+
 /// Frobenius norm of scale * B A per adapted module: how far the adapter moves each weight.
 Json update_norms(const io::AdapterFiles& files) {
   Json norms = Json::object();
   const LoraOptions options = lora_options_from(files.config);
   for (const auto& [name, b_OR] : files.tensors) {
-    const auto end = name.find(".lora_B");
-    if (end == std::string::npos) continue;
-    std::string a_name = name;
-    a_name.replace(end, 7, ".lora_A");
-    const auto a_RI = files.tensors.find(a_name);
-    if (a_RI == files.tensors.end()) continue;
-    std::string module = name.substr(0, end);
-    for (const char* prefix : {"base_model.model.", "base_model."}) {
-      if (module.starts_with(prefix)) module.erase(0, std::string_view(prefix).size());
+    for (const std::string factor : {".lora_", ".lora_embedding_"}) {
+      const auto end = name.find(factor + "B");
+      if (end == std::string::npos) continue;
+      std::string a_name = name;
+      a_name.replace(end, factor.size() + 1, factor + "A");
+      const auto a_RI = files.tensors.find(a_name);
+      if (a_RI == files.tensors.end()) continue;
+      std::string module = name.substr(0, end);
+      for (const char* prefix : {"base_model.model.", "base_model."}) {
+        if (module.starts_with(prefix)) module.erase(0, std::string_view(prefix).size());
+      }
+      norms[module] = std::abs(lora_size(options, module).scale) * product_norm(b_OR, a_RI->second);
     }
-    const double scale = lora_size(options, module).scale;
-    norms[module] = scale * b_OR.to(at::kDouble).mm(a_RI->second.to(at::kDouble)).norm().item<double>();
   }
   return norms;
 }

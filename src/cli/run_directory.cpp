@@ -36,10 +36,6 @@ bool is_empty_checkpoints(const Path& directory, const std::string& name) {
                      [](const auto& entry) { return entry.path().string().find(".tmp-") != std::string::npos; });
 }
 
-void remove_own_entries(const config::RunConfig& config) {
-  for (const auto& name : own_entries(config)) std::filesystem::remove_all(config.run.output_dir / name);
-}
-
 void check_unchanged(const Path& checkpoint, const config::RunConfig& config, const std::vector<std::string>& allowed) {
   const Path file = checkpoint / "config.yaml";
   const auto before = config::parse_run_config(read_file(file), file.string(), checkpoint, {}, checkpoint, *config.run.mode);
@@ -58,27 +54,28 @@ RunStart resume_from(const Path& checkpoint, const config::RunConfig& config, co
   check_unchanged(checkpoint, config, allowed);
   const int64_t step = train::checkpoint_step(checkpoint);
   log::info(fmt::format("resuming from {} (step {})", checkpoint.string(), step));
-  return {checkpoint, step};
+  return {checkpoint, step, {}};
 }
 
 RunStart start_anew(const config::RunConfig& config, bool overwrite) {
   const Path& directory = config.run.output_dir;
-  if (overwrite) remove_own_entries(config);
+  const auto own = overwrite ? own_entries(config) : std::set<std::string>();
+  RunStart start;
   for (const auto& name : entries_of(directory)) {
     const bool may_go = is_leftover(name, config) || is_empty_checkpoints(directory, name);
     const bool resume_auto = config.run.resume == "auto";
-    require<ConfigError>(may_go && resume_auto,
+    require<ConfigError>(own.contains(name) || (may_go && resume_auto),
                          "[run.output_dir] a new run needs an empty directory; {} holds {}; choose another output_dir{} or "
                          "pass --overwrite", directory.string(), name,
                          resume_auto ? "" : ", resume: auto");
-    std::filesystem::remove_all(directory / name);
+    start.obsolete.push_back(directory / name);
   }
-  return {};
+  return start;
 }
 
 }  // namespace
 
-RunStart prepare_run_directory(const config::RunConfig& config, bool overwrite, const std::vector<std::string>& allowed) {
+RunStart decide_run_start(const config::RunConfig& config, bool overwrite, const std::vector<std::string>& allowed) {
   const Path& directory = config.run.output_dir;
   require_writable(directory);
   remove_stale_temporaries(directory);
@@ -91,6 +88,10 @@ RunStart prepare_run_directory(const config::RunConfig& config, bool overwrite, 
   }
   if (const auto checkpoint = train::newest_checkpoint(directory)) return resume_from(*checkpoint, config, allowed);
   return start_anew(config, overwrite);
+}
+
+void clear_obsolete(const RunStart& start) {
+  for (const auto& path : start.obsolete) std::filesystem::remove_all(path);
 }
 
 }  // namespace lora::cli

@@ -14,11 +14,16 @@ namespace lora::cli {
 struct RunStart {
   std::optional<Path> checkpoint;  ///< resume from here; nothing: start at step 1
   int64_t first_step = 0;          ///< steps already done
+  std::vector<Path> obsolete;      ///< what an earlier or killed run left, to be removed once this run can begin
 };
 
-/// Decides by run.resume and what the directory holds. Creates it, clears what a killed run left, or with `overwrite`
+/// Decides by run.resume and what the directory holds; creates it, but removes no output yet: a run that cannot begin
+/// (a wrong path, bad data) must leave an earlier one's result. Obsolete is what a killed run left, or with `overwrite`
 /// everything that an earlier run wrote. Throws ConfigError when output would be overwritten silently, or when the run
 /// file changed in a way that changes the result (keys in `allowed` aside).
-RunStart prepare_run_directory(const config::RunConfig& config, bool overwrite, const std::vector<std::string>& allowed);
+RunStart decide_run_start(const config::RunConfig& config, bool overwrite, const std::vector<std::string>& allowed);
+
+/// Removes what is obsolete.
+void clear_obsolete(const RunStart& start);
 
 }  // namespace lora::cli

@@ -52,6 +52,8 @@ class TrainingRun {
   void add_callbacks(train::Trainer& trainer, train::MetricsFile& metrics, train::Progress& progress);
   void save_checkpoint(train::Trainer& trainer);
   void save_result(const train::StepState& state);
+  void save_all(train::Trainer& trainer);
+  void save_last_good_state(train::Trainer& trainer);
   std::optional<double> evaluate();
   std::vector<std::string> generate_samples();
   std::vector<SampleRow> sample_rows() const;
@@ -79,6 +81,7 @@ int TrainingRun::run() {
     return kDone;
   }
   announce();
+  clear_obsolete(start_);
   write_file_atomically(config_.run.output_dir / "config.yaml", config::dump_run_config(config_));
 
   train::Trainer trainer(model_, adapters_, trainer_options(config_, device_, total_steps_));
@@ -96,11 +99,15 @@ int TrainingRun::run() {
   loader_settings.first_step = start_.first_step;
   loader_settings.num_steps = total_steps_;
   data::Loader loader(train_set_, loader_settings);
-  trainer.fit(loader, [] { return stop_signal() != 0; });
+  try {
+    trainer.fit(loader, [] { return stop_signal() != 0; });
+  } catch (const NonFiniteError&) {
+    progress.finish();
+    save_last_good_state(trainer);
+    throw;
+  }
   progress.finish();
-
-  if (last_saved_step_ != trainer.state().step) save_checkpoint(trainer);
-  save_result(trainer.state());
+  save_all(trainer);
   if (const int signal = stop_signal(); signal != 0) {
     log::warn(fmt::format("stopped after step {}; the state is saved, the same command goes on from there",
                           trainer.state().step));
@@ -189,6 +196,19 @@ void TrainingRun::save_result(const train::StepState& state) {
   log::debug(fmt::format("saved the state of step {}", state.step));
 }
 
+void TrainingRun::save_all(train::Trainer& trainer) {
+  if (last_saved_step_ != trainer.state().step) save_checkpoint(trainer);
+  save_result(trainer.state());
+}
+
+/// A step whose values are not finite changes nothing, so that the state is that of the step before.
+void TrainingRun::save_last_good_state(train::Trainer& trainer) {
+  if (trainer.state().step == start_.first_step) return;
+  save_all(trainer);
+  log::warn(fmt::format("the state after step {}, the last before values stopped being finite, is saved",
+                        trainer.state().step));
+}
+
 std::optional<double> TrainingRun::evaluate() {
   if (!eval_set_) return std::nullopt;
   const auto amp = trainer_options(config_, device_, total_steps_).amp_dtype;
@@ -269,7 +289,7 @@ int TrainingCommand::run() const {
                        "other command", config.adapter.method, name);
   catch_stop_signals();
   parse_device(config.run.device);
-  return TrainingRun(config, prepare_run_directory(config, overwrite, allowed_changes)).run();
+  return TrainingRun(config, decide_run_start(config, overwrite, allowed_changes)).run();
 }
 
 void add_training_command(CLI::App& program, Action& action, const std::string& name, const std::string& what) {

@@ -3,6 +3,7 @@
 #include <ATen/autocast_mode.h>
 
 #include <cmath>
+#include <limits>
 
 #include "core/check.h"
 #include "lora/nn/probe.h"
@@ -24,6 +25,7 @@ Tensor LinearImpl::base_forward(const Tensor& x) {
   require<ShapeError>(x.size(-1) == options.in_features,
                       "[nn.Linear] the input's last size must be {}; found shape [{}]", options.in_features,
                       fmt::join(x.sizes(), ", "));
+  restore_weight();
   // Under autocast the product casts its own inputs and keeps the cast of a trained weight for the step.
   if (weight.scalar_type() == x.scalar_type() || at::autocast::is_autocast_enabled(x.device().type())) {
     return at::linear(x, weight, bias);
@@ -59,6 +61,52 @@ void LinearImpl::tie_weight(const Tensor& shared) {
                       fmt::join(weight.sizes(), ", "), fmt::join(shared.sizes(), ", "));
   weight = shared;
   parameters_["weight"] = shared;
+}
+
+void LinearImpl::release_weight(std::function<Tensor()> again) {
+  const torch::NoGradGuard no_grad;
+  again_ = std::move(again);
+  weight.set_data(at::full({1}, std::numeric_limits<double>::quiet_NaN(), weight.options()).expand(weight.sizes()));
+}
+
+void LinearImpl::restore_weight() {
+  if (again_ == nullptr) return;
+  const torch::NoGradGuard no_grad;
+  weight.set_data(again_());
+  again_ = nullptr;
+}
+
+void LinearImpl::merge() {
+  restore_weight();
+  slot.merge(weight);
+}
+
+void LinearImpl::unmerge() {
+  restore_weight();
+  slot.unmerge(weight);
+}
+
+void LinearImpl::to(torch::Device device, torch::Dtype dtype, bool non_blocking) {
+  restore_weight();
+  torch::nn::Module::to(device, dtype, non_blocking);
+}
+
+void LinearImpl::to(torch::Dtype dtype, bool non_blocking) {
+  restore_weight();
+  torch::nn::Module::to(dtype, non_blocking);
+}
+
+void LinearImpl::to(torch::Device device, bool non_blocking) {
+  if (weight.device() == device) return torch::nn::Module::to(device, non_blocking);
+  restore_weight();
+  torch::nn::Module::to(device, non_blocking);
+}
+
+void restore_weights(torch::nn::Module& model) {
+  if (auto* linear = dynamic_cast<LinearImpl*>(&model)) linear->restore_weight();
+  for (const auto& module : model.modules(/*include_self=*/false)) {
+    if (auto* linear = module->as<LinearImpl>()) linear->restore_weight();
+  }
 }
 
 void LinearImpl::pretty_print(std::ostream& stream) const {

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "lora/ops/autocast.h"
 #include "lora/ops/ops.h"
 
 // Legend: B batch, S sequence, D model, V vocabulary, T targets.
@@ -18,7 +19,11 @@ Tensor causal_lm_loss_sum(CausalLMImpl& model, const Batch& batch) {
   const Tensor states_TD = targets_T.numel() == states_ND.size(0) ? states_ND : states_ND.index_select(0, targets_T);
   Linear head = model.head();
   if (head->slot.contributing().empty() && !head->bias.defined()) {
-    return ops::linear_cross_entropy_sum(states_TD, head->weight, labels_T);
+    std::shared_ptr<const ops::PackedWeight> packed;
+    const auto dtype = compute_dtype(states_TD.device().type(), states_TD.scalar_type());
+    if (model.head_group() != nullptr) packed = model.head_group()->packed_for(dtype, model.fast_paths);
+    if (!packed) head->restore_weight();
+    return ops::linear_cross_entropy_sum(states_TD, head->weight, labels_T, packed, model.fast_paths.fused_loss);
   }
   // An adapted head has no single weight: its logits are made whole, for the labelled rows only.
   const Tensor logits_TV = head->forward(states_TD);

@@ -13,6 +13,8 @@ ProbeGuard::ProbeGuard(Observer observer) : observer_(std::move(observer)), oute
 
 ProbeGuard::~ProbeGuard() { current_probe = outer_; }
 
+bool probing() { return current_probe != nullptr; }
+
 at::Tensor observed(const torch::nn::Module& module, at::Tensor output) {
   if (current_probe != nullptr) current_probe->observer_(module, output);
   return output;

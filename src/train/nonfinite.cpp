@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "lora/nn/linear.h"
 #include "lora/nn/probe.h"
 #include "lora/ops/autocast.h"
 #include "nn/eval_mode.h"
@@ -108,6 +109,7 @@ std::string nonfinite_gradient(const nn::CausalLMImpl& model,
 std::string locate_nonfinite(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,
                              at::ScalarType amp_dtype) {
   const at::NoGradGuard no_grad;
+  nn::restore_weights(model);
   std::string finding = nonfinite_parameter(model);
   if (finding.empty()) finding = nonfinite_output(model, micro_batches, amp_dtype);
   if (finding.empty()) finding = nonfinite_gradient(model, micro_batches);

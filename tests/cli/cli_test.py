@@ -105,6 +105,30 @@ class CliTest(unittest.TestCase):
         self.run_command("merge", "--model", BASE, "--adapter", "out/adapter", "--output", "merged")
         self.run_command("merge", "--model", BASE, "--adapter", "out/adapter", "--output", "merged", code=2)
 
+    def test_overwriting_waits_until_the_run_can_begin(self):
+        self.finetune()
+        adapter = self.folder / "out/adapter/adapter_model.safetensors"
+        before = adapter.read_bytes()
+        self.finetune("--overwrite", "--set", "data.train.path=none.jsonl", code=1)
+        self.assertEqual(adapter.read_bytes(), before)
+        self.finetune("--overwrite", "--set", "run.seed=1")
+        self.assertNotEqual(adapter.read_bytes(), before)
+
+    def test_values_that_are_not_finite_stop_the_run_at_the_last_good_state(self):
+        # The first update makes the factors so large that the second loss is infinite.
+        wild = ["--set", "train.optimizer={type: sgd, lr: 1.0e+30}", "--set", "train.clip_norm=0", "--set",
+                "adapter.init_lora_weights=false", "--set", "train.on_nonfinite=stop"]
+        error = self.finetune(*wild, code=1)
+        self.assertIn("step 2", error)
+        self.assertEqual([line["step"] for line in self.metrics()], [1])
+        self.assertTrue((self.folder / "out/adapter/adapter_model.safetensors").exists())
+        self.assertTrue((self.folder / "out/checkpoints/step-1/manifest.json").exists())
+
+    def test_inspect_tells_how_far_an_adapter_moves_the_weights(self):
+        for name, module in (("lora", "model.layers.0.self_attn.q_proj"), ("lora_embedding", "model.embed_tokens")):
+            inspected = json.loads(self.run_command("inspect", LORA.parent / name / "final", "--json"))
+            self.assertGreater(inspected["adapter"]["update_norms"][module], 0)
+
     def test_a_stopped_run_goes_on_bit_by_bit(self):
         long_run = ["--set", "train.max_steps=400", "--set", "adapter.lora_dropout=0.1", "--set", "log.report=false"]
         self.finetune(*long_run, "--set", "run.output_dir=whole")

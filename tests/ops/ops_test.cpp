@@ -3,6 +3,11 @@
 #include <ATen/ATen.h>
 #include <torch/utils.h>
 
+#include <array>
+#include <cmath>
+#include <functional>
+#include <limits>
+
 #include "catch.h"
 #include "gradcheck.h"
 #include "lora/ops/autocast.h"
@@ -140,4 +145,220 @@ TEST_CASE("linear_cross_entropy_sum: a frozen head gets no gradient, no-grad mod
   CHECK_FALSE(weight.grad().defined());
   const torch::NoGradGuard no_grad;
   CHECK_FALSE(ops::linear_cross_entropy_sum(hidden, weight, labels).requires_grad());
+}
+
+// The fused forms: each has its own backward, so each is checked against finite differences, and against the plain form
+// in every type that it has a kernel for.
+
+namespace {
+
+/// Output and gradients of sum(output * cotangent) for inputs of one type.
+std::vector<at::Tensor> values_and_gradients(const std::function<std::vector<at::Tensor>(const std::vector<at::Tensor>&)>& f,
+                                             const std::vector<at::Tensor>& inputs) {
+  std::vector<at::Tensor> leaves;
+  for (const auto& input : inputs) leaves.push_back(input.detach().clone().requires_grad_());
+  std::vector<at::Tensor> results = f(leaves);
+  at::Tensor sum;
+  for (size_t i = 0; i < results.size(); ++i) {
+    const auto cotangent = at::sin(at::arange(results[i].numel(), at::kFloat) + static_cast<double>(i)).view(results[i].sizes());
+    const at::Tensor term = (results[i].to(at::kFloat) * cotangent).sum();
+    sum = sum.defined() ? sum + term : term;
+  }
+  const auto gradients = torch::autograd::grad({sum}, leaves);
+  results.insert(results.end(), gradients.begin(), gradients.end());
+  return results;
+}
+
+/// `f(inputs, fused)` gives the same with and without its kernel: 1e-5 of the largest value in fp32, 2 % in bf16.
+void check_fused(const std::function<std::vector<at::Tensor>(const std::vector<at::Tensor>&, bool)>& f,
+                 const std::vector<at::Tensor>& inputs) {
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    std::vector<at::Tensor> typed;
+    for (const auto& input : inputs) typed.push_back(input.to(dtype));
+    const auto fused = values_and_gradients([&](const auto& in) { return f(in, true); }, typed);
+    const auto plain = values_and_gradients([&](const auto& in) { return f(in, false); }, typed);
+    for (size_t i = 0; i < fused.size(); ++i) {
+      INFO(c10::toString(dtype) << ", result " << i);
+      CHECK(fused[i].scalar_type() == plain[i].scalar_type());
+      REQUIRE(fused[i].sizes() == plain[i].sizes());
+      const double tolerance = dtype == at::kFloat ? 1e-5 : 2e-2;
+      CHECK(largest_difference(fused[i], plain[i]) <= tolerance * plain[i].abs().max().item<double>());
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("add_rms_norm: backward equals finite differences, both results", "[ops]") {
+  at::manual_seed(20);
+  const auto x = random_double({2, 3, 6}), delta = random_double({2, 3, 6}), weight = random_double({6});
+  const auto both = [](const at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight) {
+    const auto [sum, y] = ops::add_rms_norm(x, delta, weight, 1e-5);
+    return at::cat({sum, y * 0.7}, -1);
+  };
+  check_gradients([&](const auto& in) { return both(in[0], in[1], in[2]); }, {x, delta, weight});
+  check_gradients([&](const auto& in) { return ops::add_rms_norm(in[0], {}, in[1], 1e-5).second; }, {x, weight});
+  check_gradients([&](const auto& in) { return ops::add_rms_norm(in[0], in[1], weight, 1e-5).first; }, {x, delta});
+}
+
+TEST_CASE("add_rms_norm: the kernel equals the plain operations", "[ops]") {
+  at::manual_seed(21);
+  for (const int64_t width : {5, 64, 333}) {
+    check_fused(
+        [](const auto& in, bool fused) {
+          const auto [sum, y] = ops::add_rms_norm(in[0], in[1], in[2], 1e-6, fused);
+          return std::vector<at::Tensor>{sum, y};
+        },
+        {at::randn({7, width}), at::randn({7, width}), at::randn({width})});
+  }
+}
+
+TEST_CASE("add_rms_norm: an fp32 stream with bf16 additions gives bf16", "[ops]") {
+  at::manual_seed(22);
+  const auto x = at::randn({4, 32}).requires_grad_(), weight = at::randn({32});
+  const auto delta = at::randn({4, 32}).to(at::kBFloat16).requires_grad_();
+  const auto [sum, y] = ops::add_rms_norm(x, delta, weight, 1e-6);
+  CHECK(sum.scalar_type() == at::kFloat);
+  CHECK(y.scalar_type() == at::kBFloat16);
+  CHECK(largest_difference(sum, x + delta) == 0);
+  CHECK(largest_difference(y, ops::rms_norm(x + delta, weight, 1e-6)) < 0.02);
+  (y.to(at::kFloat).sum() + sum.sum()).backward();
+  CHECK(largest_difference(x.grad(), delta.grad()) < 0.02);
+}
+
+TEST_CASE("swiglu_joined: backward equals finite differences, the kernel the plain operations", "[ops]") {
+  at::manual_seed(23);
+  check_gradients([](const auto& in) { return ops::swiglu_joined(in[0]); }, {random_double({2, 3, 8})});
+  for (const int64_t width : {2, 66, 1024}) {
+    check_fused([](const auto& in, bool fused) { return std::vector<at::Tensor>{ops::swiglu_joined(in[0], fused)}; },
+                {at::randn({5, 3, width}) * 4});
+  }
+}
+
+TEST_CASE("split_rotated: backward equals finite differences, the kernel the plain operations", "[ops]") {
+  at::manual_seed(24);
+  const int64_t heads = 4, groups = 2, length = 3, size = 6;
+  const auto qkv = random_double({2, length, (heads + 2 * groups) * size});
+  for (const int64_t table_rows : {1, 2}) {  // one table for all rows, or one each
+    const auto angles = at::randn({table_rows, 1, length, size / 2}, at::kDouble);
+    const auto joined = [&](const at::Tensor& x, bool fused) {
+      const auto parts = ops::split_rotated(x, angles.cos(), angles.sin(), heads, groups, fused);
+      return std::vector<at::Tensor>{parts.q_BHSK, parts.k_BGSK, parts.v_BGSK};
+    };
+    check_gradients(
+        [&](const auto& in) {
+          const auto parts = joined(in[0], true);
+          return at::cat({parts[0].reshape(-1), parts[1].reshape(-1) * 2, parts[2].reshape(-1) * 3});
+        },
+        {qkv});
+    check_fused([&](const auto& in, bool fused) { return joined(in[0], fused); }, {qkv});
+  }
+}
+
+TEST_CASE("causal_attention: backward equals finite differences", "[ops]") {
+  at::manual_seed(25);
+  const auto q = random_double({2, 4, 5, 3}), k = random_double({2, 2, 5, 3}), v = random_double({2, 2, 5, 3});
+  check_gradients([](const auto& in) { return ops::causal_attention({in[0], in[1], in[2]}); }, {q, k, v});
+}
+
+TEST_CASE("causal_attention: equals the plain form over one block, several blocks and pieces of heads", "[ops]") {
+  at::manual_seed(26);
+  // 600 positions make three blocks of queries; 64 heads of 600 do not fit one piece.
+  for (const auto& [batch, heads, groups, length] :
+       std::vector<std::array<int64_t, 4>>{{2, 4, 4, 7}, {2, 4, 2, 130}, {1, 2, 1, 600}, {1, 64, 64, 600}}) {
+    INFO(heads << " heads, " << groups << " groups, " << length << " positions");
+    check_fused(
+        [](const auto& in, bool fused) {
+          return std::vector<at::Tensor>{ops::causal_attention({in[0], in[1], in[2]}, fused)};
+        },
+        {at::randn({batch, heads, length, 16}), at::randn({batch, groups, length, 16}), at::randn({batch, groups, length, 16})});
+  }
+}
+
+TEST_CASE("causal_attention: a bf16 gradient is as near the fp32 one as the stock operation's", "[ops]") {
+  at::manual_seed(27);
+  const auto gradient_of_q = [](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool fused) {
+    const auto leaf = q.detach().clone().requires_grad_();
+    ops::causal_attention({leaf, k, v}, fused).to(at::kFloat).square().sum().backward();
+    return leaf.grad().to(at::kFloat);
+  };
+  // Large scores, for which a rounded score would be a wrong probability.
+  const auto q = at::randn({1, 4, 200, 32}).to(at::kBFloat16) * 4, k = at::randn({1, 4, 200, 32}).to(at::kBFloat16) * 4;
+  const auto v = at::randn({1, 4, 200, 32}).to(at::kBFloat16);
+  const auto exact = gradient_of_q(q.to(at::kFloat), k.to(at::kFloat), v.to(at::kFloat), false);
+  const double ours = (gradient_of_q(q, k, v, true) - exact).norm().item<double>();
+  const double stock = (gradient_of_q(q, k, v, false) - exact).norm().item<double>();
+  CHECK(ours < 1.5 * stock);
+}
+
+TEST_CASE("linear_cross_entropy_sum: the kernel equals the plain operations, last chunk filled up", "[ops]") {
+  at::manual_seed(28);
+  const int64_t vocabulary = 70'000;  // chunks of 64 rows
+  const auto labels = at::randint(vocabulary, {70}, at::kLong);
+  const auto hidden = at::randn({70, 8}), weight = at::randn({vocabulary, 8}) * 0.3;
+  check_fused(
+      [&](const auto& in, bool fused) {
+        return std::vector<at::Tensor>{ops::linear_cross_entropy_sum(in[0], in[1], labels, nullptr, fused)};
+      },
+      {hidden, weight});
+}
+
+TEST_CASE("values that are not finite stay so in every kernel", "[ops]") {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    for (const double sign : {1.0, -1.0}) {
+      const auto x = at::ones({3, 32}).to(dtype);
+      x[1][7] = std::copysign(nan, sign);
+      const auto is_nan_there = [](const at::Tensor& y) { return y[1].isnan().any().item<bool>() && !y[0].isnan().any().item<bool>(); };
+      CHECK(is_nan_there(ops::add_rms_norm(x, {}, at::ones({32}), 1e-6).second));
+      CHECK(is_nan_there(ops::add_rms_norm(at::ones_like(x), x, at::ones({32}), 1e-6).first));
+      CHECK(is_nan_there(ops::swiglu_joined(x)));
+      const auto loss = ops::linear_cross_entropy_sum(x, at::randn({70, 32}).to(dtype), at::zeros({3}, at::kLong));
+      CHECK(loss.isnan().item<bool>());
+    }
+  }
+}
+
+TEST_CASE("frozen_linear: backward equals finite differences, several layers, updates and biases", "[ops]") {
+  at::manual_seed(29);
+  const auto w1 = random_double({4, 5}), w2 = random_double({3, 5}), bias = random_double({4});
+  const ops::FrozenWeights weights{{w1, w2}, nullptr, {bias, at::zeros({3}, at::kDouble)}, {4, 3}};
+  const auto x = random_double({2, 3, 5}), a1 = random_double({2, 5}), b1 = random_double({4, 2}), a2 = random_double({1, 5}),
+             b2 = random_double({3, 1});
+  const auto run = [&](const auto& in) {
+    return ops::frozen_linear(in[0], weights, {{in[1], in[2], 0.5, 0}, {in[3], in[4], 2.0, 1}, {in[3], in[4], 0.3, 1}});
+  };
+  check_gradients(run, {x, a1, b1, a2, b2});
+  const auto expected = at::cat({at::linear(x, w1, bias) + 0.5 * at::linear(at::linear(x, a1), b1),
+                                 at::linear(x, w2) + 2.3 * at::linear(at::linear(x, a2), b2)}, -1);
+  CHECK(largest_difference(run(std::vector<at::Tensor>{x, a1, b1, a2, b2}), expected) < 1e-12);
+  check_gradients([&](const auto& in) { return ops::frozen_linear(in[0], weights, {}); }, {x});
+}
+
+TEST_CASE("packed weights multiply as the plain ones do and come back bit for bit", "[ops]") {
+  at::manual_seed(30);
+  CHECK_FALSE(ops::PackedWeight::pays(at::kFloat));
+  if (!ops::PackedWeight::pays(at::kBFloat16)) {
+    WARN("skipped: this processor does not multiply bf16");
+    return;
+  }
+  const auto w1 = at::randn({96, 64}).to(at::kBFloat16), w2 = at::randn({32, 64}).to(at::kBFloat16);
+  const auto packed = std::make_shared<const ops::PackedWeight>(std::vector<at::Tensor>{w1, w2}, at::kBFloat16);
+  const auto back = packed->unpacked();
+  CHECK(at::equal(back[0], w1));
+  CHECK(at::equal(back[1], w2));
+  CHECK(packed->bytes() == 2 * 128 * 64 * 2);
+
+  const auto x = at::randn({10, 64}).to(at::kBFloat16);
+  const auto gradients = [&](const std::shared_ptr<const ops::PackedWeight>& form) {
+    const auto leaf = x.detach().clone().requires_grad_();
+    const auto a = (at::randn({4, 64}, at::kFloat) * 0).add_(0.1).requires_grad_(), b = at::ones({96, 4}).requires_grad_();
+    const auto y = ops::frozen_linear(leaf, {{w1, w2}, form, {}, {96, 32}}, {{a, b, 0.5, 0}});
+    y.to(at::kFloat).square().sum().backward();
+    return std::vector<at::Tensor>{y, leaf.grad(), a.grad(), b.grad()};
+  };
+  const auto with = gradients(packed), without = gradients(nullptr);
+  for (size_t i = 0; i < with.size(); ++i) {
+    CHECK(largest_difference(with[i], without[i]) <= 0.01 * without[i].abs().max().item<double>());
+  }
 }

@@ -58,6 +58,7 @@ class LoraLinear : public nn::Adapter {
              const LoraOptions& options);
 
   at::Tensor delta(const at::Tensor& x) override;
+  std::optional<nn::LowRankFactors> low_rank() const override;
   at::Tensor weight_delta() const override;
   double scale() const { return scale_; }
   int64_t rank() const { return lora_A.size(0); }

@@ -4,6 +4,7 @@
 #include <torch/nn/module.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,12 +13,20 @@ namespace lora::nn {
 
 using at::Tensor;
 
+/// An update of the form scale * x A^T B^T. A (rank, in), B (out, rank).
+struct LowRankFactors {
+  Tensor a_RI, b_OR;
+  double scale;
+};
+
 /// What can sit in a slot (a Linear or an Embedding) beside the frozen base weight.
 class Adapter : public torch::nn::Module {
  public:
   /// The term added to the base output. In a Linear x is (..., in), the result (..., out); in an Embedding x holds ids
   /// (int64, any shape) and the result is (..., dim).
   virtual Tensor delta(const Tensor& x) = 0;
+  /// The factors, when delta(x) is just their product now; nothing for other methods and under dropout.
+  virtual std::optional<LowRankFactors> low_rank() const { return std::nullopt; }
   /// The same update as a change of the base weight, in that weight's shape and in fp32 (double for double), for
   /// merging. Throws ShapeError if the method cannot be merged.
   virtual Tensor weight_delta() const = 0;

@@ -4,7 +4,7 @@
 #include <torch/nn/pimpl.h>
 
 #include "lora/nn/kv_cache.h"
-#include "lora/nn/linear.h"
+#include "lora/nn/linear_group.h"
 #include "lora/ops/batch.h"
 
 namespace lora::nn {
@@ -23,8 +23,13 @@ class CausalLMImpl : public torch::nn::Module {
   /// Longest sequence the model was made for.
   virtual int64_t max_positions() const = 0;
 
+  /// The head as a group, through which the loss finds its packed weight; null: a model that has none.
+  virtual LinearGroup* head_group() { return nullptr; }
+
   /// Logits (B, S, V) in fp32 (double for double).
   Tensor forward(const Batch& batch, KvCache* cache = nullptr);
+
+  FastPaths fast_paths;  ///< which optimisations run
 };
 TORCH_MODULE(CausalLM);
 

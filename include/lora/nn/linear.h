@@ -3,6 +3,8 @@
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 
+#include <functional>
+
 #include "lora/nn/adapter.h"
 #include "lora/nn/parameter.h"
 
@@ -49,14 +51,31 @@ class LinearImpl : public torch::nn::Module {
   /// Uses another layer's tensor as this one's weight from now on: a tied output head.
   void tie_weight(const Tensor& shared);
 
-  void merge() { slot.merge(weight); }
-  void unmerge() { slot.unmerge(weight); }
+  /// Gives up the weight's memory; `again` makes the weight anew, bit for bit. Until then the parameter keeps its name,
+  /// shape and type, and reads as NaN. See LinearGroup.
+  void release_weight(std::function<Tensor()> again);
+  bool weight_is_released() const { return again_ != nullptr; }
+  /// Makes a released weight anew. Everything in this library that reads or changes a weight calls it first; a program
+  /// does so before it reads parameters of a model that trained with FastPaths::release_plain.
+  void restore_weight();
+
+  void merge();
+  void unmerge();
+  void to(torch::Device device, torch::Dtype dtype, bool non_blocking = false) override;
+  void to(torch::Dtype dtype, bool non_blocking = false) override;
+  void to(torch::Device device, bool non_blocking = false) override;
   void pretty_print(std::ostream& stream) const override;
 
   LinearOptions options;
   Tensor weight, bias;
   AdapterSlot slot;
+
+ private:
+  std::function<Tensor()> again_;
 };
 TORCH_MODULE(Linear);
+
+/// Makes every released weight of a model anew.
+void restore_weights(torch::nn::Module& model);
 
 }  // namespace lora::nn

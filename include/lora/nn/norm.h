@@ -4,6 +4,9 @@
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 
+#include <utility>
+
+#include "lora/nn/fast_paths.h"
 #include "lora/nn/parameter.h"
 
 namespace lora::nn {
@@ -13,6 +16,8 @@ class RmsNormImpl : public torch::nn::Module {
  public:
   RmsNormImpl(int64_t size, double eps, const ParameterOptions& parameters = {});
   at::Tensor forward(const at::Tensor& x);
+  /// The residual sum x + delta (delta undefined: x) and its norm.
+  std::pair<at::Tensor, at::Tensor> forward_sum(const at::Tensor& x, const at::Tensor& delta, const FastPaths& fast);
 
   double eps;
   at::Tensor weight;

@@ -24,6 +24,9 @@ class ProbeGuard {
   friend at::Tensor observed(const torch::nn::Module& module, at::Tensor output);
 };
 
+/// Whether a probe is alive on this thread: layers then compute one by one.
+bool probing();
+
 /// Called by layers on their result: tells the probe, if there is one, and passes the value through.
 at::Tensor observed(const torch::nn::Module& module, at::Tensor output);
 

@@ -3,10 +3,15 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
+#include <utility>
+
+#include "lora/ops/frozen_linear.h"
 
 /// Differentiable operations with hand-written backward passes. Legend: N rows (tokens), D model, V vocabulary,
-/// R rank, O outputs, I inputs. Every one is tested against finite differences in double.
+/// R rank, O outputs, I inputs, B batch, S sequence, H heads, G key/value heads, K head size, F feed-forward.
+/// Every one is tested against finite differences in double.
 namespace lora::ops {
 
 using at::Tensor;
@@ -31,6 +36,31 @@ Tensor rotate_half(const Tensor& x_BHSK, const Tensor& cos, const Tensor& sin);
 /// Sum over rows of -log softmax(hidden W^T)[label], without ever keeping the (N, V) logits: they are made chunk by
 /// chunk and the gradient while they are warm. hidden: (N, D); weight: (V, D); labels: (N), all in 0..V-1.
 /// Result: scalar in fp32 (double for double). Gradients reach hidden and, when it asks for one, weight.
-Tensor linear_cross_entropy_sum(const Tensor& hidden_ND, const Tensor& weight_VD, const Tensor& labels_N);
+/// `packed` (may be null) stands for a frozen weight; `fused` chooses the row kernels where they exist.
+Tensor linear_cross_entropy_sum(const Tensor& hidden_ND, const Tensor& weight_VD, const Tensor& labels_N,
+                                const std::shared_ptr<const PackedWeight>& packed = nullptr, bool fused = true);
+
+// Fused forms: one kernel each way on the CPU for bf16, fp32 and double; elsewhere, and with `fused` off, the same out of
+// the operations above.
+
+/// The residual sum x + delta (delta undefined: x itself), and rms_norm of it in the type of delta (x without one).
+std::pair<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight_D, double eps,
+                                       bool fused = true);
+
+/// swiglu of gate and up side by side: (..., 2F) -> (..., F).
+Tensor swiglu_joined(const Tensor& gate_up, bool fused = true);
+
+/// Heads apart, queries and keys rotated: q, k and v side by side, (B, S, (H + 2G) K), to q (B, H, S, K), k and v
+/// (B, G, S, K). cos, sin as in rotate_half.
+struct Heads {
+  Tensor q_BHSK, k_BGSK, v_BGSK;
+};
+Heads split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t num_heads, int64_t num_kv_heads,
+                    bool fused = true);
+
+/// Causal softmax attention in which every key/value head serves H/G query heads; scores are scaled by 1/sqrt(K).
+/// Result (B, S, H K). On the CPU the backward pass is made of batched products over blocks of queries, which is several
+/// times as fast as the stock one for short rows; no (S, S) tensor outlives a block.
+Tensor causal_attention(const Heads& heads, bool fused = true);
 
 }  // namespace lora::ops

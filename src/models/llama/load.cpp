@@ -76,6 +76,7 @@ std::shared_ptr<const data::Tokenizer> load_tokenizer(const Path& directory) {
 }
 
 void save(LlamaForCausalLMImpl& model, const Path& directory, const SaveOptions& options) {
+  nn::restore_weights(model);
   LlamaConfig config = model.config;
   const auto parameters = model.named_parameters();
   if (options.dtype) config.dtype = *options.dtype;

@@ -12,11 +12,6 @@ nn::Linear linear(int64_t in, int64_t out, bool bias, const nn::ParameterOptions
   return nn::Linear(nn::LinearOptions{in, out, bias, parameters});
 }
 
-/// (B, S, H*K) -> (B, H, S, K)
-Tensor split_heads(const Tensor& x, int64_t heads, int64_t head_dim) {
-  return x.view({x.size(0), x.size(1), heads, head_dim}).transpose(1, 2);
-}
-
 /// Every key/value head serves H/G query heads: (B, G, S, K) -> (B, H, S, K).
 Tensor repeat_heads(const Tensor& x_BGSK, int64_t heads) {
   const int64_t groups = x_BGSK.size(1);
@@ -71,22 +66,28 @@ LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config, int64_t layer,
   k_proj = register_module("k_proj", linear(hidden, num_kv_heads_ * head_dim_, bias, parameters));
   v_proj = register_module("v_proj", linear(hidden, num_kv_heads_ * head_dim_, bias, parameters));
   o_proj = register_module("o_proj", linear(num_heads_ * head_dim_, hidden, bias, parameters));
+  qkv_ = nn::LinearGroup({q_proj, k_proj, v_proj});
+  o_ = nn::LinearGroup({o_proj});
 }
 
 Tensor LlamaAttentionImpl::forward(const Tensor& x_BSD, const AttentionContext& context) {
-  const Tensor q_BHSK = ops::rotate_half(split_heads(q_proj->forward(x_BSD), num_heads_, head_dim_), context.cos,
-                                         context.sin);
-  Tensor k_BGSK = ops::rotate_half(split_heads(k_proj->forward(x_BSD), num_kv_heads_, head_dim_), context.cos,
-                                   context.sin);
-  Tensor v_BGSK = split_heads(v_proj->forward(x_BSD), num_kv_heads_, head_dim_);
-  if (context.cache != nullptr) std::tie(k_BGSK, v_BGSK) = context.cache->append(layer_, k_BGSK, v_BGSK);
+  const Tensor qkv = qkv_.forward(x_BSD, context.fast);
+  const auto heads = ops::split_rotated(qkv, context.cos, context.sin, num_heads_, num_kv_heads_, context.fast.fused_rotary);
+  return o_.forward(attend(heads, context), context.fast);
+}
 
+/// (B, S, H K). Only plain causal attention has a fast form.
+Tensor LlamaAttentionImpl::attend(ops::Heads heads, const AttentionContext& context) const {
+  const bool plain_causal = context.cache == nullptr && !context.mask.defined() && context.causal;
+  if (plain_causal) return ops::causal_attention(heads, context.fast.fused_attention);
+  if (context.cache != nullptr) {
+    std::tie(heads.k_BGSK, heads.v_BGSK) = context.cache->append(layer_, heads.k_BGSK, heads.v_BGSK);
+  }
   const std::optional<Tensor> mask = context.mask.defined() ? std::optional(context.mask) : std::nullopt;
   const Tensor seen_BHSK = at::scaled_dot_product_attention(
-      q_BHSK, repeat_heads(k_BGSK, num_heads_), repeat_heads(v_BGSK, num_heads_), mask, /*dropout_p=*/0.0,
-      /*is_causal=*/!mask && context.causal);
-  const Tensor seen_BSD = seen_BHSK.transpose(1, 2).reshape({x_BSD.size(0), x_BSD.size(1), num_heads_ * head_dim_});
-  return o_proj->forward(seen_BSD);
+      heads.q_BHSK, repeat_heads(heads.k_BGSK, num_heads_), repeat_heads(heads.v_BGSK, num_heads_), mask,
+      /*dropout_p=*/0.0, /*is_causal=*/!mask && context.causal);
+  return seen_BHSK.transpose(1, 2).reshape({seen_BHSK.size(0), seen_BHSK.size(2), num_heads_ * head_dim_});
 }
 
 LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters) {
@@ -94,10 +95,12 @@ LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config, const nn::ParameterOptions
   gate_proj = register_module("gate_proj", linear(hidden, inner, config.mlp_bias, parameters));
   up_proj = register_module("up_proj", linear(hidden, inner, config.mlp_bias, parameters));
   down_proj = register_module("down_proj", linear(inner, hidden, config.mlp_bias, parameters));
+  gate_up_ = nn::LinearGroup({gate_proj, up_proj});
+  down_ = nn::LinearGroup({down_proj});
 }
 
-Tensor LlamaMlpImpl::forward(const Tensor& x_BSD) {
-  return down_proj->forward(ops::swiglu(gate_proj->forward(x_BSD), up_proj->forward(x_BSD)));
+Tensor LlamaMlpImpl::forward(const Tensor& x_BSD, const nn::FastPaths& fast) {
+  return down_.forward(ops::swiglu_joined(gate_up_.forward(x_BSD, fast), fast.fused_swiglu), fast);
 }
 
 LlamaDecoderLayerImpl::LlamaDecoderLayerImpl(const LlamaConfig& config, int64_t layer,
@@ -110,9 +113,11 @@ LlamaDecoderLayerImpl::LlamaDecoderLayerImpl(const LlamaConfig& config, int64_t 
   mlp = register_module("mlp", LlamaMlp(config, parameters));
 }
 
-Tensor LlamaDecoderLayerImpl::forward(const Tensor& x_BSD, const AttentionContext& context) {
-  const Tensor attended_BSD = x_BSD + self_attn->forward(input_layernorm->forward(x_BSD), context);
-  return attended_BSD + mlp->forward(post_attention_layernorm->forward(attended_BSD));
+Residual LlamaDecoderLayerImpl::forward(const Residual& stream, const AttentionContext& context) {
+  const auto [x_BSD, normed_BSD] = input_layernorm->forward_sum(stream.x_BSD, stream.pending_BSD, context.fast);
+  const Tensor attended_BSD = self_attn->forward(normed_BSD, context);
+  const auto [y_BSD, normed_y_BSD] = post_attention_layernorm->forward_sum(x_BSD, attended_BSD, context.fast);
+  return {y_BSD, mlp->forward(normed_y_BSD, context.fast)};
 }
 
 LlamaModelImpl::LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters)
@@ -124,7 +129,7 @@ LlamaModelImpl::LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOpt
   norm = register_module("norm", nn::RmsNorm(config.hidden_size, config.rms_norm_eps, parameters));
 }
 
-Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache) {
+Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache, const nn::FastPaths& fast) {
   const int64_t length = batch.input_ids_BS.size(1);
   const int64_t cached = cache != nullptr ? cache->length() : 0;
   require<ShapeError>(cached + length <= max_positions_,
@@ -139,11 +144,12 @@ Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache) {
   context.mask = attention_mask(batch, cache);
   context.causal = length > 1;
   context.cache = cache;
+  context.fast = fast;
 
-  Tensor x_BSD = embed_tokens->forward(batch.input_ids_BS);
-  for (const auto& layer : *layers) x_BSD = layer->as<LlamaDecoderLayerImpl>()->forward(x_BSD, context);
+  Residual stream{embed_tokens->forward(batch.input_ids_BS), Tensor()};
+  for (const auto& layer : *layers) stream = layer->as<LlamaDecoderLayerImpl>()->forward(stream, context);
   if (cache != nullptr) cache->advance(length);
-  return norm->forward(x_BSD);
+  return norm->forward_sum(stream.x_BSD, stream.pending_BSD, fast).second;
 }
 
 LlamaForCausalLMImpl::LlamaForCausalLMImpl(const LlamaConfig& config_, const nn::ParameterOptions& parameters)
@@ -154,9 +160,10 @@ LlamaForCausalLMImpl::LlamaForCausalLMImpl(const LlamaConfig& config_, const nn:
   model = register_module("model", LlamaModel(config, uninitialized));
   lm_head = register_module("lm_head", linear(config.hidden_size, config.vocab_size, false, uninitialized));
   if (config.tie_word_embeddings) lm_head->tie_weight(model->embed_tokens->weight);
+  head_group_ = nn::LinearGroup({lm_head});
   if (parameters.initialize) initialize(*this);
 }
 
-Tensor LlamaForCausalLMImpl::hidden(const Batch& batch, nn::KvCache* cache) { return model->forward(batch, cache); }
+Tensor LlamaForCausalLMImpl::hidden(const Batch& batch, nn::KvCache* cache) { return model->forward(batch, cache, fast_paths); }
 
 }  // namespace lora::llama

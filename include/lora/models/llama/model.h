@@ -7,6 +7,7 @@
 #include "lora/nn/embedding.h"
 #include "lora/nn/norm.h"
 #include "lora/nn/rotary.h"
+#include "lora/ops/ops.h"
 
 /// Llama, with the module names of Hugging Face's LlamaForCausalLM, so that checkpoints and adapters need no renaming.
 /// Legend: B batch, S sequence, D model, F feed-forward, H heads, G key/value heads, K head size, V vocabulary.
@@ -20,6 +21,13 @@ struct AttentionContext {
   Tensor mask;                   ///< bool, true = may look; undefined: plain causal, or everything when not `causal`
   bool causal = true;
   nn::KvCache* cache = nullptr;
+  nn::FastPaths fast;
+};
+
+/// The stream of hidden states between layers: what is there, and what the last block adds to it, not yet added.
+struct Residual {
+  Tensor x_BSD;
+  Tensor pending_BSD;  ///< undefined: nothing
 };
 
 class LlamaAttentionImpl : public torch::nn::Module {
@@ -30,6 +38,9 @@ class LlamaAttentionImpl : public torch::nn::Module {
   nn::Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
 
  private:
+  Tensor attend(ops::Heads heads, const AttentionContext& context) const;
+
+  nn::LinearGroup qkv_, o_;
   int64_t layer_, num_heads_, num_kv_heads_, head_dim_;
 };
 TORCH_MODULE(LlamaAttention);
@@ -38,16 +49,20 @@ TORCH_MODULE(LlamaAttention);
 class LlamaMlpImpl : public torch::nn::Module {
  public:
   LlamaMlpImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters);
-  Tensor forward(const Tensor& x_BSD);
+  Tensor forward(const Tensor& x_BSD, const nn::FastPaths& fast);
 
   nn::Linear gate_proj{nullptr}, up_proj{nullptr}, down_proj{nullptr};
+
+ private:
+  nn::LinearGroup gate_up_, down_;
 };
 TORCH_MODULE(LlamaMlp);
 
 class LlamaDecoderLayerImpl : public torch::nn::Module {
  public:
   LlamaDecoderLayerImpl(const LlamaConfig& config, int64_t layer, const nn::ParameterOptions& parameters);
-  Tensor forward(const Tensor& x_BSD, const AttentionContext& context);
+  /// The sum of a block's result and the stream is left to the next norm, with which it makes one operation.
+  Residual forward(const Residual& stream, const AttentionContext& context);
 
   nn::RmsNorm input_layernorm{nullptr}, post_attention_layernorm{nullptr};
   LlamaAttention self_attn{nullptr};
@@ -59,7 +74,7 @@ TORCH_MODULE(LlamaDecoderLayer);
 class LlamaModelImpl : public torch::nn::Module {
  public:
   LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters);
-  Tensor forward(const Batch& batch, nn::KvCache* cache);
+  Tensor forward(const Batch& batch, nn::KvCache* cache, const nn::FastPaths& fast);
 
   nn::Embedding embed_tokens{nullptr};
   torch::nn::ModuleList layers;
@@ -79,6 +94,7 @@ class LlamaForCausalLMImpl : public nn::CausalLMImpl {
 
   Tensor hidden(const Batch& batch, nn::KvCache* cache = nullptr) override;
   nn::Linear head() override { return lm_head; }
+  nn::LinearGroup* head_group() override { return &head_group_; }
   int64_t vocab_size() const override { return config.vocab_size; }
   int64_t num_layers() const override { return config.num_hidden_layers; }
   int64_t max_positions() const override { return config.max_position_embeddings; }
@@ -86,6 +102,9 @@ class LlamaForCausalLMImpl : public nn::CausalLMImpl {
   LlamaConfig config;
   LlamaModel model{nullptr};
   nn::Linear lm_head{nullptr};  ///< its weight is embed_tokens' own tensor when tied
+
+ private:
+  nn::LinearGroup head_group_;
 };
 TORCH_MODULE(LlamaForCausalLM);
 

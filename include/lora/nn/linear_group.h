@@ -1,0 +1,46 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "lora/nn/fast_paths.h"
+#include "lora/nn/linear.h"
+#include "lora/ops/frozen_linear.h"
+
+namespace lora::nn {
+
+/// Linear layers that read the same input (q, k, v; gate, up; or one alone) and run as one product. The layers stay
+/// what they are: names, parameters, adapters and checkpoints know nothing of the group, which is no module.
+///
+/// Applies while every layer is a plain LinearImpl with a frozen weight and bias; otherwise each layer runs by itself.
+/// Low-rank adapters without dropout join the product, others are added. Frozen weights are packed at the first forward
+/// pass with gradients where that pays (see ops::PackedWeight), and again after someone asked for the plain weight.
+class LinearGroup {
+ public:
+  LinearGroup() = default;
+  explicit LinearGroup(std::vector<Linear> layers) : layers_(std::move(layers)) {}
+
+  /// The layers' outputs side by side: (..., in) -> (..., sum of out).
+  Tensor forward(const Tensor& x, const FastPaths& fast);
+  /// The packed weights for products in `dtype`, made when gradients are on and they pay; null: use the plain ones.
+  std::shared_ptr<const ops::PackedWeight> packed_for(at::ScalarType dtype, const FastPaths& fast);
+
+ private:
+  bool can_join(const FastPaths& fast) const;
+  bool packed_is_current() const;
+  void pack(at::ScalarType dtype, bool release_plain);
+  Tensor one_by_one(const Tensor& x);
+
+  /// What a plain weight was when it was packed.
+  struct Seen {
+    const void* data;
+    uint32_t version;
+  };
+
+  std::vector<Linear> layers_;
+  std::shared_ptr<const ops::PackedWeight> packed_;
+  std::vector<std::optional<Seen>> seen_;  ///< nothing for a layer whose plain weight was released
+};
+
+}  // namespace lora::nn

@@ -1,0 +1,124 @@
+#include "lora/nn/linear_group.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <typeinfo>
+
+#include "core/check.h"
+#include "lora/nn/probe.h"
+#include "lora/ops/autocast.h"
+
+namespace lora::nn {
+namespace {
+
+bool is_plain(const LinearImpl& layer) { return typeid(layer) == typeid(LinearImpl); }
+
+bool is_frozen(const LinearImpl& layer) {
+  return !layer.weight.requires_grad() && !(layer.bias.defined() && layer.bias.requires_grad());
+}
+
+/// Nobody but the layer itself holds the weight: its member and its entry among the parameters.
+bool is_held_by_layer_alone(const Tensor& weight) {
+  return weight.use_count() <= 2 && weight.storage().use_count() == 1;
+}
+
+ops::FrozenWeights frozen_weights(const std::vector<Linear>& layers) {
+  ops::FrozenWeights weights;
+  const bool has_bias = std::any_of(layers.begin(), layers.end(), [](const Linear& layer) { return layer->bias.defined(); });
+  for (const Linear& layer : layers) {
+    weights.outputs.push_back(layer->options.out_features);
+    weights.plain.push_back(layer->weight);
+    if (!has_bias) continue;
+    weights.biases.push_back(layer->bias.defined() ? layer->bias
+                                                   : at::zeros({layer->options.out_features}, layer->weight.options()));
+  }
+  return weights;
+}
+
+}  // namespace
+
+Tensor LinearGroup::forward(const Tensor& x, const FastPaths& fast) {
+  if (probing() || !can_join(fast)) return one_by_one(x);
+  require<ShapeError>(x.size(-1) == layers_.front()->options.in_features,
+                      "[nn.Linear] the input's last size must be {}; found shape [{}]",
+                      layers_.front()->options.in_features, fmt::join(x.sizes(), ", "));
+  const auto packed = packed_for(compute_dtype(x.device().type(), x.scalar_type()), fast);
+  if (!packed) {
+    for (Linear& layer : layers_) layer->restore_weight();
+  }
+  ops::FrozenWeights weights = frozen_weights(layers_);
+  weights.packed = packed;
+
+  std::vector<ops::LowRankUpdate> updates;
+  std::vector<std::pair<size_t, std::shared_ptr<Adapter>>> others;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    for (const auto& adapter : layers_[i]->slot.contributing()) {
+      if (const auto factors = adapter->low_rank()) {
+        updates.push_back({factors->a_RI, factors->b_OR, factors->scale, i});
+      } else {
+        others.emplace_back(i, adapter);
+      }
+    }
+  }
+  const Tensor y = ops::frozen_linear(x, weights, updates);
+  if (others.empty()) return y;
+  auto parts = y.split_with_sizes(weights.outputs, -1);
+  for (const auto& [i, adapter] : others) parts[i] = parts[i] + adapter->delta(x).to(y.scalar_type());
+  return at::cat(parts, -1);
+}
+
+std::shared_ptr<const ops::PackedWeight> LinearGroup::packed_for(at::ScalarType dtype, const FastPaths& fast) {
+  if (!fast.packed_weights || !can_join(fast)) return nullptr;
+  if (packed_ != nullptr && packed_->dtype() == dtype && packed_is_current()) return packed_;
+  const bool on_cpu = layers_.front()->weight.device().is_cpu();
+  if (!at::GradMode::is_enabled() || !on_cpu || !ops::PackedWeight::pays(dtype)) return nullptr;
+  pack(dtype, fast.release_plain);
+  return packed_;
+}
+
+bool LinearGroup::can_join(const FastPaths& fast) const {
+  return fast.joined && std::all_of(layers_.begin(), layers_.end(), [](const Linear& layer) {
+           return is_plain(*layer) && is_frozen(*layer);
+         });
+}
+
+bool LinearGroup::packed_is_current() const {
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const LinearImpl& layer = *layers_[i];
+    if (!seen_[i]) {
+      if (!layer.weight_is_released()) return false;
+    } else if (layer.weight.const_data_ptr() != seen_[i]->data || layer.weight._version() != seen_[i]->version) {
+      return false;
+    }
+  }
+  return true;
+}
+
+void LinearGroup::pack(at::ScalarType dtype, bool release_plain) {
+  std::vector<Tensor> plain;
+  for (Linear& layer : layers_) {
+    layer->restore_weight();
+    plain.push_back(layer->weight.detach());
+  }
+  packed_ = std::make_shared<const ops::PackedWeight>(plain, dtype);
+  plain.clear();
+  seen_.assign(layers_.size(), std::nullopt);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    LinearImpl& layer = *layers_[i];
+    if (release_plain && layer.weight.scalar_type() == dtype && is_held_by_layer_alone(layer.weight)) {
+      layer.release_weight([packed = packed_, i] { return packed->unpacked()[i]; });
+    } else {
+      seen_[i] = Seen{layer.weight.const_data_ptr(), static_cast<uint32_t>(layer.weight._version())};
+    }
+  }
+}
+
+Tensor LinearGroup::one_by_one(const Tensor& x) {
+  if (layers_.size() == 1) return layers_.front()->forward(x);
+  std::vector<Tensor> outputs;
+  for (Linear& layer : layers_) outputs.push_back(layer->forward(x));
+  return at::cat(outputs, -1);
+}
+
+}  // namespace lora::nn

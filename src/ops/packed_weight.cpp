@@ -1,0 +1,69 @@
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <numeric>
+
+#include "lora/ops/frozen_linear.h"
+
+namespace lora::ops {
+namespace {
+
+/// oneDNN's linear operators have no C++ header; the dispatcher knows them.
+Tensor reordered(const Tensor& weight_OI) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("mkldnn::_reorder_linear_weight", "")
+                             .typed<Tensor(const Tensor&, std::optional<int64_t>)>();
+  return op.call(weight_OI, std::nullopt);
+}
+
+Tensor multiplied(const Tensor& x_NI, const Tensor& reordered_OI) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
+          .typed<Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, std::string_view,
+                        c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>)>();
+  return op.call(x_NI, reordered_OI, std::nullopt, "none", c10::List<std::optional<at::Scalar>>(), "");
+}
+
+bool processor_multiplies(const char* schema) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(schema, "").typed<bool()>().call();
+}
+
+}  // namespace
+
+bool PackedWeight::pays(at::ScalarType dtype) {
+  if (dtype == at::kBFloat16) return processor_multiplies("mkldnn::_is_mkldnn_bf16_supported");
+  if (dtype == at::kHalf) return processor_multiplies("mkldnn::_is_mkldnn_fp16_supported");
+  return false;
+}
+
+PackedWeight::PackedWeight(const std::vector<Tensor>& weights, at::ScalarType dtype)
+    : dtype_(dtype), inputs_(weights.front().size(1)) {
+  const at::NoGradGuard no_grad;
+  std::vector<Tensor> parts;
+  for (const Tensor& weight : weights) {
+    rows_.push_back(weight.size(0));
+    parts.push_back(weight.detach().to(dtype));
+  }
+  const Tensor joined = parts.size() == 1 ? parts.front() : at::cat(parts);
+  forward_ = reordered(joined);
+  backward_ = reordered(joined.t().contiguous());
+}
+
+Tensor PackedWeight::times(const Tensor& x_NI) const { return multiplied(x_NI, forward_); }
+Tensor PackedWeight::times_transposed(const Tensor& dy_NO) const { return multiplied(dy_NO, backward_); }
+
+std::vector<Tensor> PackedWeight::unpacked() const {
+  const at::NoGradGuard no_grad;
+  const Tensor joined = forward_.to_dense(dtype_);
+  std::vector<Tensor> weights;
+  for (const Tensor& part : joined.split_with_sizes(rows_)) weights.push_back(part.clone());
+  return weights;
+}
+
+uint64_t PackedWeight::bytes() const {
+  const auto outputs = std::accumulate(rows_.begin(), rows_.end(), int64_t{0});
+  return 2 * static_cast<uint64_t>(outputs * inputs_) * c10::elementSize(dtype_);
+}
+
+}  // namespace lora::ops

@@ -1,0 +1,225 @@
+// The kernels of rows.cpp, which includes this file once per instruction set, inside a namespace and under the compiler
+// options of that set: hence no include guard and no includes. `omp simd` on a reduction allows it to be summed in
+// lanes; on another loop it promises that rows do not overlap.
+
+LORA_INLINE float load(Bf16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16); }
+LORA_INLINE float load(float value) { return value; }
+LORA_INLINE double load(double value) { return value; }
+
+/// To the nearest, ties to even; NaN stays NaN. Without a branch, which would stop vectorisation.
+LORA_INLINE void store(Bf16& out, float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  const uint32_t rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
+  const uint32_t quiet = (bits >> 16) | 0x40U;
+  const uint32_t is_nan = 0U - static_cast<uint32_t>((bits & 0x7fffffffU) > 0x7f800000U);
+  out.bits = static_cast<uint16_t>((quiet & is_nan) | (rounded & ~is_nan));
+}
+LORA_INLINE void store(float& out, float value) { out = value; }
+LORA_INLINE void store(double& out, double value) { out = value; }
+
+/// e^x to about 1e-7 relative, in operations that vectorise: limits by comparing bits, range reduction by ln 2 in two
+/// parts, Taylor polynomial. Below -87 the result is e^-87, which is as good as 0 beside a largest term of 1. NaN and
+/// infinite x give NaN.
+LORA_INLINE float exponential(float x) {
+  constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
+  constexpr int32_t kLargest = 0x42b20000;        // 89.0F; as signed integers negative floats are smaller
+  constexpr uint32_t kSmallest = 0xc2ae0000U;     // -87.0F; as unsigned ones they are larger, the lowest most
+  const auto below = std::bit_cast<int32_t>(x) < kLargest ? std::bit_cast<int32_t>(x) : kLargest;
+  const auto inside = static_cast<uint32_t>(below) < kSmallest ? static_cast<uint32_t>(below) : kSmallest;
+  const float y = std::bit_cast<float>(inside);
+  const float shifted = y * 1.44269504F + kRound;
+  const float n = shifted - kRound;
+  const float r = (y - n * 0.693359375F) + n * 2.12194440e-4F;
+  float p = 1.0F / 5040.0F;
+  p = p * r + 1.0F / 720.0F;
+  p = p * r + 1.0F / 120.0F;
+  p = p * r + 1.0F / 24.0F;
+  p = p * r + 1.0F / 6.0F;
+  p = p * r + 0.5F;
+  p = p * r + 1.0F;
+  p = p * r + 1.0F;
+  const auto exponent = (std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(kRound) + 127U) << 23;
+  return p * std::bit_cast<float>(exponent) + (x - x);
+}
+LORA_INLINE double exponential(double x) { return std::exp(x); }
+
+template <class X, class Y>
+LORA_INLINE void add_rms_norm_row(const X* x, const Y* delta, const Wide<X>* weight, Wide<X> eps, int64_t width, X* sum,
+                                  Y* y, Wide<X>* inverse_rms) {
+  using W = Wide<X>;
+  if (delta != nullptr) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) store(sum[i], load(x[i]) + load(delta[i]));
+  } else if (sum != x) {
+    std::memcpy(sum, x, static_cast<size_t>(width) * sizeof(X));
+  }
+  W squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t i = 0; i < width; ++i) squares += load(sum[i]) * load(sum[i]);
+  const W factor = W(1) / std::sqrt(squares / static_cast<W>(width) + eps);
+  *inverse_rms = factor;
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) store(y[i], load(sum[i]) * factor * weight[i]);
+}
+
+template <class X, class Y>
+LORA_INLINE void rms_norm_backward_row(const Y* dy, const X* dsum, const X* sum, const Wide<X>* weight,
+                                       Wide<X> inverse_rms, int64_t width, X* dx) {
+  using W = Wide<X>;
+  W dot = 0;
+#pragma omp simd reduction(+ : dot)
+  for (int64_t i = 0; i < width; ++i) dot += load(dy[i]) * weight[i] * load(sum[i]);
+  const W projection = dot * inverse_rms * inverse_rms * inverse_rms / static_cast<W>(width);
+  if (dsum != nullptr) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      store(dx[i], load(dsum[i]) + load(dy[i]) * weight[i] * inverse_rms - load(sum[i]) * projection);
+    }
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) store(dx[i], load(dy[i]) * weight[i] * inverse_rms - load(sum[i]) * projection);
+  }
+}
+
+template <class T>
+LORA_INLINE void swiglu_row(const T* gate, const T* up, int64_t width, T* h) {
+  using W = Wide<T>;
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) {
+    const W g = load(gate[i]);
+    store(h[i], g / (W(1) + exponential(-g)) * load(up[i]));
+  }
+}
+
+template <class T>
+LORA_INLINE void swiglu_backward_row(const T* dh, const T* gate, const T* up, int64_t width, T* dgate, T* dup) {
+  using W = Wide<T>;
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) {
+    const W g = load(gate[i]), d = load(dh[i]);
+    const W sigmoid = W(1) / (W(1) + exponential(-g));
+    store(dup[i], d * g * sigmoid);
+    store(dgate[i], d * load(up[i]) * sigmoid * (W(1) + g * (W(1) - sigmoid)));
+  }
+}
+
+template <class T>
+LORA_INLINE void cross_entropy_row(T* logits, int64_t label, bool gradient, int64_t width, Wide<T>* loss) {
+  using W = Wide<T>;
+  W largest = -std::numeric_limits<W>::infinity();
+#pragma omp simd reduction(max : largest)
+  for (int64_t i = 0; i < width; ++i) largest = load(logits[i]) > largest ? load(logits[i]) : largest;
+  W sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < width; ++i) sum += exponential(load(logits[i]) - largest);
+  const W of_label = load(logits[label]) - largest;
+  *loss = std::log(sum) - of_label;
+  if (!gradient) return;
+  const W inverse = W(1) / sum;
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) store(logits[i], exponential(load(logits[i]) - largest) * inverse);
+  store(logits[label], exponential(of_label) * inverse - W(1));
+}
+
+/// One head of one token: (x1, x2) to (x1 cos - x2 sin, x2 cos + x1 sin), halves of `half` numbers.
+template <class T>
+LORA_INLINE void rotate_row(const T* x, const Wide<T>* cos, const Wide<T>* sin, Wide<T> direction, int64_t half, T* y) {
+  using W = Wide<T>;
+#pragma omp simd
+  for (int64_t i = 0; i < half; ++i) {
+    const W first = load(x[i]), second = load(x[i + half]), turn = direction * sin[i];
+    store(y[i], first * cos[i] - second * turn);
+    store(y[i + half], second * cos[i] + first * turn);
+  }
+}
+
+template <class T>
+LORA_INLINE void softmax_backward_row(const Wide<T>* scores, const Wide<T>* dp, const T* out, const T* dout,
+                                      Wide<T> log_sum, Wide<T> scale, int64_t seen, int64_t keys, int64_t head_size, T* p,
+                                      T* ds) {
+  using W = Wide<T>;
+  W mean = 0;
+#pragma omp simd reduction(+ : mean)
+  for (int64_t i = 0; i < head_size; ++i) mean += load(out[i]) * load(dout[i]);
+#pragma omp simd
+  for (int64_t i = 0; i < seen; ++i) {
+    const W probability = exponential(scores[i] * scale - log_sum);
+    store(p[i], probability);
+    store(ds[i], probability * (dp[i] - mean) * scale);
+  }
+  for (int64_t i = seen; i < keys; ++i) store(p[i], W(0)), store(ds[i], W(0));
+}
+
+// Rows begin .. end of each kernel.
+
+template <class X, class Y>
+void add_rms_norm_rows(const X* x, const Y* delta, const Wide<X>* weight, Wide<X> eps, int64_t width, X* sum, Y* y,
+                       Wide<X>* inverse_rms, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t at = row * width;
+    add_rms_norm_row(x + at, delta == nullptr ? nullptr : delta + at, weight, eps, width, sum + at, y + at,
+                     inverse_rms + row);
+  }
+}
+
+template <class X, class Y>
+void rms_norm_backward_rows(const Y* dy, const X* dsum, const X* sum, const Wide<X>* weight, const Wide<X>* inverse_rms,
+                            int64_t width, X* dx, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t at = row * width;
+    rms_norm_backward_row(dy + at, dsum == nullptr ? nullptr : dsum + at, sum + at, weight, inverse_rms[row], width,
+                          dx + at);
+  }
+}
+
+template <class T>
+void swiglu_rows(const T* gate_up, int64_t width, T* h, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const T* gate = gate_up + row * 2 * width;
+    swiglu_row(gate, gate + width, width, h + row * width);
+  }
+}
+
+template <class T>
+void swiglu_backward_rows(const T* dh, const T* gate_up, int64_t width, T* dgate_up, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t at = row * 2 * width;
+    swiglu_backward_row(dh + row * width, gate_up + at, gate_up + at + width, width, dgate_up + at,
+                        dgate_up + at + width);
+  }
+}
+
+template <class T>
+void cross_entropy_rows(T* logits, const int64_t* labels, bool gradient, int64_t width, Wide<T>* losses, int64_t begin,
+                        int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    cross_entropy_row(logits + row * width, labels[row], gradient, width, losses + row);
+  }
+}
+
+template <class T>
+void rotate_heads(const T* x, int64_t x_stride, const Wide<T>* cos, const Wide<T>* sin, Wide<T> direction, int64_t heads,
+                  int64_t half, T* y, int64_t y_stride) {
+  for (int64_t head = 0; head < heads; ++head) {
+    rotate_row(x + head * x_stride, cos, sin, direction, half, y + head * y_stride);
+  }
+}
+
+template <class T>
+void softmax_backward_rows(const Wide<T>* scores, const Wide<T>* dp, const T* out, const T* dout, const Wide<T>* log_sum,
+                           Wide<T> scale, int64_t queries, int64_t first, int64_t keys, int64_t head_size, T* p, T* ds,
+                           int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t last = first + row % queries + 1, seen = last < keys ? last : keys;
+    const int64_t at = row * keys, of = row * head_size;
+    softmax_backward_row(scores + at, dp + at, out + of, dout + of, log_sum[row], scale, seen, keys, head_size, p + at,
+                         ds + at);
+  }
+}
+
+template <class X, class Y>
+constexpr NormKernels<X, Y> kNormKernels = {add_rms_norm_rows<X, Y>, rms_norm_backward_rows<X, Y>};
+
+template <class T>
+constexpr RowKernels<T> kRowKernels = {swiglu_rows<T>, swiglu_backward_rows<T>, cross_entropy_rows<T>, rotate_heads<T>,
+                                       softmax_backward_rows<T>};

@@ -1,0 +1,273 @@
+#include "ops/rows.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/BFloat16.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "core/check.h"
+
+#define LORA_INLINE inline __attribute__((always_inline))
+
+namespace lora::ops::rows {
+namespace {
+
+/// bf16 as its bits: conversions by shifts become vector instructions, which those of c10::BFloat16 do not.
+struct Bf16 {
+  uint16_t bits;
+};
+
+template <class T>
+struct WideOf {
+  using type = float;
+};
+template <>
+struct WideOf<double> {
+  using type = double;
+};
+template <class T>
+using Wide = typename WideOf<T>::type;
+
+/// The kernels of one instruction set.
+template <class X, class Y>
+struct NormKernels {
+  void (*add_rms_norm)(const X* x, const Y* delta, const Wide<X>* weight, Wide<X> eps, int64_t width, X* sum, Y* y,
+                       Wide<X>* inverse_rms, int64_t begin, int64_t end);
+  void (*rms_norm_backward)(const Y* dy, const X* dsum, const X* sum, const Wide<X>* weight, const Wide<X>* inverse_rms,
+                            int64_t width, X* dx, int64_t begin, int64_t end);
+};
+template <class T>
+struct RowKernels {
+  void (*swiglu)(const T* gate_up, int64_t width, T* h, int64_t begin, int64_t end);
+  void (*swiglu_backward)(const T* dh, const T* gate_up, int64_t width, T* dgate_up, int64_t begin, int64_t end);
+  void (*cross_entropy)(T* logits, const int64_t* labels, bool gradient, int64_t width, Wide<T>* losses, int64_t begin,
+                        int64_t end);
+  void (*rotate_heads)(const T* x, int64_t x_stride, const Wide<T>* cos, const Wide<T>* sin, Wide<T> direction,
+                       int64_t heads, int64_t half, T* y, int64_t y_stride);
+  void (*softmax_backward)(const Wide<T>* scores, const Wide<T>* dp, const T* out, const T* dout, const Wide<T>* log_sum,
+                           Wide<T> scale, int64_t queries, int64_t first, int64_t keys, int64_t head_size, T* p, T* ds,
+                           int64_t begin, int64_t end);
+};
+
+namespace plain {
+#include "ops/row_kernels.h"
+}  // namespace plain
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define LORA_HAS_VECTOR_KERNELS 1
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+#include "ops/row_kernels.h"
+}  // namespace avx2
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512")
+namespace avx512 {
+#include "ops/row_kernels.h"
+}  // namespace avx512
+#pragma GCC pop_options
+#endif
+
+enum class InstructionSet { kPlain, kAvx2, kAvx512 };
+
+InstructionSet instruction_set() {
+#ifdef LORA_HAS_VECTOR_KERNELS
+  static const InstructionSet best = [] {
+    __builtin_cpu_init();
+    const bool avx2_too = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!avx2_too) return InstructionSet::kPlain;
+    const bool avx512_too = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    return avx512_too ? InstructionSet::kAvx512 : InstructionSet::kAvx2;
+  }();
+  return best;
+#else
+  return InstructionSet::kPlain;
+#endif
+}
+
+template <class X, class Y>
+const NormKernels<X, Y>& norm_kernels() {
+#ifdef LORA_HAS_VECTOR_KERNELS
+  if (instruction_set() == InstructionSet::kAvx512) return avx512::kNormKernels<X, Y>;
+  if (instruction_set() == InstructionSet::kAvx2) return avx2::kNormKernels<X, Y>;
+#endif
+  return plain::kNormKernels<X, Y>;
+}
+
+template <class T>
+const RowKernels<T>& row_kernels() {
+#ifdef LORA_HAS_VECTOR_KERNELS
+  if (instruction_set() == InstructionSet::kAvx512) return avx512::kRowKernels<T>;
+  if (instruction_set() == InstructionSet::kAvx2) return avx2::kRowKernels<T>;
+#endif
+  return plain::kRowKernels<T>;
+}
+
+template <class T>
+T* pointer(const Tensor& tensor) {
+  return tensor.defined() ? static_cast<T*>(const_cast<void*>(tensor.const_data_ptr())) : nullptr;
+}
+
+/// Calls `body` with a value of the kernel's type for `tensor`.
+template <class Body>
+void with_type(const Tensor& tensor, Body body) {
+  switch (tensor.scalar_type()) {
+    case at::kBFloat16:
+      return body(Bf16());
+    case at::kFloat:
+      return body(float());
+    case at::kDouble:
+      return body(double());
+    default:
+      fail<ShapeError>("[ops.rows] tensors must be bf16, fp32 or double; found {}", c10::toString(tensor.scalar_type()));
+  }
+}
+
+/// For kernels with a residual of one type and activations of another.
+template <class Body>
+void with_types(const Tensor& x, const Tensor& y, Body body) {
+  if (x.scalar_type() == at::kFloat && y.scalar_type() == at::kBFloat16) return body(float(), Bf16());
+  require<ShapeError>(x.scalar_type() == y.scalar_type(), "[ops.rows] a residual of type {} goes with activations of that type; found {}",
+                      c10::toString(x.scalar_type()), c10::toString(y.scalar_type()));
+  with_type(x, [&](auto type) { body(type, type); });
+}
+
+/// Rows per piece of work: about 16k numbers.
+int64_t grain(int64_t width) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1)); }
+
+/// The token-wise loop of split_rotated and join_rotated; `turn` handles the heads of one kind.
+template <class T, class Turn>
+void each_token(const Tensor& q, const Tensor& k, const Tensor& cos, Turn turn) {
+  const int64_t batch = q.size(0), heads = q.size(1), length = q.size(2), size = q.size(3), groups = k.size(1);
+  const int64_t half = size / 2, table_stride = cos.size(0) == 1 ? 0 : length * half;
+  at::parallel_for(0, batch * length, grain((heads + 2 * groups) * size), [&](int64_t begin, int64_t end) {
+    for (int64_t token = begin; token < end; ++token) {
+      const int64_t b = token / length, s = token % length;
+      turn(token, b, s, b * table_stride + s * half);
+    }
+  });
+}
+
+}  // namespace
+
+bool supports(const Tensor& tensor) {
+  const auto type = tensor.scalar_type();
+  return tensor.device().is_cpu() && (type == at::kBFloat16 || type == at::kFloat || type == at::kDouble);
+}
+
+at::ScalarType wide_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
+
+void add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps, Tensor& sum, Tensor& y,
+                  Tensor& inverse_rms) {
+  with_types(x, y, [&](auto x_type, auto y_type) {
+    using X = decltype(x_type);
+    using Y = decltype(y_type);
+    const int64_t width = x.size(1);
+    at::parallel_for(0, x.size(0), grain(width), [&](int64_t begin, int64_t end) {
+      norm_kernels<X, Y>().add_rms_norm(pointer<const X>(x), pointer<const Y>(delta), pointer<const Wide<X>>(weight),
+                        static_cast<Wide<X>>(eps), width, pointer<X>(sum), pointer<Y>(y), pointer<Wide<X>>(inverse_rms),
+                        begin, end);
+    });
+  });
+}
+
+void rms_norm_backward(const Tensor& dy, const Tensor& dsum, const Tensor& sum, const Tensor& weight,
+                       const Tensor& inverse_rms, Tensor& dx) {
+  with_types(sum, dy, [&](auto x_type, auto y_type) {
+    using X = decltype(x_type);
+    using Y = decltype(y_type);
+    const int64_t width = sum.size(1);
+    at::parallel_for(0, sum.size(0), grain(width), [&](int64_t begin, int64_t end) {
+      norm_kernels<X, Y>().rms_norm_backward(pointer<const Y>(dy), pointer<const X>(dsum), pointer<const X>(sum),
+                             pointer<const Wide<X>>(weight), pointer<const Wide<X>>(inverse_rms), width, pointer<X>(dx),
+                             begin, end);
+    });
+  });
+}
+
+void swiglu(const Tensor& gate_up, Tensor& h) {
+  with_type(h, [&](auto type) {
+    using T = decltype(type);
+    at::parallel_for(0, h.size(0), grain(h.size(1)), [&](int64_t begin, int64_t end) {
+      row_kernels<T>().swiglu(pointer<const T>(gate_up), h.size(1), pointer<T>(h), begin, end);
+    });
+  });
+}
+
+void swiglu_backward(const Tensor& dh, const Tensor& gate_up, Tensor& dgate_up) {
+  with_type(dh, [&](auto type) {
+    using T = decltype(type);
+    at::parallel_for(0, dh.size(0), grain(dh.size(1)), [&](int64_t begin, int64_t end) {
+      row_kernels<T>().swiglu_backward(pointer<const T>(dh), pointer<const T>(gate_up), dh.size(1), pointer<T>(dgate_up), begin, end);
+    });
+  });
+}
+
+void cross_entropy(Tensor& logits, const Tensor& labels, bool gradient, Tensor& losses) {
+  with_type(logits, [&](auto type) {
+    using T = decltype(type);
+    at::parallel_for(0, logits.size(0), 1, [&](int64_t begin, int64_t end) {
+      row_kernels<T>().cross_entropy(pointer<T>(logits), pointer<const int64_t>(labels), gradient, logits.size(1),
+                         pointer<Wide<T>>(losses), begin, end);
+    });
+  });
+}
+
+void split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor& q, Tensor& k, Tensor& v) {
+  with_type(qkv, [&](auto type) {
+    using T = decltype(type);
+    const auto& kernels = row_kernels<T>();
+    const int64_t heads = q.size(1), length = q.size(2), size = q.size(3), groups = k.size(1);
+    each_token<T>(q, k, cos, [&](int64_t token, int64_t b, int64_t s, int64_t angle) {
+      const T* row = pointer<const T>(qkv) + token * (heads + 2 * groups) * size;
+      const auto *cosine = pointer<const Wide<T>>(cos) + angle, *sine = pointer<const Wide<T>>(sin) + angle;
+      const int64_t stride = length * size, to_q = (b * heads * length + s) * size, to_k = (b * groups * length + s) * size;
+      kernels.rotate_heads(row, size, cosine, sine, Wide<T>(1), heads, size / 2, pointer<T>(q) + to_q, stride);
+      kernels.rotate_heads(row + heads * size, size, cosine, sine, Wide<T>(1), groups, size / 2, pointer<T>(k) + to_k, stride);
+      for (int64_t g = 0; g < groups; ++g) {
+        std::memcpy(pointer<T>(v) + to_k + g * stride, row + (heads + groups + g) * size, static_cast<size_t>(size) * sizeof(T));
+      }
+    });
+  });
+}
+
+void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& cos, const Tensor& sin,
+                  Tensor& dqkv) {
+  with_type(dqkv, [&](auto type) {
+    using T = decltype(type);
+    const auto& kernels = row_kernels<T>();
+    const int64_t heads = dq.size(1), length = dq.size(2), size = dq.size(3), groups = dk.size(1);
+    each_token<T>(dq, dk, cos, [&](int64_t token, int64_t b, int64_t s, int64_t angle) {
+      T* row = pointer<T>(dqkv) + token * (heads + 2 * groups) * size;
+      const auto *cosine = pointer<const Wide<T>>(cos) + angle, *sine = pointer<const Wide<T>>(sin) + angle;
+      const int64_t stride = length * size, of_q = (b * heads * length + s) * size, of_k = (b * groups * length + s) * size;
+      kernels.rotate_heads(pointer<const T>(dq) + of_q, stride, cosine, sine, Wide<T>(-1), heads, size / 2, row, size);
+      kernels.rotate_heads(pointer<const T>(dk) + of_k, stride, cosine, sine, Wide<T>(-1), groups, size / 2, row + heads * size,
+                   size);
+      for (int64_t g = 0; g < groups; ++g) {
+        std::memcpy(row + (heads + groups + g) * size, pointer<const T>(dv) + of_k + g * stride, static_cast<size_t>(size) * sizeof(T));
+      }
+    });
+  });
+}
+
+void softmax_backward(const Tensor& scores, const Tensor& dp, const Tensor& out, const Tensor& dout,
+                      const Tensor& log_sum, double scale, int64_t queries, int64_t first, Tensor& p, Tensor& ds) {
+  with_type(p, [&](auto type) {
+    using T = decltype(type);
+    const int64_t keys = scores.size(2);
+    at::parallel_for(0, scores.size(0) * scores.size(1), grain(keys), [&](int64_t begin, int64_t end) {
+      row_kernels<T>().softmax_backward(pointer<const Wide<T>>(scores), pointer<const Wide<T>>(dp), pointer<const T>(out),
+                            pointer<const T>(dout), pointer<const Wide<T>>(log_sum), static_cast<Wide<T>>(scale), queries,
+                            first, keys, out.size(2), pointer<T>(p), pointer<T>(ds), begin, end);
+    });
+  });
+}
+
+}  // namespace lora::ops::rows

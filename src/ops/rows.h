@@ -1,0 +1,50 @@
+// Kernels over the rows of contiguous CPU tensors, for bf16, fp32 and double. Each is one pass over memory where the
+// plain operations need several; they are threaded over rows, and the compiler makes one version per instruction set.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+// Legend: N rows, D width of a row, F feed-forward width, V vocabulary.
+namespace lora::ops::rows {
+
+using at::Tensor;
+
+/// Whether the kernels exist for this type and device.
+bool supports(const Tensor& tensor);
+/// The type in which they compute: fp32, or double for double.
+at::ScalarType wide_type(at::ScalarType type);
+
+/// sum = x + delta (rounded to x's type; delta undefined: x), y = sum / rms(sum) * weight in y's type.
+/// x, sum (N, D); delta, y (N, D) of one type; weight (D) and inverse_rms (N) in the wide type.
+void add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps, Tensor& sum, Tensor& y,
+                  Tensor& inverse_rms);
+/// Gradient of add_rms_norm to sum, with `dsum` (undefined: none) from the residual path added.
+void rms_norm_backward(const Tensor& dy, const Tensor& dsum, const Tensor& sum, const Tensor& weight,
+                       const Tensor& inverse_rms, Tensor& dx);
+
+/// h = silu(gate) * up of gate_up (N, 2F), the gate first; h (N, F).
+void swiglu(const Tensor& gate_up, Tensor& h);
+/// Gradient (N, 2F) from dh (N, F).
+void swiglu_backward(const Tensor& dh, const Tensor& gate_up, Tensor& dgate_up);
+
+/// Turns logits (N, V) into (softmax - one-hot) in place when `gradient` is set, and gives each row's
+/// -log softmax[label] in losses (N), in the wide type. labels (N) int64.
+void cross_entropy(Tensor& logits, const Tensor& labels, bool gradient, Tensor& losses);
+
+/// Heads apart and rotated: qkv (B * S, (H + 2G) K) to q (B, H, S, K), k and v (B, G, S, K), q and k rotated by the
+/// tables cos, sin (B or 1, S, K/2) in the wide type.
+void split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor& q, Tensor& k, Tensor& v);
+/// The way back for gradients: rotated by the opposite angles, side by side.
+void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& cos, const Tensor& sin,
+                  Tensor& dqkv);
+
+/// Backward of causal softmax, for `scores` = q k^T and `dp` = do v^T in the wide type, (M, T, S): M heads, T query
+/// rows of which every `queries` ones are the positions first, first + 1, ..., S keys. From the rows of out and
+/// dout (M, T, K) and log_sum (M, T): p = exp(scale * scores - log_sum), ds = scale * p (dp - sum(out * dout)), both
+/// in their own (narrower) type, zero where a query may not look.
+void softmax_backward(const Tensor& scores, const Tensor& dp, const Tensor& out, const Tensor& dout,
+                      const Tensor& log_sum, double scale, int64_t queries, int64_t first, Tensor& p, Tensor& ds);
+
+}  // namespace lora::ops::rows
