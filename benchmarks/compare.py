@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Compares our training step with transformers + peft, interleaved, in one run.
+"""Compares us with transformers + peft, interleaved, in one run.
 
-usage: compare.py --ours PROGRAM --inputs DIR [--threads 1] [--rounds 9] [--out FILE.json]
+usage: compare.py CASE... --ours PROGRAM --inputs DIR [--rounds 9] [--out DIR]
 
-Both programs are started from nothing (which gives the time from process start to the end of the first step), asked for
-the gradients of the same rows, then in turn for a step each. Nothing is reported when the gradients disagree: a cosine
-under 0.999 for any tensor, or a loss off by more than 1e-3.
+Both programs of a case are started from nothing (which gives the time from process start to the end of the first step),
+asked for the gradients of the same rows, then in turn for a step each. Nothing is reported when the gradients disagree:
+a cosine under 0.999 for any tensor, or a loss off by more than 1e-3. Prints one line per case and writes DIR/CASE.json.
 """
 import argparse
 import json
@@ -21,17 +21,33 @@ import time
 import torch
 from safetensors.torch import load_file
 
+# What each case runs: threads, adapter and rows (names in the folder of inputs), options of either side.
+CASES = {
+    "eager_1_thread": {},
+    "eager_2_threads": {"threads": 2},
+    "compile_1_thread": {"peer": ["--mode", "compile"]},
+    "compile_2_threads": {"threads": 2, "peer": ["--mode", "compile"]},
+    "autocast_1_thread": {"peer": ["--mode", "autocast"]},
+    "all_linear_1_thread": {"adapter": "adapter_all_linear"},
+    "all_linear_2_threads": {"adapter": "adapter_all_linear", "threads": 2},
+    "adgen_packed_1_thread": {"rows": "rows_adgen.jsonl", "ours": ["--packed"], "peer": ["--pad-to", "128"]},
+    "adgen_packed_2_threads": {"rows": "rows_adgen.jsonl", "ours": ["--packed"], "peer": ["--pad-to", "128"], "threads": 2},
+    "full_1_thread": {"adapter": None},
+    "full_2_threads": {"adapter": None, "threads": 2},
+    "decode_1_thread": {"adapter": None, "generate": 64},
+    "decode_2_threads": {"adapter": None, "generate": 64, "threads": 2},
+}
+
 
 class Side:
     """One program behind its pipe."""
 
-    def __init__(self, name, command):
-        self.name = name
-        self.command = command
-        environment = dict(os.environ, BENCH_STARTED=repr(time.time()))
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    def __init__(self, name, command, threads):
+        self.name, self.command = name, command
+        environment = dict(os.environ, BENCH_STARTED=repr(time.time()), OMP_NUM_THREADS=str(threads))
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                        text=True, env=environment)
         self.wall, self.cpu = [], []
-        self.first_step_seconds = self.ask("step 1")["first_step_seconds"]
 
     def ask(self, request):
         self.process.stdin.write(request + "\n")
@@ -40,13 +56,20 @@ class Side:
         if not line:
             sys.exit(f"{self.name} ended: {' '.join(self.command)}")
         answer = json.loads(line)
-        self.peak_memory_bytes = answer["peak_memory_bytes"]
+        self.peak_memory_bytes = answer.get("peak_memory_bytes", 0)
         return answer
 
-    def step(self):
-        answer = self.ask("step 1")
-        self.wall += answer["wall"]
-        self.cpu += answer["cpu"]
+    def first_step(self):
+        self.first_step_seconds = self.ask("step 1")["first_step_seconds"]
+
+    def measure(self, request):
+        answer = self.ask(request)
+        self.wall += answer["wall"] if isinstance(answer["wall"], list) else [answer["wall"]]
+        self.cpu += answer["cpu"] if isinstance(answer["cpu"], list) else [answer["cpu"]]
+        return answer
+
+    def forget(self):
+        self.wall.clear(), self.cpu.clear()
 
     def close(self):
         self.process.stdin.write("quit\n")
@@ -62,10 +85,11 @@ def check_gradients(ours, peer):
         mine, theirs = load_file(a), load_file(b)
     if set(mine) != set(theirs):
         sys.exit(f"gradients differ in name: {sorted(set(mine) ^ set(theirs))[:4]}")
-    cosines = [torch.nn.functional.cosine_similarity(mine[n].flatten().float(), theirs[n].flatten().float(), dim=0).item()
+    cosines = [torch.nn.functional.cosine_similarity(mine[n].flatten().double(), theirs[n].flatten().double(), dim=0).item()
                for n in mine]
     if min(cosines) < 0.999 or abs(loss_a - loss_b) > 1e-3:
-        sys.exit(f"not reported: worst gradient cosine {min(cosines):.5f}, losses {loss_a:.5f} and {loss_b:.5f}")
+        worst = min(zip(cosines, mine))
+        sys.exit(f"not reported: worst gradient cosine {worst[0]:.5f} ({worst[1]}), losses {loss_a:.5f} and {loss_b:.5f}")
     return min(cosines), loss_a, loss_b
 
 
@@ -76,56 +100,106 @@ def processor():
     return platform.processor()
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--ours", required=True)
-    parser.add_argument("--inputs", required=True, type=pathlib.Path)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=pathlib.Path)
-    args = parser.parse_args()
+def start(case, args):
+    """Both sides of a case, each after its first step."""
+    threads, adapter = case.get("threads", 1), case.get("adapter", "adapter")
+    shared = ["--model", str(args.inputs / "model"), "--rows", str(args.inputs / case.get("rows", "rows.jsonl")),
+              "--threads", str(threads)]
+    if adapter:
+        shared += ["--adapter", str(args.inputs / adapter)]
+    script = pathlib.Path(__file__).parent / "peers/peft_step.py"
+    peer = Side("peft", [sys.executable, str(script), *shared, *case.get("peer", [])], threads)
+    if "generate" not in case:
+        peer.first_step()
+    ours = Side("lora", [args.ours, *shared, *case.get("ours", [])], threads)
+    if "generate" not in case:
+        ours.first_step()
+    return ours, peer
 
-    here = pathlib.Path(__file__).parent
-    shared = ["--model", str(args.inputs / "model"), "--adapter", str(args.inputs / "adapter"),
-              "--rows", str(args.inputs / "rows.jsonl"), "--threads", str(args.threads)]
-    peer = Side("peft", [sys.executable, str(here / "peers/peft_step.py"), *shared])
-    ours = Side("lora", [args.ours, *shared])
+
+def run_steps(ours, peer, rounds):
     # The trained state has moved by one equal step on both sides.
     cosine, loss_ours, loss_peer = check_gradients(ours, peer)
     for side in (ours, peer):
-        side.step()
-        side.wall.clear(), side.cpu.clear()
-    for _ in range(args.rounds):
-        ours.step()
-        peer.step()
-
-    clock = "cpu" if args.threads == 1 else "wall"
-    mine, theirs = getattr(ours, clock), getattr(peer, clock)
-    commit = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    result = {
-        "command": " ".join(sys.argv), "commit": commit, "machine": processor(), "cores": os.cpu_count(),
-        "load": os.getloadavg()[0], "threads": args.threads, "clock": clock, "rounds": args.rounds,
-        "worst_gradient_cosine": cosine, "loss": {"lora": loss_ours, "peft": loss_peer},
-        "step_seconds": {"lora": mine, "peft": theirs},
-        "ratio_median": statistics.median(theirs) / statistics.median(mine),
-        "ratio_best": min(theirs) / min(mine),
-        "ratio_pairs_median": statistics.median(t / m for t, m in zip(theirs, mine)),
-        "peak_memory_bytes": {"lora": ours.peak_memory_bytes, "peft": peer.peak_memory_bytes},
-        "ratio_memory": ours.peak_memory_bytes / peer.peak_memory_bytes,
+        side.measure("step 1")
+        side.forget()
+    memory = {side.name: side.peak_memory_bytes for side in (ours, peer)}  # the products alone need weights of their own
+    products = []
+    for _ in range(rounds):
+        ours.measure("step 1")
+        products.append(ours.ask("products 1"))
+        peer.measure("step 1")
+    return {
+        "peak_memory_bytes": memory, "worst_gradient_cosine": cosine, "loss": {"lora": loss_ours, "peft": loss_peer},
+        "own_products": products,
         "first_step_seconds": {"lora": ours.first_step_seconds, "peft": peer.first_step_seconds},
         "ratio_first_step": ours.first_step_seconds / peer.first_step_seconds,
     }
+
+
+def run_decoding(ours, peer, rounds, count):
+    request = f"generate {count}"
+    a, b = ours.measure(request)["tokens"], peer.measure(request)["tokens"]
+    same = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), count)
+    for side in (ours, peer):
+        side.forget()
+    for _ in range(rounds):
+        ours.measure(request)
+        peer.measure(request)
+    return {"tokens": count, "equal_first_tokens": same}
+
+
+def run_case(name, args):
+    case = CASES[name]
+    threads = case.get("threads", 1)
+    ours, peer = start(case, args)
+    if "generate" in case:
+        found = run_decoding(ours, peer, args.rounds, case["generate"])
+    else:
+        found = run_steps(ours, peer, args.rounds)
+    clock = "cpu" if threads == 1 else "wall"
+    mine, theirs = getattr(ours, clock), getattr(peer, clock)
+    here = pathlib.Path(__file__).parent
+    commit = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    result = {
+        "case": name, "command": " ".join(sys.argv), "commit": commit, "machine": processor(), "cores": os.cpu_count(),
+        "load": os.getloadavg()[0], "threads": threads, "clock": clock, "rounds": args.rounds, **found,
+        "seconds": {"lora": mine, "peft": theirs},
+        "ratio_median": statistics.median(theirs) / statistics.median(mine),
+        "ratio_best": min(theirs) / min(mine),
+        "ratio_pairs_median": statistics.median(t / m for t, m in zip(theirs, mine)),
+    }
+    memory = result.setdefault("peak_memory_bytes", {side.name: side.peak_memory_bytes for side in (ours, peer)})
+    result["ratio_memory"] = memory["lora"] / memory["peft"]
+    if "own_products" in result:
+        share = [p[clock] / m for p, m in zip(result["own_products"], mine)]
+        result["share_of_products"] = statistics.median(share)
     ours.close()
     peer.close()
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"threads {args.threads}, {clock} seconds per step: lora {statistics.median(mine):.3f} (best {min(mine):.3f}), "
-          f"peft {statistics.median(theirs):.3f} (best {min(theirs):.3f})")
-    print(f"peft / lora: medians {result['ratio_median']:.2f}, best {result['ratio_best']:.2f}, "
-          f"pairs {result['ratio_pairs_median']:.2f}; worst gradient cosine {cosine:.5f}")
-    print(f"lora / peft: peak memory {result['ratio_memory']:.2f}, start to first step {result['ratio_first_step']:.2f} "
-          f"({ours.first_step_seconds:.2f} s against {peer.first_step_seconds:.2f} s)")
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    line = (f"{name:<23} lora {statistics.median(mine):.3f} s, peft {statistics.median(theirs):.3f} s ({clock}); "
+            f"medians {result['ratio_median']:.2f}, best {result['ratio_best']:.2f}, pairs {result['ratio_pairs_median']:.2f}; "
+            f"memory {result['ratio_memory']:.2f}")
+    if "ratio_first_step" in result:
+        line += (f"; first step {result['ratio_first_step']:.2f}; products {result['share_of_products']:.2f}; "
+                 f"cosine {result['worst_gradient_cosine']:.5f}")
+    else:
+        line += f"; first {result['equal_first_tokens']} of {result['tokens']} tokens equal"
+    print(line, flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="+", choices=[*CASES, "all"])
+    parser.add_argument("--ours", required=True)
+    parser.add_argument("--inputs", required=True, type=pathlib.Path)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=pathlib.Path)
+    args = parser.parse_args()
+    for name in CASES if "all" in args.cases else args.cases:
+        run_case(name, args)
 
 
 if __name__ == "__main__":

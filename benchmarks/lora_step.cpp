@@ -13,6 +13,7 @@
 #include "lora/core/stopwatch.h"
 #include "lora/data/collate.h"
 #include "lora/data/dataset.h"
+#include "lora/generate/generate.h"
 #include "lora/io/dtype.h"
 #include "lora/io/safetensors.h"
 #include "lora/lora.h"
@@ -24,6 +25,7 @@ using namespace lora;
 
 struct Options {
   std::string model, adapter, rows, dtype = "bf16";
+  bool packed = false;
   int threads = 1;
   double lr = 1e-4;
 };
@@ -43,12 +45,18 @@ class Run {
     at::set_num_threads(options.threads);
     const auto dtype = io::to_torch(parse_float_dtype(options.dtype, "--dtype"), "--dtype");
     model_ = llama::load(options.model, {.device = at::kCPU, .dtype = dtype});
-    adapters_ = load_adapter(*model_, options.adapter);
-    freeze_base(*model_, adapters_);
+    model_->fast_paths.release_plain = true;
+    if (options.adapter.empty()) {
+      train_all(*model_);
+    } else {
+      adapters_ = load_adapter(*model_, options.adapter);
+      freeze_base(*model_, adapters_);
+    }
     const auto dataset = data::load_dataset(options.rows, {.format = "tokens"}, nullptr);
     std::vector<const data::Example*> examples;
     for (const auto& example : dataset.examples) examples.push_back(&example);
-    batch_ = data::collate(examples, 0);
+    batch_ = options.packed ? data::collate_packed(examples, 0) : data::collate(examples, 0);
+    first_row_ = dataset.examples.front().input_ids;
     trainer_.emplace(model_, adapters_, train::TrainerOptions{.steps = 1'000'000, .learning_rate = options.lr});
   }
 
@@ -72,9 +80,8 @@ class Run {
     const at::Tensor loss = nn::causal_lm_loss_sum(*model_, batch_) / batch_.num_targets;
     loss.backward();
     io::NamedTensors tensors;
-    for (auto [name, parameter] : adapters_.named_parameters()) {
-      name.replace(name.find(".default"), 8, "");
-      tensors.emplace_back("base_model.model." + name + ".weight", parameter.grad().clone());
+    for (auto [name, parameter] : trained()) {
+      tensors.emplace_back(name, parameter.grad().clone());
       parameter.mutable_grad() = at::Tensor();
     }
     io::save_safetensors(path, tensors);
@@ -82,7 +89,89 @@ class Run {
     std::fflush(stdout);
   }
 
+  /// The matrix products that a step cannot do without, alone: the frozen weights' both ways for every token, the head's
+  /// for every target. The lowest layer needs no gradient of its input.
+  void products(int count) {
+    if (products_.empty()) {
+      build_products();
+      for (const auto& product : products_) product.run();  // the transposes are made at their first use
+    }
+    double wall = 0, cpu = 0;
+    for (int i = 0; i < count; ++i) {
+      const torch::NoGradGuard no_grad;
+      const Stopwatch watch;
+      const double cpu_before = cpu_seconds();
+      for (const auto& product : products_) product.run();
+      wall += watch.seconds();
+      cpu += cpu_seconds() - cpu_before;
+    }
+    fmt::print("{{\"wall\": {}, \"cpu\": {}, \"peak_memory_bytes\": {}}}\n", wall / count, cpu / count, peak_process_bytes());
+    std::fflush(stdout);
+  }
+
+  void generate(int count) {
+    model_->eval();
+    model_->fast_paths.pack_for_inference = true;
+    lora::generate::GenerateOptions options;
+    options.sampling.temperature = 0;
+    options.max_new_tokens = count;
+    const std::vector<int64_t> prompt(first_row_.begin(), first_row_.begin() + 16);
+    const Stopwatch watch;
+    const double cpu_before = cpu_seconds();
+    const auto result = lora::generate::complete(*model_, prompt, options, at::kCPU);
+    fmt::print("{{\"wall\": {}, \"cpu\": {}, \"tokens\": [{}], \"peak_memory_bytes\": {}}}\n", watch.seconds(),
+               cpu_seconds() - cpu_before, fmt::join(result.token_ids, ", "), peak_process_bytes());
+    std::fflush(stdout);
+  }
+
  private:
+  /// One weight's product with `input` and the gradient's with it.
+  struct Product {
+    std::shared_ptr<const ops::PackedWeight> weight;
+    at::Tensor input, gradient;
+    bool backward;
+    void run() const {
+      weight->times(input);
+      if (backward) weight->times_transposed(gradient);
+    }
+  };
+
+  void build_products() {
+    const auto& config = model_->config;
+    const int64_t hidden = config.hidden_size, inner = config.intermediate_size, heads = config.num_attention_heads * config.head_dim,
+                  keys = config.num_key_value_heads * config.head_dim;
+    for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+      add_product(heads + 2 * keys, hidden, batch_.num_tokens, layer > 0);
+      add_product(hidden, heads, batch_.num_tokens, true);
+      add_product(2 * inner, hidden, batch_.num_tokens, true);
+      add_product(hidden, inner, batch_.num_tokens, true);
+    }
+    add_product(config.vocab_size, hidden, batch_.num_targets, true);
+  }
+
+  void add_product(int64_t outputs, int64_t inputs, int64_t rows, bool backward) {
+    const auto bf16 = at::TensorOptions().dtype(at::kBFloat16);
+    products_.push_back({std::make_shared<const ops::PackedWeight>(
+                             std::vector<at::Tensor>{at::randn({outputs, inputs}).to(at::kBFloat16)}, at::kBFloat16),
+                         at::ones({rows, inputs}, bf16), at::ones({rows, outputs}, bf16), backward});
+  }
+
+  /// Trained parameters under the peer's names.
+  std::vector<std::pair<std::string, at::Tensor>> trained() {
+    std::vector<std::pair<std::string, at::Tensor>> found;
+    if (adapters_) {
+      for (auto [name, parameter] : adapters_.named_parameters()) {
+        name.replace(name.find(".default"), 8, "");
+        found.emplace_back("base_model.model." + name + ".weight", parameter);
+      }
+    } else {
+      for (const auto& entry : model_->named_parameters()) found.emplace_back(entry.key(), entry.value());
+    }
+    return found;
+  }
+
+  std::vector<Product> products_;
+  std::vector<int32_t> first_row_;
   std::shared_ptr<llama::LlamaForCausalLMImpl> model_;
   AdapterSet adapters_;
   Batch batch_;
@@ -93,10 +182,12 @@ class Run {
 }  // namespace
 
 int main(int argc, char** argv) {
+  prepare_memory();
   Options options;
   CLI::App program{"Training steps on request, for benchmarks/compare.py"};
   program.add_option("--model", options.model)->required();
-  program.add_option("--adapter", options.adapter)->required();
+  program.add_option("--adapter", options.adapter, "None: full fine-tuning");
+  program.add_flag("--packed", options.packed);
   program.add_option("--rows", options.rows)->required();
   program.add_option("--dtype", options.dtype);
   program.add_option("--threads", options.threads);
@@ -109,5 +200,7 @@ int main(int argc, char** argv) {
     std::cin >> argument;
     if (word == "step") run.steps(std::atoi(argument.c_str()));
     if (word == "grads") run.gradients(argument);
+    if (word == "products") run.products(std::atoi(argument.c_str()));
+    if (word == "generate") run.generate(std::atoi(argument.c_str()));
   }
 }

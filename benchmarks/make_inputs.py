@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes what the comparison trains: a random-weight Llama, a LoRA adapter on it, and rows of tokens.
+"""Makes what the comparison trains: a random-weight Llama, LoRA adapters on it, and rows of tokens.
 
 usage: make_inputs.py OUT_DIR [--size 110m] [--batch 4] [--seq 128]
 """
@@ -28,11 +28,28 @@ torch.manual_seed(args.seed)
 config = LlamaConfig(vocab_size=32000, max_position_embeddings=2048, tie_word_embeddings=False, **SIZES[args.size])
 model = LlamaForCausalLM(config).to(torch.bfloat16)
 model.save_pretrained(args.out / "model")
-adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
-with torch.no_grad():  # B starts at zero, which would hide a wrong gradient of A
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            parameter.normal_(0, 0.02)
-adapted.save_pretrained(args.out / "adapter")
-rows = torch.randint(3, config.vocab_size, (args.batch, args.seq))
-(args.out / "rows.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows.tolist()))
+
+
+def save_adapter(name, **options):
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+    with torch.no_grad():  # B starts at zero, which would hide a wrong gradient of A
+        for key, parameter in adapted.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(0, 0.02)
+    adapted.save_pretrained(args.out / name)
+    adapted.unload()
+
+
+def save_rows(name, rows):
+    (args.out / name).write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+
+
+def random_row(length):
+    return torch.randint(3, config.vocab_size, (length,)).tolist()
+
+
+save_adapter("adapter", r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+save_adapter("adapter_all_linear", r=16, lora_alpha=32, target_modules="all-linear")
+save_rows("rows.jsonl", [random_row(args.seq) for _ in range(args.batch)])
+# Lengths as prompt and answer of ADGEN rows have them: 44 % of the positions of rows padded to 128 are real.
+save_rows("rows_adgen.jsonl", [random_row(length) for length in (38, 45, 49, 52, 56, 61, 69, 80)])

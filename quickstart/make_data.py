@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the data of the quickstart; the same arguments give the same files, byte for byte.
 
-  make_data.py text --output pretrain.jsonl [--megabytes 18]   general text, one {"text": ...} per line
+  make_data.py text --output pretrain.jsonl [--megabytes 30]   general text, one {"text": ...} per line
   make_data.py rows --output DIR [--train 4000] [--dev 200]    DIR/train.jsonl and DIR/dev.jsonl, ADGEN rows
 """
 
@@ -42,7 +42,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     text = commands.add_parser("text")
-    text.add_argument("--megabytes", type=int, default=18)
+    text.add_argument("--megabytes", type=int, default=30)
     text.set_defaults(run=make_text)
     rows = commands.add_parser("rows")
     rows.add_argument("--train", type=int, default=4000)

@@ -106,6 +106,18 @@ CARD_QUESTIONS = [("{人}来问。", "问{key}，答{value}"), ("", "{key}呢？
 CARD_READINGS = [("{人}照着念了一遍：", "，"), ("也就是说，", "、"), ("{店员}数给{人}听，", "，然后是"), ("记住这几个词：", "，"),
                  ("要的是", "，还要"), ("{人}一样一样地找，先是", "，再是"), ("", "，"), ("最后写成", "的、")]
 
+# Dictations: any words in any order, said again or asked for. Nothing in them can be guessed, only looked up, which is
+# how so small a model comes to look things up at all.
+DICTATION_SHARE = 0.35
+ALL_WORDS = sorted({word for words in WORDS.values() for word in words} |
+                   {item for kind in KINDS for item in kind["items"]} |
+                   {word for kind in KINDS for key, values in kind["attributes"].items() for word in [key, *values]})
+DICTATION_HEADS = ["听写：", "跟着念：", "抄一遍：", "{人@a}念，{人@b}写：", "纸条上是"]
+DICTATION_AGAIN = ["再来一遍：", "写好了：", "念一次：", "{人@b}写的是", "又一张纸条："]
+DICTATION_JOINTS = ["、", "，", "*", " ", "；"]
+PAIR_LINKS = ["#", "：", "是", "配", "——"]
+PAIR_ANSWERS = ["{key}配{value}", "{key}的是{value}", "{value}", "找{key}，得{value}", "{key}{value}"]
+
 SLOT = re.compile(r"\{([^{}@]+)(?:@(\w+))?\}")
 KIND_SLOTS = {"类型": "type", "量": "measure", "动": "verb", "品款": "item_key"}
 WASHABLE = [kind for kind in KINDS if "陶瓷" not in kind["attributes"]["材质"]]
@@ -203,7 +215,28 @@ def write_card(choose):
     return text + document.fill(choose.one(ENDINGS))
 
 
+def write_dictation(choose):
+    """Words, and the same words again."""
+    document = Document(choose)
+    words = choose.some(ALL_WORDS, choose.number(3, 8))
+    first, second = choose.one(DICTATION_JOINTS), choose.one(DICTATION_JOINTS)
+    text = document.fill(choose.one(DICTATION_HEADS)) + first.join(words) + "。"
+    return text + document.fill(choose.one(DICTATION_AGAIN)) + second.join(words) + "。"
+
+
+def write_pairs(choose):
+    """Pairs of words, and for some first words, in any order, the second."""
+    words = choose.some(ALL_WORDS, 2 * choose.number(2, 5))
+    pairs = list(zip(words[::2], words[1::2]))
+    link, joint, answer = choose.one(PAIR_LINKS), choose.one(DICTATION_JOINTS), choose.one(PAIR_ANSWERS)
+    asked = choose.some(pairs, choose.number(2, len(pairs)))
+    text = joint.join(key + link + value for key, value in pairs) + "。"
+    return text + choose.one(["，", "、", "。"]).join(answer.format(key=key, value=value) for key, value in asked) + "。"
+
+
 def write_document(choose):
+    if choose.chance(DICTATION_SHARE):
+        return write_pairs(choose) if choose.chance(0.5) else write_dictation(choose)
     return write_card(choose) if choose.chance(CARD_SHARE) else write_story(choose)
 
 

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Usage: scripts/bench.sh [--rounds N]
+# Usage: scripts/bench.sh [--rounds N] [CASE...]
 #
-# Measures training steps against transformers + peft, interleaved in one run: the 134-million-parameter Llama of
-# random weights in bf16, LoRA r = 8 on q and v, 4 rows of 128 tokens; with one thread (CPU time) and with two (wall
-# time). Results: benchmarks/results/*.json and a summary on the screen. The peers live in .venv-peers (several GB).
+# Measures training steps and decoding against transformers + peft, interleaved in one run per case, on the
+# 134-million-parameter Llama of random weights: see benchmarks/README.md. Cases are those of benchmarks/compare.py (all
+# without any). Results: benchmarks/results/CASE.json and a line each on the screen. The peers live in .venv-peers
+# (several GB).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 rounds=9
 case ${1:-} in
   -h | --help) show_help; exit 0 ;;
-  --rounds) rounds=${2:?--rounds needs a number} ;;
-  ?*) die "--rounds is the only option; got '$1'; see scripts/bench.sh --help" ;;
+  --rounds) rounds=${2:?--rounds needs a number}; shift 2 ;;
 esac
+[ $# -gt 0 ] || set -- all
 
 peers=${LORA_PEERS:-$LORA_ROOT/.venv-peers}
 if ! "$peers/bin/python" -c 'import peft, transformers, torch' 2> /dev/null; then
@@ -24,12 +25,10 @@ lora_setup
 lora_build release
 
 inputs=$LORA_ROOT/build/bench_inputs
-if [ ! -e "$inputs/rows.jsonl" ]; then
-  say "making a random model, an adapter and rows in build/bench_inputs"
+if [ ! -e "$inputs/rows_adgen.jsonl" ]; then
+  say "making a random model, adapters and rows in build/bench_inputs"
   "$peers/bin/python" "$LORA_ROOT/benchmarks/make_inputs.py" "$inputs"
 fi
 cd "$LORA_ROOT"
-for threads in 1 2; do
-  OMP_NUM_THREADS=$threads "$peers/bin/python" benchmarks/compare.py --ours build/release/bin/bench_lora_step \
-    --inputs build/bench_inputs --threads "$threads" --rounds "$rounds" --out "benchmarks/results/peft_${threads}_threads.json"
-done
+"$peers/bin/python" benchmarks/compare.py "$@" --ours build/release/bin/bench_lora_step --inputs build/bench_inputs \
+  --rounds "$rounds" --out benchmarks/results

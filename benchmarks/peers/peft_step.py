@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""The peer: LoRA training of a Llama checkpoint with transformers + peft, driven over a pipe.
+"""The peer: training of a Llama checkpoint with transformers + peft, driven over a pipe.
 
 Started by benchmarks/compare.py. Reads one command per line from standard input and answers with one JSON line:
-  step N   runs N optimizer steps on the fixed rows; answers seconds (CPU and wall) of each and the last loss
-  grads F  writes the adapter's gradients of the fixed rows to a safetensors file
+  step N        runs N optimizer steps on the fixed rows; answers seconds (CPU and wall) of each and the last loss
+  grads F       writes the gradients of the fixed rows to a safetensors file
+  generate N    greedy decoding of N tokens after the first row's first 16; answers seconds and the tokens
   quit
-The first line that it prints, unasked, follows the end of the first step: seconds since the process began.
 """
 import time
 
 T0 = time.perf_counter()
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -18,9 +19,10 @@ import sys
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", required=True)
-parser.add_argument("--adapter", required=True, help="PEFT directory to start from")
+parser.add_argument("--adapter", help="PEFT directory to start from; none: full fine-tuning")
 parser.add_argument("--rows", required=True, help="JSON lines with input_ids")
-parser.add_argument("--dtype", default="bfloat16")
+parser.add_argument("--mode", default="eager", choices=["eager", "compile", "autocast"])
+parser.add_argument("--pad-to", type=int, default=0, help="pad rows on the right to this length, with a mask")
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--lr", type=float, default=1e-4)
 args = parser.parse_args()
@@ -28,22 +30,39 @@ args = parser.parse_args()
 import torch
 
 torch.set_num_threads(args.threads)
-from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
-model = LlamaForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype), attn_implementation="sdpa")
+autocast = args.mode == "autocast"
+model = LlamaForCausalLM.from_pretrained(args.model, dtype=torch.float32 if autocast else torch.bfloat16,
+                                         attn_implementation="sdpa")
 model.config.use_cache = False
-model = PeftModel.from_pretrained(model, args.adapter, is_trainable=True)
+if args.adapter:
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(model, args.adapter, is_trainable=True)
 model.train()
 parameters = [p for p in model.parameters() if p.requires_grad]
 optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.0)
-rows = torch.tensor([json.loads(line)["input_ids"] for line in open(args.rows)])
+forward = torch.compile(model) if args.mode == "compile" else model
+
+rows = [json.loads(line)["input_ids"] for line in open(args.rows)]
+length = args.pad_to or max(map(len, rows))
+batch = {"input_ids": torch.zeros(len(rows), length, dtype=torch.long), "labels": torch.full((len(rows), length), -100)}
+for i, row in enumerate(rows):
+    batch["input_ids"][i, : len(row)] = batch["labels"][i, : len(row)] = torch.tensor(row)
+if args.pad_to:
+    batch["attention_mask"] = (batch["labels"] != -100).long()
+
+
+def loss_of_rows():
+    with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+        return forward(**batch).loss
 
 
 def step():
     wall, cpu = time.perf_counter(), time.process_time()
-    loss = model(input_ids=rows, labels=rows).loss
+    loss = loss_of_rows()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
@@ -57,11 +76,21 @@ def answer(**values):
 
 
 def gradients(path):
-    loss = model(input_ids=rows, labels=rows).loss
+    loss = loss_of_rows()
     loss.backward()
     save_file({n.replace(".default", ""): p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, path)
     optimizer.zero_grad(set_to_none=True)
     answer(loss=float(loss.detach()))
+
+
+def generate(count):
+    model.config.use_cache = True
+    prompt = batch["input_ids"][:1, :16]
+    wall, cpu = time.perf_counter(), time.process_time()
+    with torch.no_grad():
+        ids = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count,
+                             min_new_tokens=count, do_sample=False, pad_token_id=0)
+    answer(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu, tokens=ids[0, 16:].tolist())
 
 
 started = os.environ.get("BENCH_STARTED")
@@ -75,5 +104,7 @@ for line in sys.stdin:
         answer(wall=[r[0] for r in results], cpu=[r[1] for r in results], loss=results[-1][2], first_step_seconds=first)
     elif words[0] == "grads":
         gradients(words[1])
+    elif words[0] == "generate":
+        generate(int(words[1]))
     else:
         break

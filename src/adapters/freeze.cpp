@@ -9,6 +9,7 @@
 #include "core/check.h"
 #include "lora/core/pattern.h"
 #include "lora/core/text.h"
+#include "lora/nn/linear.h"
 
 namespace lora {
 namespace {
@@ -99,6 +100,7 @@ FreezeReport freeze_base(torch::nn::Module& model, const AdapterSet& adapters,
       "[adapters.freeze] the adapter that trains must be active; found {:?} inactive; call "
       "set_active_adapters first",
       adapters.name());
+  nn::restore_weights(model);  // whoever trains a weight must find it
   auto parameters = parameters_of(model);
   auto trained = adapters.parameters();
   for (auto& entry : parameters) freeze(entry.second);
@@ -107,6 +109,7 @@ FreezeReport freeze_base(torch::nn::Module& model, const AdapterSet& adapters,
 }
 
 FreezeReport train_all(torch::nn::Module& model, const FreezeRules& rules) {
+  nn::restore_weights(model);  // whoever trains a weight must find it
   auto parameters = parameters_of(model);
   for (auto& entry : parameters) free_for_training(entry.second);
   return apply_rules(parameters, rules);

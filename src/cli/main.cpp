@@ -8,6 +8,7 @@
 
 #include "cli/command.h"
 #include "cli/signals.h"
+#include "lora/ops/device.h"
 #include "lora/core/error.h"
 #include "lora/core/log.h"
 
@@ -53,6 +54,7 @@ int run(const Action& action) {
 }
 
 int main(int argc, char** argv) {
+  prepare_memory();
   CLI::App program{"Fine-tunes large language models with LoRA and its relatives."};
   program.name("lora");
   program.set_version_flag("--version", kVersion);

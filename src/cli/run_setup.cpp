@@ -77,9 +77,7 @@ int64_t row_limit(const RunConfig& config, int64_t context) {
   return limit;
 }
 
-}  // namespace
-
-std::shared_ptr<llama::LlamaForCausalLMImpl> make_model(const RunConfig& config, const at::Device& device) {
+std::shared_ptr<llama::LlamaForCausalLMImpl> load_or_make(const RunConfig& config, const at::Device& device) {
   if (config.model.path) return llama::load(*config.model.path, {.device = device, .dtype = model_dtype(config)});
   require<ConfigError>(config.model.arch == "llama", "[model.arch] this version makes llama; found {}",
                        config.model.arch.value_or("none"));
@@ -87,6 +85,27 @@ std::shared_ptr<llama::LlamaForCausalLMImpl> make_model(const RunConfig& config,
   const auto dtype = model_dtype(config).value_or(at::kFloat);
   fresh.dtype = io::from_torch(dtype);
   return std::make_shared<llama::LlamaForCausalLMImpl>(fresh, nn::ParameterOptions{dtype, device, true});
+}
+
+/// The program looks at parameters only where the library restores them first, so packed weights need no plain twin.
+nn::FastPaths fast_paths(const RunConfig& config) {
+  nn::FastPaths fast;
+  fast.release_plain = true;
+  for (const auto& name : config.run.disable_fast_paths) {
+    if (name == "all") return nn::FastPaths::none();
+    fast.at(name) = false;
+  }
+  return fast;
+}
+
+}  // namespace
+
+std::shared_ptr<llama::LlamaForCausalLMImpl> make_model(const RunConfig& config, const at::Device& device) {
+  auto model = load_or_make(config, device);
+  model->fast_paths = fast_paths(config);
+  if (config.train.recompute == "selective") model->recompute = nn::Recompute::kSelective;
+  if (config.train.recompute == "full") model->recompute = nn::Recompute::kFull;
+  return model;
 }
 
 std::shared_ptr<const data::Tokenizer> make_tokenizer(const RunConfig& config) {
@@ -130,8 +149,12 @@ FreezeReport freeze(const RunConfig& config, llama::LlamaForCausalLMImpl& model,
   return adapters ? freeze_base(model, adapters, rules) : train_all(model, rules);
 }
 
-data::LoaderOptions loader_options(const RunConfig& config, int64_t pad_id) {
+data::LoaderOptions loader_options(const RunConfig& config, int64_t pad_id, int64_t max_positions) {
   data::LoaderOptions options;
+  // With all_positions the padding counts, and must be what the user's data give.
+  options.pad_to_multiple_of = config.train.loss_reduction == "all_positions" ? 1 : 8;
+  options.max_length = max_positions;
+  if (config.data.packing) options.pack_to = row_limit(config, max_positions);
   options.batch_size = config.train.micro_batch;
   options.grad_accum = config.train.grad_accum;
   options.shuffle = config.data.train.shuffle;

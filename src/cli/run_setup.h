@@ -29,7 +29,7 @@ AdapterSet make_adapters(const config::RunConfig& config, llama::LlamaForCausalL
 /// Applies the freezing rules.
 FreezeReport freeze(const config::RunConfig& config, llama::LlamaForCausalLMImpl& model, const AdapterSet& adapters);
 
-data::LoaderOptions loader_options(const config::RunConfig& config, int64_t pad_id);
+data::LoaderOptions loader_options(const config::RunConfig& config, int64_t pad_id, int64_t max_positions);
 train::TrainerOptions trainer_options(const config::RunConfig& config, const at::Device& device, int64_t steps);
 
 /// Warns and throws as the supervision rules say (data.require_end_token). Logs one decoded row.

@@ -13,12 +13,14 @@
 #include "lora/core/stopwatch.h"
 #include "lora/core/text.h"
 #include "lora/generate/generate.h"
+#include "lora/io/dtype.h"
 #include "lora/ops/device.h"
 #include "lora/train/checkpoint.h"
 #include "lora/train/evaluate.h"
 #include "lora/train/metrics.h"
 #include "lora/train/progress.h"
 #include "lora/train/report.h"
+#include "lora/train/speed_of_light.h"
 
 namespace lora::cli {
 namespace {
@@ -54,6 +56,7 @@ class TrainingRun {
   void save_result(const train::StepState& state);
   void save_all(train::Trainer& trainer);
   void save_last_good_state(train::Trainer& trainer);
+  at::ScalarType product_dtype(at::ScalarType amp_dtype) const;
   std::optional<double> evaluate();
   std::vector<std::string> generate_samples();
   std::vector<SampleRow> sample_rows() const;
@@ -84,7 +87,9 @@ int TrainingRun::run() {
   clear_obsolete(start_);
   write_file_atomically(config_.run.output_dir / "config.yaml", config::dump_run_config(config_));
 
-  train::Trainer trainer(model_, adapters_, trainer_options(config_, device_, total_steps_));
+  auto options = trainer_options(config_, device_, total_steps_);
+  options.peak_flops_per_second = train::matmul_flops_per_second(device_, product_dtype(options.amp_dtype));
+  train::Trainer trainer(model_, adapters_, options);
   if (start_.checkpoint) {
     train::load_checkpoint(*start_.checkpoint, *model_, trainer.state());
   } else {
@@ -95,7 +100,7 @@ int TrainingRun::run() {
   train::Progress progress(total_steps_, config_.train.log_interval);
   add_callbacks(trainer, metrics, progress);
 
-  auto loader_settings = loader_options(config_, pad_id_);
+  auto loader_settings = loader_options(config_, pad_id_, model_->max_positions());
   loader_settings.first_step = start_.first_step;
   loader_settings.num_steps = total_steps_;
   data::Loader loader(train_set_, loader_settings);
@@ -138,7 +143,7 @@ void TrainingRun::prepare() {
   adapters_ = make_adapters(config_, *model_);
   freeze_report_ = freeze(config_, *model_, adapters_);
 
-  const data::Loader probe(train_set_, loader_options(config_, pad_id_));
+  const data::Loader probe(train_set_, loader_options(config_, pad_id_, model_->max_positions()));
   total_steps_ = config_.train.max_steps >= 0 ? config_.train.max_steps : config_.train.epochs * probe.steps_per_epoch();
   warn_about_schedule();
   check_for_stop();
@@ -207,6 +212,11 @@ void TrainingRun::save_last_good_state(train::Trainer& trainer) {
   save_all(trainer);
   log::warn(fmt::format("the state after step {}, the last before values stopped being finite, is saved",
                         trainer.state().step));
+}
+
+/// The type in which the model's products run.
+at::ScalarType TrainingRun::product_dtype(at::ScalarType amp_dtype) const {
+  return amp_dtype == at::kFloat ? io::to_torch(model_->config.dtype, "model.dtype") : amp_dtype;
 }
 
 std::optional<double> TrainingRun::evaluate() {

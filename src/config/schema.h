@@ -28,6 +28,9 @@ void describe_run(Visitor& v, RunSection& run) {
   v.key("device", run.device,
         Rule{.has_form = is_device, .form = "auto, cpu, cuda or cuda:N", .effect = Effect::kNone});
   v.key("threads", run.threads, between(0, 1024).with_effect(Effect::kNone));
+  v.key("disable_fast_paths", run.disable_fast_paths,
+        one_of({"all", "joined", "packed_weights", "fused_norm", "fused_rotary", "fused_swiglu",
+                "fused_attention", "fused_loss", "release_plain"}));
 }
 
 /// A field of config.json, kept as text: visited as what it is.
@@ -123,7 +126,7 @@ void describe_data(Visitor& v, DataSection& data) {
     v.key("prefetch", data.loader.prefetch, between(1, 1024).with_effect(Effect::kNone));
     v.key("drop_last", data.loader.drop_last);
   });
-  v.only("packing", "false");
+  v.key("packing", data.packing);
   v.only("cache_dir", "null");
   v.only("train_on_sop", "false");
   v.only("ignore_pad_in_loss", "true");
@@ -174,7 +177,8 @@ void describe_train(Visitor& v, TrainSection& train) {
   v.key("max_nonfinite", train.max_nonfinite, at_least(1).with_alias("max_skips"));
   v.key("log_interval", train.log_interval, at_least(1).with_effect(Effect::kNone));
   v.key("eval_interval", train.eval_interval, at_least(0).with_effect(Effect::kNone));
-  v.only("recompute", "none");
+  v.key("recompute", train.recompute,
+        one_of({"none", "selective", "full"}).with_effect(Effect::kNone));
 }
 
 /// Several processes and the metrics of generated text: settings that only their defaults fit.

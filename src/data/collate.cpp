@@ -1,6 +1,7 @@
 #include "lora/data/collate.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 
 #include <algorithm>
 
@@ -31,10 +32,16 @@ int64_t* copy_padded(const std::vector<int32_t>& values, int64_t length, int64_t
   return std::fill_n(end, length - static_cast<int64_t>(values.size()), padding);
 }
 
+int64_t padded_length(int64_t longest, int64_t multiple, int64_t limit) {
+  const int64_t rounded = (longest + multiple - 1) / multiple * multiple;
+  return limit > 0 ? std::max(longest, std::min(rounded, limit)) : rounded;
+}
+
 }  // namespace
 
-Batch collate(std::span<const Example* const> examples, int64_t pad_id) {
-  const int64_t length = check_rows(examples);
+Batch collate(std::span<const Example* const> examples, int64_t pad_id, int64_t pad_to_multiple_of,
+              int64_t max_length) {
+  const int64_t length = padded_length(check_rows(examples), pad_to_multiple_of, max_length);
   const auto num_rows = static_cast<int64_t>(examples.size());
   Batch batch;
   batch.input_ids_BS = at::empty({num_rows, length}, at::kLong);
@@ -47,6 +54,31 @@ Batch collate(std::span<const Example* const> examples, int64_t pad_id) {
     batch.rows.push_back(example->row);
     batch.num_tokens += static_cast<int64_t>(example->input_ids.size());
     batch.num_targets += example->num_targets();
+  }
+  return batch;
+}
+
+Batch collate_packed(std::span<const Example* const> examples, int64_t pad_id,
+                     int64_t pad_to_multiple_of) {
+  check_rows(examples);
+  Batch batch;
+  for (const Example* example : examples) {
+    batch.segment_lengths.push_back(static_cast<int64_t>(example->input_ids.size()));
+    batch.rows.push_back(example->row);
+    batch.num_tokens += batch.segment_lengths.back();
+    batch.num_targets += example->num_targets();
+  }
+  const int64_t length = padded_length(batch.num_tokens, pad_to_multiple_of, 0);
+  if (length > batch.num_tokens) batch.segment_lengths.push_back(length - batch.num_tokens);
+  batch.input_ids_BS = at::full({1, length}, pad_id, at::kLong);
+  batch.labels_BS = at::full({1, length}, kIgnoreLabel, at::kLong);
+  int64_t* ids = batch.input_ids_BS.mutable_data_ptr<int64_t>();
+  int64_t* labels = batch.labels_BS.mutable_data_ptr<int64_t>();
+  for (const Example* example : examples) {
+    std::copy(example->labels.begin(), example->labels.end(), labels);
+    *labels = kIgnoreLabel;  // the row before does not predict it
+    ids = std::copy(example->input_ids.begin(), example->input_ids.end(), ids);
+    labels += example->labels.size();
   }
   return batch;
 }

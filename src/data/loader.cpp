@@ -11,14 +11,17 @@
 #include "core/check.h"
 #include "lora/core/stopwatch.h"
 #include "lora/data/collate.h"
+#include "lora/data/packing.h"
 
 namespace lora::data {
 namespace {
 
 constexpr int64_t kMaxWorkers = 64;
+/// Packed rows come in few lengths, for the reason that collate gives.
+constexpr int64_t kPackedMultiple = 64;
 
-SamplerOptions sampler_options(const Dataset& dataset, const LoaderOptions& options) {
-  return {.num_rows = dataset.size(),
+SamplerOptions sampler_options(int64_t num_rows, const LoaderOptions& options) {
+  return {.num_rows = num_rows,
           .micro_batch = options.batch_size,
           .grad_accum = options.grad_accum,
           .ranks = options.ranks,
@@ -32,6 +35,9 @@ void check_options(const LoaderOptions& options) {
   require<ConfigError>(options.workers >= 0 && options.workers <= kMaxWorkers,
                        "[data.loader] workers must be in [0, {}]; found {}", kMaxWorkers,
                        options.workers);
+  require<ConfigError>(options.pad_to_multiple_of >= 1,
+                       "[data.loader] pad_to_multiple_of must be at least 1; found {}",
+                       options.pad_to_multiple_of);
   require<ConfigError>(options.prefetch >= 1, "[data.loader] prefetch must be at least 1; found {}",
                        options.prefetch);
   require<ConfigError>(options.first_step >= 0 && options.num_steps >= -1,
@@ -50,7 +56,12 @@ struct Made {
 
 struct Loader::State {
   State(const Dataset& dataset_in, const LoaderOptions& options_in)
-      : dataset(dataset_in), options(options_in), sampler(sampler_options(dataset_in, options_in)) {
+      : dataset(dataset_in),
+        options(options_in),
+        packs(options.pack_to > 0 ? pack_rows(dataset, options.pack_to)
+                                  : std::vector<std::vector<int64_t>>()),
+        sampler(sampler_options(
+            options.pack_to > 0 ? static_cast<int64_t>(packs.size()) : dataset.size(), options)) {
     check_options(options);
     num_steps = options.num_steps >= 0 ? options.num_steps : sampler.steps_per_epoch();
     step = next_to_make = next_to_give = options.first_step;
@@ -83,11 +94,24 @@ struct Loader::State {
   StepData make(int64_t step) const {
     StepData data{.step = step + 1, .epoch = sampler.epoch_of(step), .micro_batches = {}};
     for (const std::vector<int64_t>& rows : sampler.rows_of(step)) {
-      std::vector<const Example*> examples;
-      for (const int64_t row : rows) examples.push_back(&dataset.examples[row]);
-      data.micro_batches.push_back(collate(examples, options.pad_id));
+      data.micro_batches.push_back(packs.empty() ? padded_batch(rows) : packed_batch(rows));
     }
     return data;
+  }
+
+  Batch padded_batch(const std::vector<int64_t>& rows) const {
+    std::vector<const Example*> examples;
+    for (const int64_t row : rows) examples.push_back(&dataset.examples[row]);
+    return collate(examples, options.pad_id, options.pad_to_multiple_of, options.max_length);
+  }
+
+  Batch packed_batch(const std::vector<int64_t>& pack_numbers) const {
+    std::vector<const Example*> examples;
+    for (const int64_t pack : pack_numbers) {
+      for (const int64_t row : packs[pack]) examples.push_back(&dataset.examples[row]);
+    }
+    return collate_packed(examples, options.pad_id,
+                          options.pad_to_multiple_of > 1 ? kPackedMultiple : 1);
   }
 
   Made try_make(int64_t step) const {
@@ -129,6 +153,7 @@ struct Loader::State {
 
   const Dataset& dataset;
   const LoaderOptions options;
+  const std::vector<std::vector<int64_t>> packs;  ///< empty: not packed
   const Sampler sampler;
   int64_t num_steps = 0;
   int64_t step = 0;          ///< of the caller: the step that next() gives, from 0

@@ -30,7 +30,7 @@ at::Tensor next_logits(nn::CausalLMImpl& model, const std::vector<int64_t>& new_
   batch.input_ids_BS = at::tensor(new_ids, at::kLong).unsqueeze(0).to(device);
   batch.num_tokens = static_cast<int64_t>(new_ids.size());
   const at::Tensor last_D = model.hidden(batch, &cache).select(1, -1).squeeze(0);
-  return model.head()->forward(last_D);
+  return model.logits_of(last_D);
 }
 
 bool is_stop(const GenerateOptions& options, int64_t id) {

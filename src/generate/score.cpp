@@ -46,11 +46,10 @@ at::Tensor logprobs_of(nn::CausalLMImpl& model, const at::Tensor& hidden_BSD,
   const at::Tensor states_ND = hidden_BSD.flatten(0, 1).index_select(0, positions_N);
   const int64_t total = states_ND.size(0);
   const int64_t slice = std::max<int64_t>(1, kLogitBytes / (4 * model.vocab_size()));
-  nn::Linear head = model.head();
   std::vector<at::Tensor> parts;
   for (int64_t begin = 0; begin < total; begin += slice) {
     const int64_t end = std::min(begin + slice, total);
-    const at::Tensor logits_NV = head->forward(states_ND.slice(0, begin, end)).to(at::kFloat);
+    const at::Tensor logits_NV = model.logits_of(states_ND.slice(0, begin, end)).to(at::kFloat);
     const at::Tensor chosen_N1 = next_ids_N.slice(0, begin, end).unsqueeze(1);
     parts.push_back(at::log_softmax(logits_NV, 1).gather(1, chosen_N1).squeeze(1));
   }

@@ -2,8 +2,12 @@
 
 namespace lora::nn {
 
+Tensor CausalLMImpl::logits_of(const Tensor& states) {
+  return head_group() != nullptr ? head_group()->forward(states, fast_paths) : head()->forward(states);
+}
+
 Tensor CausalLMImpl::forward(const Batch& batch, KvCache* cache) {
-  const Tensor logits = head()->forward(hidden(batch, cache));
+  const Tensor logits = logits_of(hidden(batch, cache));
   return logits.scalar_type() == at::kDouble ? logits : logits.to(at::kFloat);
 }
 

@@ -14,10 +14,10 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// Logits of one chunk hold at most this many numbers (16 MiB in fp32), but never fewer than 64 rows: below that the
+/// Logits of one chunk hold at most this many numbers (16 MiB in bf16), but never fewer than 64 rows: below that the
 /// matrix products slow down. The last chunk is filled up to a multiple of so many rows, since every new shape costs
 /// the half-precision products a plan of their own.
-constexpr int64_t kChunkLogits = int64_t{1} << 22;
+constexpr int64_t kChunkLogits = int64_t{1} << 23;
 constexpr int64_t kLeastChunkRows = 64;
 
 /// Cross-entropy of one chunk: the losses' sum; `logits_CV` becomes softmax - one-hot when `gradient` is set.

@@ -47,11 +47,17 @@ PackedWeight::PackedWeight(const std::vector<Tensor>& weights, at::ScalarType dt
   }
   const Tensor joined = parts.size() == 1 ? parts.front() : at::cat(parts);
   forward_ = reordered(joined);
-  backward_ = reordered(joined.t().contiguous());
 }
 
 Tensor PackedWeight::times(const Tensor& x_NI) const { return multiplied(x_NI, forward_); }
-Tensor PackedWeight::times_transposed(const Tensor& dy_NO) const { return multiplied(dy_NO, backward_); }
+
+Tensor PackedWeight::times_transposed(const Tensor& dy_NO) const {
+  std::call_once(backward_is_made_, [this] {
+    const at::NoGradGuard no_grad;
+    backward_ = reordered(forward_.to_dense(dtype_).t().contiguous());
+  });
+  return multiplied(dy_NO, backward_);
+}
 
 std::vector<Tensor> PackedWeight::unpacked() const {
   const at::NoGradGuard no_grad;
@@ -63,7 +69,8 @@ std::vector<Tensor> PackedWeight::unpacked() const {
 
 uint64_t PackedWeight::bytes() const {
   const auto outputs = std::accumulate(rows_.begin(), rows_.end(), int64_t{0});
-  return 2 * static_cast<uint64_t>(outputs * inputs_) * c10::elementSize(dtype_);
+  const uint64_t forms = backward_.defined() ? 2 : 1;
+  return forms * static_cast<uint64_t>(outputs * inputs_) * c10::elementSize(dtype_);
 }
 
 }  // namespace lora::ops

@@ -13,6 +13,12 @@
 #include "nn/eval_mode.h"
 
 namespace lora::train {
+namespace {
+
+/// Few distinct shapes, see collate.
+constexpr int64_t kPadMultiple = 8;
+
+}  // namespace
 
 EvalResult evaluate(nn::CausalLMImpl& model, const data::Dataset& dataset, int64_t batch_size,
                     const at::Device& device, at::ScalarType amp_dtype, int64_t pad_id) {
@@ -30,7 +36,7 @@ EvalResult evaluate(nn::CausalLMImpl& model, const data::Dataset& dataset, int64
   double loss_sum = 0;
   for (size_t begin = 0; begin < examples.size(); begin += static_cast<size_t>(batch_size)) {
     const size_t count = std::min(static_cast<size_t>(batch_size), examples.size() - begin);
-    const Batch batch = data::collate(std::span(examples).subspan(begin, count), pad_id).to(device);
+    const Batch batch = data::collate(std::span(examples).subspan(begin, count), pad_id, kPadMultiple, model.max_positions()).to(device);
     loss_sum += nn::causal_lm_loss_sum(model, batch).to(at::kDouble).item<double>();
     result.rows += static_cast<int64_t>(count);
     result.targets += batch.num_targets;

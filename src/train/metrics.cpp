@@ -85,6 +85,7 @@ StepResult from_json_line(std::string_view line, std::string where) {
   result.step_seconds = fields.number("step_seconds");
   result.data_seconds = fields.number("data_seconds");
   result.tokens_per_second = fields.number("tokens_per_second");
+  if (fields.has("sol_percent")) result.sol_percent = fields.number("sol_percent");
   result.peak_bytes = static_cast<uint64_t>(fields.count("peak_memory_bytes"));
   if (fields.has("eval_loss")) result.eval_loss = fields.number("eval_loss");
   if (fields.has("nonfinite")) result.nonfinite = fields.text("nonfinite");
@@ -151,6 +152,7 @@ std::string to_json_line(const StepResult& result) {
   line["step_seconds"] = result.step_seconds;
   line["data_seconds"] = result.data_seconds;
   line["tokens_per_second"] = result.tokens_per_second;
+  if (result.sol_percent) line["sol_percent"] = *result.sol_percent;
   line["peak_memory_bytes"] = result.peak_bytes;
   if (result.eval_loss) line["eval_loss"] = *result.eval_loss;
   if (!result.nonfinite.empty()) line["nonfinite"] = to_utf8(result.nonfinite);

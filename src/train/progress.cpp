@@ -71,6 +71,7 @@ std::string plain_line(const StepResult& result, int64_t total_steps) {
       position(result, total_steps), result.epoch + 1, result.loss, result.learning_rate,
       result.grad_norm, result.loss_scale, result.overflow ? "yes" : "no", result.tokens_per_second,
       result.step_seconds, result.data_seconds, human_bytes(result.peak_bytes));
+  if (result.sol_percent) line += fmt::format(" sol {:.0f} %", *result.sol_percent);
   if (result.reg_loss) line += fmt::format(" reg_loss {:.4g}", *result.reg_loss);
   if (result.eval_loss) line += fmt::format(" eval_loss {:.4f}", *result.eval_loss);
   return line;

@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "lora/adapters/adapter_io.h"
 #include "lora/core/log.h"
+#include "lora/train/speed_of_light.h"
 
 namespace lora::train {
 namespace {
@@ -75,6 +76,10 @@ StepResult Trainer::run(std::span<const Batch> micro_batches, int64_t epoch, dou
   result.data_seconds = data_seconds;
   result.tokens_per_second =
       static_cast<double>(result.tokens) / (result.step_seconds + data_seconds);
+  if (options_.peak_flops_per_second > 0) {
+    const double flops_per_second = step_flops(*model_, micro_batches) / result.step_seconds;
+    result.sol_percent = 100 * flops_per_second / options_.peak_flops_per_second;
+  }
   for (const auto& callback : callbacks_) callback(result);
   return result;
 }

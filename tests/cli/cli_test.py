@@ -148,6 +148,20 @@ class CliTest(unittest.TestCase):
                          (self.folder / "whole/adapter/adapter_model.safetensors").read_bytes())
         self.assertEqual([line["loss"] for line in self.metrics()], [line["loss"] for line in self.metrics("whole")])
 
+    def test_fast_paths_packing_and_recomputation_change_no_number(self):
+        self.finetune()
+        expected = [line["loss"] for line in self.metrics()]
+        for name, settings in {"plain": ["run.disable_fast_paths=[all]"], "full": ["train.recompute=full"],
+                               "packed": ["data.packing=true", "train.micro_batch=1"]}.items():
+            with self.subTest(name):
+                self.finetune("--set", f"run.output_dir={name}", *(word for s in settings for word in ("--set", s)))
+                lines = self.metrics(name)
+                self.assertEqual((lines[0]["tokens"], lines[0]["targets"]), (11, 9))
+                self.assertGreater(lines[0]["sol_percent"], 0)
+                for line, loss in zip(lines, expected, strict=True):
+                    self.assertAlmostEqual(line["loss"], loss, delta=1e-5)
+        self.assertIn("fused_loss", self.finetune("--set", "run.disable_fast_paths=[fused_los]", code=2))
+
     def test_a_changed_run_file_is_not_resumed(self):
         self.finetune()
         changed = ["--set", "train.optimizer.weight_decay=0.5", "--set", "train.max_steps=6"]

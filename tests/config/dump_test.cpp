@@ -19,7 +19,7 @@ namespace {
 /// Every member away from its default, with text that YAML could take for something else.
 RunConfig unusual() {
   RunConfig c;
-  c.run = {"finetune", "/a dir/#1: x", INT64_MAX, "/a/step 3", "cuda:7", 3};
+  c.run = {"finetune", "/a dir/#1: x", INT64_MAX, "/a/step 3", "cuda:7", 3, {"joined"}};
   c.model.path = "/mod\"el's\\dir";
   c.model.dtype = "bf16";
   c.tokenizer.path = "/\xE6\x97\xA5\xE6\x9C\xAC/tok.model";
@@ -48,6 +48,8 @@ RunConfig unusual() {
   c.data.max_target_length = 2;
   c.data.max_length = 3;
   c.data.on_long = "error";
+  c.data.packing = true;
+  c.train.recompute = "full";
   c.data.on_bad_row = "skip";
   c.data.require_end_token = true;
   c.data.prompt_column = "\xF0\x9F\x92\xA1";

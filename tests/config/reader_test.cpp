@@ -172,12 +172,10 @@ TEST_CASE("parts that this version does not have accept their off state only", "
       {"model.residual_alpha_layers", "null", "28"},
       {"adapter.use_dora", "false", "true"},
       {"adapter.quantization", "null", "{bits: 4, type: nf4, double: true}"},
-      {"data.packing", "false", "true"},
       {"data.cache_dir", "null", "cache"},
       {"data.train_on_sop", "false", "true"},
       {"data.ignore_pad_in_loss", "true", "false"},
       {"data.eval.shuffle", "false", "true"},
-      {"train.recompute", "none", "full"},
       {"parallel.data", "1", "2"},
       {"parallel.tensor", "1", "2"},
       {"parallel.pipeline", "1", "2"},
@@ -198,8 +196,8 @@ TEST_CASE("parts that this version does not have accept their off state only", "
 }
 
 TEST_CASE("an off state in quotes is text and refused", "[config]") {
-  CHECK_THAT(error_of(kMinimal + "  packing: \"false\""),
-             Contains("data.packing must be false in this version; found \"false\""));
+  CHECK_THAT(error_of(kMinimal + "  train_on_sop: \"false\""),
+             Contains("data.train_on_sop must be false in this version; found \"false\""));
 }
 
 TEST_CASE("PEFT's two forms of module names", "[config]") {

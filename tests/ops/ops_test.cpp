@@ -347,6 +347,8 @@ TEST_CASE("packed weights multiply as the plain ones do and come back bit for bi
   const auto back = packed->unpacked();
   CHECK(at::equal(back[0], w1));
   CHECK(at::equal(back[1], w2));
+  CHECK(packed->bytes() == 128 * 64 * 2);
+  packed->times_transposed(at::ones({2, 128}, at::kBFloat16));
   CHECK(packed->bytes() == 2 * 128 * 64 * 2);
 
   const auto x = at::randn({10, 64}).to(at::kBFloat16);

@@ -26,6 +26,7 @@ struct RunSection {
   std::string resume = "auto";  ///< none | auto | path of a checkpoint
   std::string device = "auto";  ///< auto | cpu | cuda | cuda:N
   int64_t threads = 0;          ///< 0: what the machine has
+  std::vector<std::string> disable_fast_paths;  ///< all | names of nn::FastPaths
   bool operator==(const RunSection&) const = default;
 };
 
@@ -83,6 +84,7 @@ struct DataSection {
   DataFile eval;                          ///< always in file order
   int64_t max_source_length = 64, max_target_length = 64;
   std::optional<int64_t> max_length;  ///< text, tokens, chat, alpaca, completion
+  bool packing = false;               ///< rows share sequences of max_length tokens
   std::string on_long = "truncate";   ///< truncate | error
   std::string on_bad_row = "error";   ///< error | skip
   bool require_end_token = false;
@@ -129,6 +131,7 @@ struct TrainSection {
   AmpSection amp;
   OptimizerSection optimizer;
   ScheduleSection lr_schedule;
+  std::string recompute = "none";               ///< none | selective | full
   std::string loss_reduction = "valid_tokens";  ///< valid_tokens | all_positions
   std::string on_nonfinite = "skip";            ///< skip | stop
   int64_t max_nonfinite = 10;                   ///< stop after so many skips in a row

@@ -23,6 +23,9 @@ struct LoaderOptions {
   int64_t num_steps =
       -1;  ///< steps in all, the data starting over as often as needed; -1: one epoch
   int64_t pad_id = 0;
+  int64_t pad_to_multiple_of = 1, max_length = 0;  ///< as in collate
+  /// Packs rows into sequences of at most so many tokens (see pack_rows); batch_size then counts packs. 0: off.
+  int64_t pack_to = 0;
 };
 
 /// The micro-batches of one optimizer step; none when a short step leaves this rank without rows.

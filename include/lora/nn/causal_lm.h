@@ -5,6 +5,7 @@
 
 #include "lora/nn/kv_cache.h"
 #include "lora/nn/linear_group.h"
+#include "lora/nn/recompute.h"
 #include "lora/ops/batch.h"
 
 namespace lora::nn {
@@ -20,16 +21,21 @@ class CausalLMImpl : public torch::nn::Module {
   virtual Linear head() = 0;
   virtual int64_t vocab_size() const = 0;
   virtual int64_t num_layers() const = 0;
+  /// Width of all query heads of a layer together; 0: unknown.
+  virtual int64_t attention_width() const { return 0; }
   /// Longest sequence the model was made for.
   virtual int64_t max_positions() const = 0;
 
   /// The head as a group, through which the loss finds its packed weight; null: a model that has none.
   virtual LinearGroup* head_group() { return nullptr; }
 
+  /// The head's output for some states: (..., D) -> (..., V).
+  Tensor logits_of(const Tensor& states);
   /// Logits (B, S, V) in fp32 (double for double).
   Tensor forward(const Batch& batch, KvCache* cache = nullptr);
 
-  FastPaths fast_paths;  ///< which optimisations run
+  FastPaths fast_paths;                       ///< which optimisations run
+  Recompute recompute = Recompute::kNone;  ///< what is computed again in the backward pass
 };
 TORCH_MODULE(CausalLM);
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 // Legend: N rows (tokens), I inputs, O outputs, R rank.
@@ -29,13 +30,16 @@ class PackedWeight {
   std::vector<Tensor> unpacked() const;
 
   at::ScalarType dtype() const { return dtype_; }
+  /// What the packed forms hold now; the transpose is made when it is first needed.
   uint64_t bytes() const;
 
  private:
   at::ScalarType dtype_;
   std::vector<int64_t> rows_;
   int64_t inputs_;
-  Tensor forward_, backward_;
+  Tensor forward_;
+  mutable std::once_flag backward_is_made_;
+  mutable Tensor backward_;
 };
 
 /// The weights of linear layers that read the same input and are not trained.

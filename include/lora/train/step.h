@@ -36,6 +36,9 @@ struct StepResult {
   bool overflow = false;     ///< loss or gradients were not finite; nothing was updated
   int64_t tokens = 0, targets = 0;
   double step_seconds = 0, data_seconds = 0, tokens_per_second = 0;
+  /// Useful operations per second as a share of the device's matrix products, in percent (see
+  /// speed_of_light.h); nothing when the latter were not measured.
+  std::optional<double> sol_percent;
   uint64_t peak_bytes = 0;
   std::optional<double> eval_loss;  ///< when held-out loss was measured after this step
   /// Empty, or where the first value that is not finite arose and in which rows. Empty as well for

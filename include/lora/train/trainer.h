@@ -22,6 +22,8 @@ struct TrainerOptions {
   ScheduleOptions schedule = {};    ///< its lr and total_steps are taken from above
   GradScalerOptions scaler = {};    ///< switched on by amp_dtype kHalf
   StepOptions step = {};            ///< its amp_dtype and clip_norm are taken from above
+  /// Of matmul_flops_per_second; 0: sol_percent is not reported.
+  double peak_flops_per_second = 0;
 };
 
 /// Called after every step with what it did; may fill in `eval_loss`.

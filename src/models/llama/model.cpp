@@ -2,6 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <numeric>
+
 #include "core/check.h"
 #include "lora/ops/ops.h"
 
@@ -35,6 +38,38 @@ Tensor attention_mask(const Batch& batch, const nn::KvCache* cache) {
   const Tensor itself = at::ones({length, cached + length}, options).tril(cached).triu(cached);
   const Tensor sees_nothing = seen.any(-1, /*keepdim=*/true).logical_not();
   return at::logical_or(seen, at::logical_and(itself, sees_nothing));
+}
+
+/// A packed batch is one row of sequences, for training.
+void check_packed(const Batch& batch, const nn::KvCache* cache) {
+  const auto& lengths = batch.segment_lengths;
+  const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+  const bool positive = std::all_of(lengths.begin(), lengths.end(), [](int64_t length) { return length > 0; });
+  require<ShapeError>(positive && batch.input_ids_BS.size(0) == 1 && tokens == batch.input_ids_BS.size(1),
+                      "[llama] a packed batch must be one row whose segment lengths are positive and add up to it; found {} "
+                      "rows of {} tokens and segments of {} in all", batch.input_ids_BS.size(0), batch.input_ids_BS.size(1), tokens);
+  require<ShapeError>(cache == nullptr && !batch.attention_mask_BS.defined() && !batch.position_ids_BS.defined(),
+                      "[llama] a packed batch must have no cache, mask or position ids: its segments say it all");
+}
+
+/// Rotary tables reach to the padded length of the longest class.
+int64_t table_length(const ops::Segments& segments, int64_t length) {
+  for (const auto& one : segments.classes) length = std::max(length, one.length);
+  return length;
+}
+
+/// nn::recomputed for a part of the stream.
+template <class Body>
+Residual recomputed(const Residual& stream, Body body) {
+  std::vector<Tensor> inputs = {stream.x_BSD};
+  if (stream.pending_BSD.defined()) inputs.push_back(stream.pending_BSD);
+  const auto outputs = nn::recomputed(
+      [body](const std::vector<Tensor>& given) {
+        const Residual result = body(Residual{given[0], given.size() > 1 ? given[1] : Tensor()});
+        return std::vector<Tensor>{result.x_BSD, result.pending_BSD};
+      },
+      inputs);
+  return {outputs[0], outputs[1]};
 }
 
 /// Hugging Face's rule for fresh weights: norms one, biases zero, everything else normal.
@@ -72,8 +107,26 @@ LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config, int64_t layer,
 
 Tensor LlamaAttentionImpl::forward(const Tensor& x_BSD, const AttentionContext& context) {
   const Tensor qkv = qkv_.forward(x_BSD, context.fast);
+  if (!context.segments.empty()) return o_.forward(attend_within_segments(qkv, context), context.fast);
   const auto heads = ops::split_rotated(qkv, context.cos, context.sin, num_heads_, num_kv_heads_, context.fast.fused_rotary);
   return o_.forward(attend(heads, context), context.fast);
+}
+
+/// Each class of sequences is a batch of its own.
+Tensor LlamaAttentionImpl::attend_within_segments(const Tensor& qkv, const AttentionContext& context) const {
+  const int64_t width = qkv.size(-1);
+  const Tensor qkv_PW = ops::laid_out(qkv.reshape({-1, width}), context.segments);
+  std::vector<int64_t> sizes;
+  for (const auto& one : context.segments.classes) sizes.push_back(one.index_nL.size(0));
+  std::vector<Tensor> seen;
+  size_t i = 0;
+  for (const Tensor& part : qkv_PW.split_with_sizes(sizes)) {
+    const int64_t length = context.segments.classes[i++].length;
+    const auto heads = ops::split_rotated(part.view({-1, length, width}), context.cos.slice(2, 0, length),
+                                          context.sin.slice(2, 0, length), num_heads_, num_kv_heads_, context.fast.fused_rotary);
+    seen.push_back(ops::causal_attention(heads, context.fast.fused_attention).reshape({-1, num_heads_ * head_dim_}));
+  }
+  return ops::taken_back(at::cat(seen), context.segments).view({qkv.size(0), qkv.size(1), -1});
 }
 
 /// (B, S, H K). Only plain causal attention has a fast form.
@@ -115,9 +168,14 @@ LlamaDecoderLayerImpl::LlamaDecoderLayerImpl(const LlamaConfig& config, int64_t 
 
 Residual LlamaDecoderLayerImpl::forward(const Residual& stream, const AttentionContext& context) {
   const auto [x_BSD, normed_BSD] = input_layernorm->forward_sum(stream.x_BSD, stream.pending_BSD, context.fast);
-  const Tensor attended_BSD = self_attn->forward(normed_BSD, context);
-  const auto [y_BSD, normed_y_BSD] = post_attention_layernorm->forward_sum(x_BSD, attended_BSD, context.fast);
-  return {y_BSD, mlp->forward(normed_y_BSD, context.fast)};
+  const Residual attended{x_BSD, self_attn->forward(normed_BSD, context)};
+  if (context.recompute != nn::Recompute::kSelective) return feed_forward(attended, context.fast);
+  return recomputed(attended, [this, fast = context.fast](const Residual& half) { return feed_forward(half, fast); });
+}
+
+Residual LlamaDecoderLayerImpl::feed_forward(const Residual& stream, const nn::FastPaths& fast) {
+  const auto [x_BSD, normed_BSD] = post_attention_layernorm->forward_sum(stream.x_BSD, stream.pending_BSD, fast);
+  return {x_BSD, mlp->forward(normed_BSD, fast)};
 }
 
 LlamaModelImpl::LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters)
@@ -129,8 +187,15 @@ LlamaModelImpl::LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOpt
   norm = register_module("norm", nn::RmsNorm(config.hidden_size, config.rms_norm_eps, parameters));
 }
 
-Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache, const nn::FastPaths& fast) {
-  const int64_t length = batch.input_ids_BS.size(1);
+Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache, const nn::FastPaths& fast,
+                               nn::Recompute recompute) {
+  AttentionContext context;
+  const auto& lengths = batch.segment_lengths;
+  if (!lengths.empty()) {
+    check_packed(batch, cache);
+    context.segments = ops::segments_of(lengths, batch.input_ids_BS.device());
+  }
+  const int64_t length = lengths.empty() ? batch.input_ids_BS.size(1) : context.segments.longest;
   const int64_t cached = cache != nullptr ? cache->length() : 0;
   require<ShapeError>(cached + length <= max_positions_,
                       "[llama] a sequence must fit the model's {} positions; found {}; shorten the rows or use a model "
@@ -138,16 +203,24 @@ Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache, const nn:
                       max_positions_, cached + length);
   const Tensor positions = batch.position_ids_BS.defined()
                                ? batch.position_ids_BS
-                               : at::arange(cached, cached + length, batch.input_ids_BS.options()).unsqueeze(0);
-  AttentionContext context;
+                               : at::arange(cached, cached + table_length(context.segments, length),
+                                            batch.input_ids_BS.options()).unsqueeze(0);
   std::tie(context.cos, context.sin) = rotary_.at(positions);
   context.mask = attention_mask(batch, cache);
   context.causal = length > 1;
   context.cache = cache;
   context.fast = fast;
+  context.recompute = recompute;
 
   Residual stream{embed_tokens->forward(batch.input_ids_BS), Tensor()};
-  for (const auto& layer : *layers) stream = layer->as<LlamaDecoderLayerImpl>()->forward(stream, context);
+  for (const auto& module : *layers) {
+    auto* layer = module->as<LlamaDecoderLayerImpl>();
+    if (recompute == nn::Recompute::kFull) {
+      stream = recomputed(stream, [layer, context](const Residual& part) { return layer->forward(part, context); });
+    } else {
+      stream = layer->forward(stream, context);
+    }
+  }
   if (cache != nullptr) cache->advance(length);
   return norm->forward_sum(stream.x_BSD, stream.pending_BSD, fast).second;
 }
@@ -164,6 +237,8 @@ LlamaForCausalLMImpl::LlamaForCausalLMImpl(const LlamaConfig& config_, const nn:
   if (parameters.initialize) initialize(*this);
 }
 
-Tensor LlamaForCausalLMImpl::hidden(const Batch& batch, nn::KvCache* cache) { return model->forward(batch, cache, fast_paths); }
+Tensor LlamaForCausalLMImpl::hidden(const Batch& batch, nn::KvCache* cache) {
+  return model->forward(batch, cache, fast_paths, recompute);
+}
 
 }  // namespace lora::llama

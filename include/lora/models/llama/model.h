@@ -8,6 +8,7 @@
 #include "lora/nn/norm.h"
 #include "lora/nn/rotary.h"
 #include "lora/ops/ops.h"
+#include "lora/ops/segments.h"
 
 /// Llama, with the module names of Hugging Face's LlamaForCausalLM, so that checkpoints and adapters need no renaming.
 /// Legend: B batch, S sequence, D model, F feed-forward, H heads, G key/value heads, K head size, V vocabulary.
@@ -22,6 +23,8 @@ struct AttentionContext {
   bool causal = true;
   nn::KvCache* cache = nullptr;
   nn::FastPaths fast;
+  nn::Recompute recompute = nn::Recompute::kNone;
+  ops::Segments segments;        ///< of a packed row; empty: not packed
 };
 
 /// The stream of hidden states between layers: what is there, and what the last block adds to it, not yet added.
@@ -39,6 +42,7 @@ class LlamaAttentionImpl : public torch::nn::Module {
 
  private:
   Tensor attend(ops::Heads heads, const AttentionContext& context) const;
+  Tensor attend_within_segments(const Tensor& qkv, const AttentionContext& context) const;
 
   nn::LinearGroup qkv_, o_;
   int64_t layer_, num_heads_, num_kv_heads_, head_dim_;
@@ -63,6 +67,8 @@ class LlamaDecoderLayerImpl : public torch::nn::Module {
   LlamaDecoderLayerImpl(const LlamaConfig& config, int64_t layer, const nn::ParameterOptions& parameters);
   /// The sum of a block's result and the stream is left to the next norm, with which it makes one operation.
   Residual forward(const Residual& stream, const AttentionContext& context);
+  /// The second half of forward.
+  Residual feed_forward(const Residual& stream, const nn::FastPaths& fast);
 
   nn::RmsNorm input_layernorm{nullptr}, post_attention_layernorm{nullptr};
   LlamaAttention self_attn{nullptr};
@@ -74,7 +80,7 @@ TORCH_MODULE(LlamaDecoderLayer);
 class LlamaModelImpl : public torch::nn::Module {
  public:
   LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters);
-  Tensor forward(const Batch& batch, nn::KvCache* cache, const nn::FastPaths& fast);
+  Tensor forward(const Batch& batch, nn::KvCache* cache, const nn::FastPaths& fast, nn::Recompute recompute);
 
   nn::Embedding embed_tokens{nullptr};
   torch::nn::ModuleList layers;
@@ -97,6 +103,7 @@ class LlamaForCausalLMImpl : public nn::CausalLMImpl {
   nn::LinearGroup* head_group() override { return &head_group_; }
   int64_t vocab_size() const override { return config.vocab_size; }
   int64_t num_layers() const override { return config.num_hidden_layers; }
+  int64_t attention_width() const override { return config.num_attention_heads * config.head_dim; }
   int64_t max_positions() const override { return config.max_position_embeddings; }
 
   LlamaConfig config;

@@ -1,0 +1,94 @@
+#include "lora/ops/segments.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <bit>
+#include <map>
+
+// Legend: N tokens, P places of all classes, W width.
+namespace lora::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr int64_t kLeastLength = 32;
+constexpr int64_t kSequenceMultiple = 4;
+
+int64_t padded(int64_t length) {
+  return std::max(kLeastLength, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(length))));
+}
+
+/// Rows `from` of x; the gradient of row i is that of the one place `back[i]`, where it stands for certain.
+struct Rearranged : torch::autograd::Function<Rearranged> {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& from, const Tensor& back) {
+    context->save_for_backward({back});
+    return x.index_select(0, from);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    return {gradients[0].index_select(0, context->get_saved_variables()[0]), Tensor(), Tensor()};
+  }
+};
+
+/// The rows of y that stand for tokens; the others get a gradient of zero.
+struct TakenBack : torch::autograd::Function<TakenBack> {
+  static Tensor forward(AutogradContext* context, const Tensor& y_PW, const Tensor& place_N) {
+    context->save_for_backward({place_N});
+    context->saved_data["places"] = y_PW.size(0);
+    return y_PW.index_select(0, place_N);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const Tensor place_N = context->get_saved_variables()[0];
+    Tensor dy_PW = at::zeros({context->saved_data["places"].toInt(), gradients[0].size(1)}, gradients[0].options());
+    dy_PW.index_copy_(0, place_N, gradients[0]);
+    return {dy_PW, Tensor()};
+  }
+};
+
+}  // namespace
+
+Segments segments_of(const std::vector<int64_t>& lengths, const at::Device& device) {
+  struct Sequence {
+    int64_t begin, length;
+  };
+  std::map<int64_t, std::vector<Sequence>> classes;
+  int64_t tokens = 0;
+  Segments segments;
+  for (const int64_t length : lengths) {
+    classes[padded(length)].push_back({tokens, length});
+    segments.longest = std::max(segments.longest, length);
+    tokens += length;
+  }
+  std::vector<int64_t> place(static_cast<size_t>(tokens));
+  int64_t places = 0;
+  for (const auto& [length, sequences] : classes) {
+    const auto count = static_cast<int64_t>(sequences.size());
+    const int64_t rows = (count + kSequenceMultiple - 1) / kSequenceMultiple * kSequenceMultiple;
+    std::vector<int64_t> index(static_cast<size_t>(rows * length), 0);
+    for (int64_t row = 0; row < count; ++row) {
+      const auto [begin, own] = sequences[static_cast<size_t>(row)];
+      for (int64_t i = 0; i < own; ++i) {
+        index[static_cast<size_t>(row * length + i)] = begin + i;
+        place[static_cast<size_t>(begin + i)] = places + row * length + i;
+      }
+    }
+    segments.classes.push_back({length, at::tensor(index, at::kLong).to(device)});
+    places += rows * length;
+  }
+  segments.place_N = at::tensor(place, at::kLong).to(device);
+  return segments;
+}
+
+Tensor laid_out(const Tensor& x_NW, const Segments& segments) {
+  std::vector<Tensor> indices;
+  for (const auto& one : segments.classes) indices.push_back(one.index_nL);
+  return Rearranged::apply(x_NW, indices.size() == 1 ? indices.front() : at::cat(indices), segments.place_N);
+}
+
+Tensor taken_back(const Tensor& y_PW, const Segments& segments) { return TakenBack::apply(y_PW, segments.place_N); }
+
+}  // namespace lora::ops
