@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM
 
-PROGRAM, SOURCE = sys.argv[1], pathlib.Path(sys.argv[2]).resolve()
+PROGRAM, SOURCE = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).resolve()
 BASE = SOURCE / "tests/reference/peft/base"
 ROWS = [[1, 12, 14, 53, 14, 16, 80], [1, 122, 102, 21]]
 CASES = {
