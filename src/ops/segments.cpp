@@ -15,10 +15,17 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr int64_t kLeastLength = 32;
-constexpr int64_t kSequenceMultiple = 4;
+constexpr int64_t kManySequences = 8, kSequenceMultiple = 4;
 
-int64_t padded(int64_t length) {
-  return std::max(kLeastLength, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(length))));
+int64_t padded_length(int64_t length) {
+  const int64_t power = std::max(kLeastLength, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(length))));
+  const int64_t three_quarters = power / 4 * 3;
+  return length <= three_quarters && three_quarters % kLeastLength == 0 ? three_quarters : power;
+}
+
+int64_t padded_count(int64_t sequences) {
+  if (sequences <= kManySequences) return sequences;
+  return (sequences + kSequenceMultiple - 1) / kSequenceMultiple * kSequenceMultiple;
 }
 
 /// Rows `from` of x; the gradient of row i is that of the one place `back[i]`, where it stands for certain.
@@ -59,7 +66,7 @@ Segments segments_of(const std::vector<int64_t>& lengths, const at::Device& devi
   int64_t tokens = 0;
   Segments segments;
   for (const int64_t length : lengths) {
-    classes[padded(length)].push_back({tokens, length});
+    classes[padded_length(length)].push_back({tokens, length});
     segments.longest = std::max(segments.longest, length);
     tokens += length;
   }
@@ -67,7 +74,7 @@ Segments segments_of(const std::vector<int64_t>& lengths, const at::Device& devi
   int64_t places = 0;
   for (const auto& [length, sequences] : classes) {
     const auto count = static_cast<int64_t>(sequences.size());
-    const int64_t rows = (count + kSequenceMultiple - 1) / kSequenceMultiple * kSequenceMultiple;
+    const int64_t rows = padded_count(count);
     std::vector<int64_t> index(static_cast<size_t>(rows * length), 0);
     for (int64_t row = 0; row < count; ++row) {
       const auto [begin, own] = sequences[static_cast<size_t>(row)];

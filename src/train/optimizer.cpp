@@ -3,10 +3,12 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "core/check.h"
 #include "lora/core/pattern.h"
+#include "ops/rows.h"
 
 namespace lora::train {
 namespace {
@@ -50,7 +52,6 @@ class SlotOptimizer : public Optimizer {
 
   void step(double learning_rate) override {
     const at::NoGradGuard no_grad;
-    gradients();  // in fp32 from here on
     for (size_t i = 0; i < groups_.size(); ++i) {
       std::vector<Slot*> with_gradient;
       for (auto& slot : slots_[i]) {
@@ -58,9 +59,6 @@ class SlotOptimizer : public Optimizer {
       }
       if (with_gradient.empty()) continue;
       update(with_gradient, learning_rate * groups_[i].lr_ratio, groups_[i].weight_decay);
-      for (Slot* slot : with_gradient) {
-        if (!slot->value.is_same(slot->parameter)) slot->parameter.copy_(slot->value);
-      }
     }
   }
 
@@ -88,8 +86,15 @@ class SlotOptimizer : public Optimizer {
   }
 
  protected:
+  /// Updates values and parameters.
   virtual void update(const std::vector<Slot*>& slots, double learning_rate,
                       double weight_decay) = 0;
+
+  static void copy_to_parameters(const std::vector<Slot*>& slots) {
+    for (Slot* slot : slots) {
+      if (!slot->value.is_same(slot->parameter)) slot->parameter.copy_(slot->value);
+    }
+  }
 
   void add_state(const std::string& key, const auto& make) {
     for (auto& slots : slots_) {
@@ -133,7 +138,9 @@ Tensors values_of(const std::vector<Slot*>& slots) {
 
 Tensors gradients_of(const std::vector<Slot*>& slots) {
   Tensors gradients;
-  for (const Slot* slot : slots) gradients.push_back(slot->parameter.grad().contiguous());
+  for (const Slot* slot : slots) {
+    gradients.push_back(slot->parameter.grad().to(slot->value.scalar_type()).contiguous());
+  }
   return gradients;
 }
 
@@ -156,12 +163,52 @@ class AdamW : public SlotOptimizer {
 
  private:
   void update(const std::vector<Slot*>& slots, double learning_rate, double weight_decay) override {
+    at::_foreach_add_(states_of(slots, "step"), 1);
+    std::vector<Slot*> others;
+    for (Slot* slot : slots) {
+      if (has_kernel(*slot)) {
+        update_with_kernel(*slot, learning_rate, weight_decay);
+      } else {
+        others.push_back(slot);
+      }
+    }
+    if (!others.empty()) update_with_stock(others, learning_rate, weight_decay);
+  }
+
+  /// A bf16 parameter on the CPU: gradient, master, moments and parameter in one pass.
+  static bool has_kernel(const Slot& slot) {
+    const auto is_plain_bf16 = [](const at::Tensor& tensor) {
+      return tensor.device().is_cpu() && tensor.scalar_type() == at::kBFloat16 &&
+             tensor.is_contiguous();
+    };
+    return is_plain_bf16(slot.parameter) && is_plain_bf16(slot.parameter.grad());
+  }
+
+  void update_with_kernel(Slot& slot, double learning_rate, double weight_decay) const {
+    const double steps = slot.state.at("step").item<double>();
+    const auto correction = [&](double beta) {
+      return options_.bias_correction ? 1 - std::pow(beta, steps) : 1.0;
+    };
+    at::Tensor parameter = slot.parameter.detach();
+    ops::rows::adamw({.learning_rate = learning_rate,
+                      .beta1 = options_.beta1,
+                      .beta2 = options_.beta2,
+                      .eps = options_.eps,
+                      .weight_decay = weight_decay,
+                      .correction1 = correction(options_.beta1),
+                      .correction2 = correction(options_.beta2)},
+                     slot.parameter.grad(), slot.value, slot.state.at("exp_avg"),
+                     slot.state.at("exp_avg_sq"), parameter);
+  }
+
+  void update_with_stock(const std::vector<Slot*>& slots, double learning_rate,
+                         double weight_decay) const {
     const Tensors steps = states_of(slots, "step");
-    at::_foreach_add_(steps, 1);
     at::_fused_adamw_(values_of(slots), gradients_of(slots), states_of(slots, "exp_avg"),
                       states_of(slots, "exp_avg_sq"), {}, correction_steps(steps), learning_rate,
                       options_.beta1, options_.beta2, weight_decay, options_.eps,
                       /*amsgrad=*/false, /*maximize=*/false);
+    copy_to_parameters(slots);
   }
 
   /// The correction divides by 1 - beta^step, which is 1 after infinitely many steps.
@@ -194,6 +241,7 @@ class Sgd : public SlotOptimizer {
       directions = momenta;
     }
     at::_foreach_add_(values, directions, -learning_rate);
+    copy_to_parameters(slots);
   }
 
   double momentum_;
@@ -245,13 +293,13 @@ void Optimizer::zero_grad() {
   }
 }
 
-std::vector<at::Tensor> Optimizer::gradients() {
+std::vector<at::Tensor> Optimizer::gradients(bool widen) {
   std::vector<at::Tensor> found;
   for (auto& group : groups_) {
     for (auto& entry : group.parameters) {
       at::Tensor& gradient = entry.second.mutable_grad();
       if (!gradient.defined()) continue;
-      if (is_half(gradient)) gradient = gradient.to(at::kFloat);
+      if (widen && is_half(gradient)) gradient = gradient.to(at::kFloat);
       found.push_back(gradient);
     }
   }

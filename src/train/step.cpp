@@ -67,16 +67,19 @@ void accumulate_gradients(nn::CausalLMImpl& model, std::span<const Batch> micro_
   if (reg_sum.defined()) result.reg_loss = reg_sum.to(at::kDouble).item<double>();
 }
 
-/// Unscales and clips. False when something is not finite.
+/// Unscales and clips. False when something is not finite: without a scale the norm alone tells, which
+/// saves a pass over all gradients.
 bool finish_gradients(const StepState& state, StepResult& result) {
-  const auto gradients = state.optimizer->gradients();
-  const bool finite = state.scaler.unscale(gradients);
-  if (!finite || !std::isfinite(result.loss + result.reg_loss.value_or(0))) {
-    result.grad_norm = std::numeric_limits<double>::quiet_NaN();
-    return false;
+  const bool is_scaled = state.scaler.scale() != 1;
+  const auto gradients = state.optimizer->gradients(/*widen=*/is_scaled);
+  bool finite = std::isfinite(result.loss + result.reg_loss.value_or(0)) &&
+                (!is_scaled || state.scaler.unscale(gradients));
+  if (finite) {
+    result.grad_norm = clip_gradients(gradients, state.options.clip_norm);
+    finite = std::isfinite(result.grad_norm);
   }
-  result.grad_norm = clip_gradients(gradients, state.options.clip_norm);
-  return true;
+  if (!finite) result.grad_norm = std::numeric_limits<double>::quiet_NaN();
+  return finite;
 }
 
 std::string describe_nonfinite(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,

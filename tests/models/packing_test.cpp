@@ -53,7 +53,8 @@ Result run(nn::CausalLMImpl& model, const AdapterSet& adapters, const Batch& bat
 }
 
 void check_packed_equals_padded(llama::LlamaForCausalLMImpl& model, const AdapterSet& adapters) {
-  const auto rows = random_rows({5, 33, 2, 64, 17, 32, 8, 40});
+  // Lengths at and beside the borders of classes; more than eight of one class, so that it is filled up.
+  const auto rows = random_rows({5, 33, 2, 64, 17, 32, 8, 40, 3, 9, 12, 31, 1, 24, 30});
   std::vector<const data::Example*> pointers;
   for (const auto& row : rows) pointers.push_back(&row);
   const auto padded = run(model, adapters, data::collate(pointers, 0));

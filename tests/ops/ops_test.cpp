@@ -335,6 +335,25 @@ TEST_CASE("frozen_linear: backward equals finite differences, several layers, up
   check_gradients([&](const auto& in) { return ops::frozen_linear(in[0], weights, {}); }, {x});
 }
 
+TEST_CASE("frozen_linear: a few rows of bf16 give what many rows give", "[ops]") {
+  at::manual_seed(31);
+  const auto w1 = at::randn({33, 70}).to(at::kBFloat16), w2 = at::randn({20, 70}).to(at::kBFloat16);
+  const ops::FrozenWeights weights{{w1, w2}, nullptr, {}, {33, 20}};
+  const auto x = at::randn({9, 70}).to(at::kBFloat16);  // too many for the kernel of few rows
+  const auto exact = at::cat({x.to(at::kFloat).mm(w1.to(at::kFloat).t()), x.to(at::kFloat).mm(w2.to(at::kFloat).t())}, 1);
+  const auto many = ops::frozen_linear(x, weights, {});
+  CHECK(largest_difference(many, exact) < 0.01 * exact.abs().max().item<double>());
+  for (const int64_t rows : {1, 3, 4}) {
+    const auto few = ops::frozen_linear(x.slice(0, 0, rows), weights, {});
+    CHECK(few.scalar_type() == at::kBFloat16);
+    CHECK(largest_difference(few, exact.slice(0, 0, rows)) < 0.01 * exact.abs().max().item<double>());
+  }
+  // An fp32 base under autocast, and a weight that is not contiguous, take the general way.
+  const ops::FrozenWeights strided{{w1.t().contiguous().t()}, nullptr, {}, {33}};
+  CHECK(largest_difference(ops::frozen_linear(x.slice(0, 0, 1), strided, {}), exact.slice(0, 0, 1).slice(1, 0, 33)) <
+        0.01 * exact.abs().max().item<double>());
+}
+
 TEST_CASE("packed weights multiply as the plain ones do and come back bit for bit", "[ops]") {
   at::manual_seed(30);
   CHECK_FALSE(ops::PackedWeight::pays(at::kFloat));

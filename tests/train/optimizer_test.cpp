@@ -122,24 +122,34 @@ TEST_CASE("parameters in half precision follow a copy in fp32", "[train]") {
   const auto dtype = GENERATE(at::kBFloat16, at::kHalf);
   const std::string type = GENERATE("adamw", "sgd");
   const auto half = two_parameters(dtype);
-  NamedParameters full;
+  NamedParameters full, exact;
   for (const auto& [name, parameter] : half) {
     full.emplace_back(name, parameter.detach().to(at::kFloat).requires_grad_());
+    exact.emplace_back(name, parameter.detach().to(at::kDouble).requires_grad_());
   }
   const OptimizerOptions options{.type = type, .weight_decay = 0.1, .momentum = 0.5};
   const auto half_optimizer = make_optimizer(parameter_groups(half, options), options);
   const auto full_optimizer = make_optimizer(parameter_groups(full, options), options);
+  const auto exact_optimizer = make_optimizer(parameter_groups(exact, options), options);
   for (int step = 0; step < 50; ++step) {
     set_gradients(half, step);
     for (size_t i = 0; i < full.size(); ++i) {
       full[i].second.mutable_grad() = half[i].second.grad().to(at::kFloat);
+      exact[i].second.mutable_grad() = half[i].second.grad().to(at::kDouble);
     }
     half_optimizer->step(1e-4);  // most single updates are too small for half precision
     full_optimizer->step(1e-4);
+    exact_optimizer->step(1e-4);
   }
   for (size_t i = 0; i < full.size(); ++i) {
-    CHECK(half[i].second.equal(full[i].second.to(dtype)));
-    CHECK(half_optimizer->state().at("master." + half[i].first).equal(full[i].second));
+    const auto master = half_optimizer->state().at("master." + half[i].first);
+    CHECK(half[i].second.equal(master.to(dtype)));
+    // As near the update in double as the one in fp32 is.
+    const double error = (master - exact[i].second).abs().max().item<double>();
+    const double fp32_error = (full[i].second - exact[i].second).abs().max().item<double>();
+    CHECK(error <= 1.2 * fp32_error);
+    CHECK(fp32_error < 1e-5);
+    CHECK((master - half[i].second.to(at::kFloat)).abs().max().item<double>() > 0);
   }
 }
 

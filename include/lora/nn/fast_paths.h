@@ -19,10 +19,8 @@ struct FastPaths {
   /// A packed weight's plain form is given up until it is asked for (LinearImpl::restore_weight), which saves a third of
   /// the memory. Off for programs, which may look at parameters at any time; on in the lora program.
   bool release_plain = false;
-  /// Weights are packed without gradients, too: pays from some twenty generated tokens on.
-  bool pack_for_inference = false;
 
-  static FastPaths none() { return {false, false, false, false, false, false, false, false, false}; }
+  static FastPaths none() { return {false, false, false, false, false, false, false, false}; }
   /// Names as in the run file: "joined", "packed_weights", ...
   static std::vector<std::string> names();
   /// The switch of that name. Throws ConfigError for a name that is none.

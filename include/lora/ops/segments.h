@@ -24,7 +24,8 @@ struct Segments {
   bool empty() const { return classes.empty(); }
 };
 
-/// Lengths are padded to powers of two, at least 32, and each class to a multiple of 4 sequences: few distinct shapes.
+/// Lengths are padded to powers of two or three quarters of one, multiples of 32, and classes of more than 8 sequences to
+/// a multiple of 4 sequences: few distinct shapes.
 Segments segments_of(const std::vector<int64_t>& lengths, const at::Device& device);
 
 /// x (N, W) laid out: (sum of n L, W), classes one after the other; and the way back. Each is the other's backward, so

@@ -50,9 +50,9 @@ class Optimizer {
   /// One update at this learning rate.
   virtual void step(double learning_rate) = 0;
   void zero_grad();
-  /// The gradients that step() will use, changed in place by whoever scales or clips them. Those of
-  /// parameters in half precision are turned into fp32 first.
-  std::vector<at::Tensor> gradients();
+  /// The gradients that step() will use, changed in place by whoever scales or clips them. With
+  /// `widen` those of parameters in half precision are turned into fp32 first, as unscaling needs.
+  std::vector<at::Tensor> gradients(bool widen = true);
   /// Everything that a resumed run needs: "exp_avg.<parameter>", "step.<parameter>" (its updates so
   /// far), ... The tensors are the optimizer's own.
   virtual std::map<std::string, at::Tensor> state() const = 0;
