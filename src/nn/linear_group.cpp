@@ -14,7 +14,9 @@ namespace {
 
 bool is_plain(const LinearImpl& layer) { return typeid(layer) == typeid(LinearImpl); }
 
+/// Without gradients nothing is trained.
 bool is_frozen(const LinearImpl& layer) {
+  if (!at::GradMode::is_enabled()) return true;
   return !layer.weight.requires_grad() && !(layer.bias.defined() && layer.bias.requires_grad());
 }
 
