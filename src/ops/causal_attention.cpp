@@ -19,12 +19,6 @@ using torch::autograd::variable_list;
 constexpr int64_t kBlockQueries = 256;
 constexpr int64_t kBlockNumbers = int64_t{1} << 23;
 
-/// Every key/value head serves H/G query heads: (B, G, S, K) -> (B, H, S, K).
-Tensor repeat_heads(const Tensor& x_BGSK, int64_t heads) {
-  const int64_t groups = x_BGSK.size(1);
-  return groups == heads ? x_BGSK : x_BGSK.repeat_interleave(heads / groups, 1);
-}
-
 /// (B, H, S, K) -> (B G, R, S, K): the query heads of each key/value head together.
 Tensor grouped(const Tensor& x_BHSK, int64_t groups) {
   return x_BHSK.contiguous().view({x_BHSK.size(0) * groups, x_BHSK.size(1) / groups, x_BHSK.size(2), x_BHSK.size(3)});
@@ -138,6 +132,11 @@ struct CausalAttention : torch::autograd::Function<CausalAttention> {
 };
 
 }  // namespace
+
+Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads) {
+  const int64_t groups = x_BGSK.size(1);
+  return groups == num_heads ? x_BGSK : x_BGSK.repeat_interleave(num_heads / groups, 1);
+}
 
 Tensor causal_attention(const Heads& heads, bool fused) {
   const Tensor& q_BHSK = heads.q_BHSK;

@@ -40,13 +40,17 @@ struct Plan : torch::CustomClassHolder {
 
   Tensor times(const Tensor& x_NI) const {
     if (uses_packed) return weights.packed->times(x_NI);
-    if (reads_weights_as_they_are(x_NI)) return few_rows_times(x_NI);
-    if (weights.plain.size() == 1) return x_NI.mm(weights.plain[0].to(dtype).t());
+    const bool few_rows = reads_weights_as_they_are(x_NI);
+    if (weights.plain.size() == 1 && !few_rows) return x_NI.mm(weights.plain[0].to(dtype).t());
     Tensor y_NO = at::empty({x_NI.size(0), outputs}, x_NI.options());
     int64_t begin = 0;
     for (const Tensor& weight : weights.plain) {
       Tensor part = y_NO.narrow(1, begin, weight.size(0));
-      at::mm_out(part, x_NI, weight.to(dtype).t());
+      if (few_rows) {
+        rows::few_rows_product(x_NI, weight, part);
+      } else {
+        at::mm_out(part, x_NI, weight.to(dtype).t());
+      }
       begin += weight.size(0);
     }
     return y_NO;
@@ -56,17 +60,6 @@ struct Plan : torch::CustomClassHolder {
     return rows::are_few_rows(x_NI) && std::all_of(weights.plain.begin(), weights.plain.end(), [&](const Tensor& weight) {
              return weight.scalar_type() == dtype && weight.is_contiguous();
            });
-  }
-
-  Tensor few_rows_times(const Tensor& x_NI) const {
-    Tensor y_NO = at::empty({x_NI.size(0), outputs}, x_NI.options());
-    int64_t begin = 0;
-    for (const Tensor& weight : weights.plain) {
-      Tensor part = y_NO.narrow(1, begin, weight.size(0));
-      rows::few_rows_product(x_NI, weight, part);
-      begin += weight.size(0);
-    }
-    return y_NO;
   }
 
   Tensor times_transposed(const Tensor& dy_NO) const {

@@ -52,7 +52,7 @@ struct LinearCrossEntropySum : torch::autograd::Function<LinearCrossEntropySum> 
                         bool with_gradient) {
     const auto dtype = compute_dtype(hidden_ND.device().type(), hidden_ND.scalar_type());
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    const auto wide = dtype == at::kDouble ? at::kDouble : at::kFloat;
+    const auto wide = rows::wide_type(dtype);
     const bool hidden_gradient = with_gradient && hidden_ND.requires_grad();
     const bool weight_gradient = with_gradient && weight_VD.requires_grad();
     const bool uses_packed = packed != nullptr && packed->dtype() == dtype && !weight_gradient;

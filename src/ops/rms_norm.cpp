@@ -1,6 +1,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "lora/ops/ops.h"
+#include "ops/rows.h"
 
 namespace lora::ops {
 namespace {
@@ -8,12 +9,9 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// Statistics are kept in fp32, or in double for double.
-at::ScalarType statistics_type(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-
 struct RmsNorm : torch::autograd::Function<RmsNorm> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight_D, double eps) {
-    const Tensor wide = x.to(statistics_type(x));
+    const Tensor wide = x.to(rows::wide_type(x.scalar_type()));
     const Tensor inverse_rms = wide.square().mean(-1, /*keepdim=*/true).add_(eps).rsqrt_();
     context->save_for_backward({x, weight_D, inverse_rms});
     return (wide * inverse_rms).to(x.scalar_type()).mul_(weight_D.to(x.scalar_type()));
@@ -22,7 +20,7 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const auto saved = context->get_saved_variables();
     const Tensor &x = saved[0], &weight_D = saved[1], &inverse_rms = saved[2];
-    const auto type = statistics_type(x);
+    const auto type = rows::wide_type(x.scalar_type());
     const Tensor normalized = x.to(type).mul(inverse_rms);
     const Tensor dy = gradients[0].to(type);
 

@@ -159,7 +159,7 @@ void with_types(const Tensor& x, const Tensor& y, Body body) {
 int64_t grain(int64_t width) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1)); }
 
 /// The token-wise loop of split_rotated and join_rotated; `turn` handles the heads of one kind.
-template <class T, class Turn>
+template <class Turn>
 void each_token(const Tensor& q, const Tensor& k, const Tensor& cos, Turn turn) {
   const int64_t batch = q.size(0), heads = q.size(1), length = q.size(2), size = q.size(3), groups = k.size(1);
   const int64_t half = size / 2, table_stride = cos.size(0) == 1 ? 0 : length * half;
@@ -258,7 +258,7 @@ void split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tens
     using T = decltype(type);
     const auto& kernels = row_kernels<T>();
     const int64_t heads = q.size(1), length = q.size(2), size = q.size(3), groups = k.size(1);
-    each_token<T>(q, k, cos, [&](int64_t token, int64_t b, int64_t s, int64_t angle) {
+    each_token(q, k, cos, [&](int64_t token, int64_t b, int64_t s, int64_t angle) {
       const T* row = pointer<const T>(qkv) + token * (heads + 2 * groups) * size;
       const auto *cosine = pointer<const Wide<T>>(cos) + angle, *sine = pointer<const Wide<T>>(sin) + angle;
       const int64_t stride = length * size, to_q = (b * heads * length + s) * size, to_k = (b * groups * length + s) * size;
@@ -277,7 +277,7 @@ void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Te
     using T = decltype(type);
     const auto& kernels = row_kernels<T>();
     const int64_t heads = dq.size(1), length = dq.size(2), size = dq.size(3), groups = dk.size(1);
-    each_token<T>(dq, dk, cos, [&](int64_t token, int64_t b, int64_t s, int64_t angle) {
+    each_token(dq, dk, cos, [&](int64_t token, int64_t b, int64_t s, int64_t angle) {
       T* row = pointer<T>(dqkv) + token * (heads + 2 * groups) * size;
       const auto *cosine = pointer<const Wide<T>>(cos) + angle, *sine = pointer<const Wide<T>>(sin) + angle;
       const int64_t stride = length * size, of_q = (b * heads * length + s) * size, of_k = (b * groups * length + s) * size;

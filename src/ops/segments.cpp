@@ -70,30 +70,29 @@ Segments segments_of(const std::vector<int64_t>& lengths, const at::Device& devi
     segments.longest = std::max(segments.longest, length);
     tokens += length;
   }
-  std::vector<int64_t> place(static_cast<size_t>(tokens));
-  int64_t places = 0;
+  std::vector<int64_t> place(static_cast<size_t>(tokens)), index;
   for (const auto& [length, sequences] : classes) {
     const auto count = static_cast<int64_t>(sequences.size());
     const int64_t rows = padded_count(count);
-    std::vector<int64_t> index(static_cast<size_t>(rows * length), 0);
+    const auto first = static_cast<int64_t>(index.size());
+    index.resize(static_cast<size_t>(first + rows * length), 0);
     for (int64_t row = 0; row < count; ++row) {
       const auto [begin, own] = sequences[static_cast<size_t>(row)];
       for (int64_t i = 0; i < own; ++i) {
-        index[static_cast<size_t>(row * length + i)] = begin + i;
-        place[static_cast<size_t>(begin + i)] = places + row * length + i;
+        const int64_t at = first + row * length + i;
+        index[static_cast<size_t>(at)] = begin + i;
+        place[static_cast<size_t>(begin + i)] = at;
       }
     }
-    segments.classes.push_back({length, at::tensor(index, at::kLong).to(device)});
-    places += rows * length;
+    segments.classes.push_back({length, rows});
   }
+  segments.index_P = at::tensor(index, at::kLong).to(device);
   segments.place_N = at::tensor(place, at::kLong).to(device);
   return segments;
 }
 
 Tensor laid_out(const Tensor& x_NW, const Segments& segments) {
-  std::vector<Tensor> indices;
-  for (const auto& one : segments.classes) indices.push_back(one.index_nL);
-  return Rearranged::apply(x_NW, indices.size() == 1 ? indices.front() : at::cat(indices), segments.place_N);
+  return Rearranged::apply(x_NW, segments.index_P, segments.place_N);
 }
 
 Tensor taken_back(const Tensor& y_PW, const Segments& segments) { return TakenBack::apply(y_PW, segments.place_N); }

@@ -4,6 +4,7 @@
 #include <torch/utils.h>
 
 #include "catch.h"
+#include "gradcheck.h"
 #include "lora/adapters/freeze.h"
 #include "lora/adapters/inject.h"
 #include "lora/models/llama.h"
@@ -89,6 +90,19 @@ TEST_CASE("recomputing keeps only its inputs", "[llama]") {
   const torch::NoGradGuard no_grad;
   nn::recomputed(square, {x});
   CHECK(runs == 3);
+}
+
+TEST_CASE("recomputing: backward equals finite differences", "[llama]") {
+  at::manual_seed(6);
+  const auto function = [](const std::vector<at::Tensor>& in) {
+    return std::vector<at::Tensor>{in[0].mm(in[1]).sin(), in[1].square()};
+  };
+  check_gradients(
+      [&](const auto& in) {
+        const auto results = nn::recomputed(function, in);
+        return at::cat({results[0].reshape(-1), results[1].reshape(-1)});
+      },
+      {random_double({2, 3}), random_double({3, 4})});
 }
 
 TEST_CASE("parameters learn though no input asks for a gradient", "[llama]") {

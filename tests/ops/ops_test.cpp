@@ -11,6 +11,7 @@
 #include "catch.h"
 #include "gradcheck.h"
 #include "lora/ops/autocast.h"
+#include "lora/ops/segments.h"
 
 using namespace lora;
 
@@ -289,6 +290,18 @@ TEST_CASE("causal_attention: a bf16 gradient is as near the fp32 one as the stoc
   const double ours = (gradient_of_q(q, k, v, true) - exact).norm().item<double>();
   const double stock = (gradient_of_q(q, k, v, false) - exact).norm().item<double>();
   CHECK(ours < 1.5 * stock);
+}
+
+TEST_CASE("segments: laying tokens out and taking them back, backward equals finite differences", "[ops]") {
+  at::manual_seed(32);
+  // Two classes, the first with more than eight sequences, so that both kinds of padding occur.
+  const std::vector<int64_t> lengths = {3, 1, 2, 5, 4, 2, 3, 1, 2, 40};
+  const auto segments = ops::segments_of(lengths, at::kCPU);
+  REQUIRE(segments.classes.size() == 2);
+  CHECK(segments.longest == 40);
+  const auto x = random_double({63, 2});
+  CHECK(at::equal(ops::taken_back(ops::laid_out(x, segments), segments), x));
+  check_gradients([&](const auto& in) { return ops::taken_back(ops::laid_out(in[0], segments).sin(), segments); }, {x});
 }
 
 TEST_CASE("linear_cross_entropy_sum: the kernel equals the plain operations, last chunk filled up", "[ops]") {

@@ -26,7 +26,7 @@ void set_generator_state(const c10::Device& device, const at::Tensor& state);
 uint64_t peak_process_bytes();
 
 /// For a program's first line, before any tensor: large blocks use large pages where the system has them, and memory that
-/// tensors give back stays with the process, since every step asks for the same blocks again. Saves a tenth of a step.
+/// tensors give back stays with the process, since every step asks for the same blocks again.
 /// Variables of the environment that say otherwise are left alone.
 void prepare_memory();
 

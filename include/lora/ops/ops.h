@@ -58,6 +58,9 @@ struct Heads {
 Heads split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t num_heads, int64_t num_kv_heads,
                     bool fused = true);
 
+/// Key/value heads as often as query heads need them, each serving H/G neighbours: (B, G, S, K) -> (B, H, S, K).
+Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads);
+
 /// Causal softmax attention in which every key/value head serves H/G query heads; scores are scaled by 1/sqrt(K).
 /// Result (B, S, H K). On the CPU the backward pass is made of batched products over blocks of queries, which is several
 /// times as fast as the stock one for short rows; no (S, S) tensor outlives a block.

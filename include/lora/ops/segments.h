@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-// Legend: N rows (tokens) of all sequences, n sequences of one class, L their padded length, W width.
+// Legend: N rows (tokens) of all sequences, P places of all classes, n sequences of one class, L their padded length, W width.
 namespace lora::ops {
 
 using at::Tensor;
@@ -14,11 +14,11 @@ using at::Tensor;
 /// right, so that plain causal attention over each class is attention within each sequence. Made once per batch.
 struct Segments {
   struct Class {
-    int64_t length = 0;  ///< L
-    Tensor index_nL;     ///< (n * L): which token stands there; padding repeats some token, and nobody reads it
+    int64_t length = 0, count = 0;  ///< L, n
   };
   std::vector<Class> classes;
-  Tensor place_N;  ///< where each token stands among all classes' places, one class after the other
+  Tensor index_P;  ///< which token stands at each place, one class after the other; padding repeats some token unread
+  Tensor place_N;  ///< where each token stands among the places
   int64_t longest = 0;
 
   bool empty() const { return classes.empty(); }

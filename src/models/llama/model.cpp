@@ -15,12 +15,6 @@ nn::Linear linear(int64_t in, int64_t out, bool bias, const nn::ParameterOptions
   return nn::Linear(nn::LinearOptions{in, out, bias, parameters});
 }
 
-/// Every key/value head serves H/G query heads: (B, G, S, K) -> (B, H, S, K).
-Tensor repeat_heads(const Tensor& x_BGSK, int64_t heads) {
-  const int64_t groups = x_BGSK.size(1);
-  return groups == heads ? x_BGSK : x_BGSK.repeat_interleave(heads / groups, 1);
-}
-
 /// Which keys each new token may look at, (B or 1, 1, S, cached + S); undefined when plain causal attention says it all.
 Tensor attention_mask(const Batch& batch, const nn::KvCache* cache) {
   const int64_t length = batch.input_ids_BS.size(1);
@@ -117,7 +111,7 @@ Tensor LlamaAttentionImpl::attend_within_segments(const Tensor& qkv, const Atten
   const int64_t width = qkv.size(-1);
   const Tensor qkv_PW = ops::laid_out(qkv.reshape({-1, width}), context.segments);
   std::vector<int64_t> sizes;
-  for (const auto& one : context.segments.classes) sizes.push_back(one.index_nL.size(0));
+  for (const auto& one : context.segments.classes) sizes.push_back(one.count * one.length);
   std::vector<Tensor> seen;
   size_t i = 0;
   for (const Tensor& part : qkv_PW.split_with_sizes(sizes)) {
@@ -138,7 +132,7 @@ Tensor LlamaAttentionImpl::attend(ops::Heads heads, const AttentionContext& cont
   }
   const std::optional<Tensor> mask = context.mask.defined() ? std::optional(context.mask) : std::nullopt;
   const Tensor seen_BHSK = at::scaled_dot_product_attention(
-      heads.q_BHSK, repeat_heads(heads.k_BGSK, num_heads_), repeat_heads(heads.v_BGSK, num_heads_), mask,
+      heads.q_BHSK, ops::repeat_heads(heads.k_BGSK, num_heads_), ops::repeat_heads(heads.v_BGSK, num_heads_), mask,
       /*dropout_p=*/0.0, /*is_causal=*/!mask && context.causal);
   return seen_BHSK.transpose(1, 2).reshape({seen_BHSK.size(0), seen_BHSK.size(2), num_heads_ * head_dim_});
 }
