@@ -46,21 +46,23 @@ class Run {
     const auto dtype = io::to_torch(parse_float_dtype(options.dtype, "--dtype"), "--dtype");
     model_ = llama::load(options.model, {.device = at::kCPU, .dtype = dtype});
     model_->fast_paths.release_plain = true;
-    if (options.adapter.empty()) {
-      train_all(*model_);
-    } else {
-      adapters_ = load_adapter(*model_, options.adapter);
-      freeze_base(*model_, adapters_);
-    }
+    if (!options.adapter.empty()) adapters_ = load_adapter(*model_, options.adapter);
     const auto dataset = data::load_dataset(options.rows, {.format = "tokens"}, nullptr);
     std::vector<const data::Example*> examples;
     for (const auto& example : dataset.examples) examples.push_back(&example);
     batch_ = options.packed ? data::collate_packed(examples, 0) : data::collate(examples, 0);
     first_row_ = dataset.examples.front().input_ids;
-    trainer_.emplace(model_, adapters_, train::TrainerOptions{.steps = 1'000'000, .learning_rate = options.lr});
+    learning_rate_ = options.lr;
+  }
+
+  void begin_training() {
+    if (trainer_) return;
+    adapters_ ? freeze_base(*model_, adapters_) : train_all(*model_);
+    trainer_.emplace(model_, adapters_, train::TrainerOptions{.steps = 1'000'000, .learning_rate = learning_rate_});
   }
 
   void steps(int count) {
+    begin_training();
     std::vector<double> wall, cpu;
     double loss = 0;
     for (int i = 0; i < count; ++i) {
@@ -77,6 +79,7 @@ class Run {
   }
 
   void gradients(const std::string& path) {
+    begin_training();
     const at::Tensor loss = nn::causal_lm_loss_sum(*model_, batch_) / batch_.num_targets;
     loss.backward();
     io::NamedTensors tensors;
@@ -175,7 +178,7 @@ class Run {
   AdapterSet adapters_;
   Batch batch_;
   std::optional<train::Trainer> trainer_;
-  double first_step_seconds_ = 0;
+  double learning_rate_ = 0, first_step_seconds_ = 0;
 };
 
 }  // namespace

@@ -28,12 +28,10 @@ void freeze(at::Tensor& parameter) {
   parameter.mutable_grad() = at::Tensor();
 }
 
-/// Updates in half precision vanish, and a gradient scaler refuses half-precision gradients.
+/// Gradients in fp16 underflow or overflow; those in bf16 do not, and the optimizer keeps what small updates add up to.
 void free_for_training(at::Tensor& parameter) {
   if (!parameter.is_floating_point()) return;
-  if (parameter.scalar_type() == at::kHalf || parameter.scalar_type() == at::kBFloat16) {
-    parameter.set_data(parameter.detach().to(at::kFloat));
-  }
+  if (parameter.scalar_type() == at::kHalf) parameter.set_data(parameter.detach().to(at::kFloat));
   parameter.set_requires_grad(true);
 }
 

@@ -1,6 +1,7 @@
 #include "lora/generate/generate.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 
 #include <algorithm>
 
@@ -43,6 +44,7 @@ Generation complete(nn::CausalLMImpl& model, const std::vector<int64_t>& prompt_
                     const GenerateOptions& options, const at::Device& device) {
   check(model, prompt_ids, options);
   const at::NoGradGuard no_gradients;
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;  // a token's many small operations need not pass through it
   const nn::EvalMode eval_mode(model);
   SplitMix64 random(options.seed);
   nn::KvCache cache(model.num_layers());

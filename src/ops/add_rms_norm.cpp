@@ -2,6 +2,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "lora/ops/ops.h"
+#include "ops/apply.h"
 #include "ops/rows.h"
 
 namespace lora::ops {
@@ -51,8 +52,9 @@ struct AddRmsNorm : torch::autograd::Function<AddRmsNorm> {
       const size_t of_weight = gradients.size() > 1 ? 2 : 1;
       if (context->needs_input_grad(of_weight)) {
         const auto weight_type = static_cast<at::ScalarType>(context->saved_data["weight_type"].toInt());
-        const auto wide = weight.scalar_type();
-        results[2] = (dy_ND.to(wide) * sum_ND.to(wide)).mul_(inverse_rms_N.unsqueeze(1)).sum(0).to(weight_type);
+        Tensor dweight_D = at::empty_like(weight);
+        rows::rms_norm_weight_gradient(dy_ND, sum_ND, inverse_rms_N, dweight_D);
+        results[2] = dweight_D.to(weight_type);
       }
     }
     if (!dx_ND.defined()) return results;
@@ -73,7 +75,7 @@ bool has_kernel(const Tensor& x, const Tensor& delta) {
 std::pair<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight_D, double eps,
                                        bool fused) {
   if (fused && has_kernel(x, delta)) {
-    const auto results = AddRmsNorm::apply(x, delta.defined() ? std::optional(delta) : std::nullopt, weight_D, eps);
+    const auto results = applied<AddRmsNorm>(x, delta.defined() ? std::optional(delta) : std::nullopt, weight_D, eps);
     return {delta.defined() ? results[1] : x, results[0]};
   }
   const Tensor sum = delta.defined() ? x + delta : x;

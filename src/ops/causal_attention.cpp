@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "lora/ops/ops.h"
+#include "ops/apply.h"
 #include "ops/rows.h"
 
 // Legend: B batch, S sequence, H heads, G key/value heads, R = H / G, K head size, T query rows of one block,
@@ -140,7 +141,7 @@ Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads) {
 
 Tensor causal_attention(const Heads& heads, bool fused) {
   const Tensor& q_BHSK = heads.q_BHSK;
-  if (fused && rows::supports(q_BHSK)) return CausalAttention::apply(q_BHSK, heads.k_BGSK, heads.v_BGSK);
+  if (fused && rows::supports(q_BHSK)) return applied<CausalAttention>(q_BHSK, heads.k_BGSK, heads.v_BGSK);
   const int64_t count = q_BHSK.size(1);
   const Tensor out_BHSK =
       at::scaled_dot_product_attention(q_BHSK, repeat_heads(heads.k_BGSK, count), repeat_heads(heads.v_BGSK, count), {},

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "lora/ops/autocast.h"
+#include "ops/apply.h"
 #include "ops/rows.h"
 
 // Legend: N rows (tokens), I inputs, O outputs of all layers, R rank, T ranks of all updates together.
@@ -45,10 +46,10 @@ struct Plan : torch::CustomClassHolder {
     Tensor y_NO = at::empty({x_NI.size(0), outputs}, x_NI.options());
     int64_t begin = 0;
     for (const Tensor& weight : weights.plain) {
-      Tensor part = y_NO.narrow(1, begin, weight.size(0));
       if (few_rows) {
-        rows::few_rows_product(x_NI, weight, part);
+        rows::few_rows_product(x_NI, weight, y_NO, begin);
       } else {
+        Tensor part = y_NO.narrow(1, begin, weight.size(0));
         at::mm_out(part, x_NI, weight.to(dtype).t());
       }
       begin += weight.size(0);
@@ -180,8 +181,8 @@ Tensor frozen_linear(const Tensor& x, const FrozenWeights& weights, const std::v
     a_factors.push_back(update.a_RI);
     b_factors.push_back(update.b_OR);
   }
-  return FrozenLinear::apply(x, at::TensorList(a_factors), at::TensorList(b_factors),
-                             c10::make_intrusive<Plan>(weights, dtype, updates));
+  return applied<FrozenLinear>(x, at::TensorList(a_factors), at::TensorList(b_factors),
+                               c10::make_intrusive<Plan>(weights, dtype, updates));
 }
 
 }  // namespace lora::ops

@@ -20,6 +20,9 @@ using torch::autograd::variable_list;
 constexpr int64_t kChunkLogits = int64_t{1} << 23;
 constexpr int64_t kLeastChunkRows = 64;
 
+/// Twice that where the weight trains: each further chunk reads and writes its whole gradient.
+constexpr int64_t kTrainedChunkLogits = 2 * kChunkLogits;
+
 /// Cross-entropy of one chunk: the losses' sum; `logits_CV` becomes softmax - one-hot when `gradient` is set.
 Tensor chunk_loss(Tensor& logits_CV, const Tensor& labels_C, bool gradient, bool fused, at::ScalarType wide) {
   if (fused && rows::supports(logits_CV)) {
@@ -46,6 +49,11 @@ Tensor filled_chunk(const Tensor& hidden_ND, int64_t begin, int64_t end, at::Sca
   return missing == 0 || !plans_by_shape ? chunk_CD : at::constant_pad_nd(chunk_CD, {0, 0, 0, missing});
 }
 
+/// A gradient of one part stays as it is; the sum of several is kept in the wide type.
+void add_part(Tensor& sum, const Tensor& part, at::ScalarType wide) {
+  sum = sum.defined() ? sum.to(wide).add_(part) : part;
+}
+
 struct LinearCrossEntropySum : torch::autograd::Function<LinearCrossEntropySum> {
   static Tensor forward(AutogradContext* context, const Tensor& hidden_ND, const Tensor& weight_VD,
                         const Tensor& labels_N, const std::shared_ptr<const PackedWeight>& packed, bool fused,
@@ -60,10 +68,11 @@ struct LinearCrossEntropySum : torch::autograd::Function<LinearCrossEntropySum> 
 
     Tensor loss = at::zeros({}, hidden_ND.options().dtype(wide));
     const Tensor dhidden_ND = hidden_gradient ? at::empty(hidden_ND.sizes(), hidden_ND.options().dtype(dtype)) : Tensor();
-    const Tensor dweight_VD = weight_gradient ? at::zeros(weight_VD.sizes(), weight_VD.options().dtype(wide)) : Tensor();
+    Tensor dweight_VD;
 
     const int64_t rows = hidden_ND.size(0);
-    const int64_t chunk_rows = std::max(kLeastChunkRows, kChunkLogits / weight_VD.size(0) / kLeastChunkRows * kLeastChunkRows);
+    const int64_t chunk_logits = weight_gradient ? kTrainedChunkLogits : kChunkLogits;
+    const int64_t chunk_rows = std::max(kLeastChunkRows, chunk_logits / weight_VD.size(0) / kLeastChunkRows * kLeastChunkRows);
     for (int64_t begin = 0; begin < rows; begin += chunk_rows) {
       const int64_t end = std::min(rows, begin + chunk_rows), count = end - begin;
       const Tensor hidden_CD = filled_chunk(hidden_ND, begin, end, dtype);
@@ -78,8 +87,9 @@ struct LinearCrossEntropySum : torch::autograd::Function<LinearCrossEntropySum> 
         const Tensor dchunk = uses_packed ? packed->times_transposed(dlogits) : dlogits.mm(weight);
         dhidden_ND.slice(0, begin, end).copy_(dchunk.slice(0, 0, count));
       }
-      if (weight_gradient) dweight_VD.add_(logits_CV.t().mm(hidden_CD.slice(0, 0, count)));
+      if (weight_gradient) add_part(dweight_VD, logits_CV.t().mm(hidden_CD.slice(0, 0, count)), wide);
     }
+    if (weight_gradient && !dweight_VD.defined()) dweight_VD = at::zeros(weight_VD.sizes(), weight_VD.options());
     context->save_for_backward({dhidden_ND, dweight_VD});
     context->saved_data["hidden_type"] = static_cast<int64_t>(hidden_ND.scalar_type());
     context->saved_data["weight_type"] = static_cast<int64_t>(weight_VD.scalar_type());
@@ -90,8 +100,7 @@ struct LinearCrossEntropySum : torch::autograd::Function<LinearCrossEntropySum> 
     const auto saved = context->get_saved_variables();
     const auto scaled = [&](const Tensor& gradient, const char* type) {
       if (!gradient.defined()) return Tensor();
-      const Tensor wide = gradient * gradients[0];
-      return wide.to(static_cast<at::ScalarType>(context->saved_data[type].toInt()));
+      return (gradient * gradients[0]).to(static_cast<at::ScalarType>(context->saved_data[type].toInt()));
     };
     return {scaled(saved[0], "hidden_type"), scaled(saved[1], "weight_type"), Tensor(), Tensor(), Tensor(), Tensor()};
   }

@@ -150,12 +150,20 @@ LORA_INLINE void softmax_backward_row(const Wide<T>* scores, const Wide<T>* dp, 
   for (int64_t i = seen; i < keys; ++i) store(p[i], W(0)), store(ds[i], W(0));
 }
 
+/// Weights come from memory at its full speed only when they are asked for a page before they are needed.
+template <class T>
+LORA_INLINE void prefetch_ahead(const T* row, int64_t width) {
+  const auto* ahead = reinterpret_cast<const char*>(row) + 4096;
+  for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(ahead + byte);
+}
+
 /// Outputs begin .. end of x (M, I) W^T: the weight's rows are read once, x is small and in the wide type.
 template <class T>
 void few_rows_products(const Wide<T>* x, int64_t rows, const T* weight, int64_t width, T* y, int64_t y_stride,
                        int64_t begin, int64_t end) {
   for (int64_t output = begin; output < end; ++output) {
     const T* weight_row = weight + output * width;
+    prefetch_ahead(weight_row, width);
     for (int64_t row = 0; row < rows; ++row) {
       const Wide<T>* x_row = x + row * width;
       Wide<T> sum = 0;
@@ -164,6 +172,38 @@ void few_rows_products(const Wide<T>* x, int64_t rows, const T* weight, int64_t 
       store(y[row * y_stride + output], sum);
     }
   }
+}
+
+template <class T>
+void widen(const T* x, int64_t count, Wide<T>* wide) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) wide[i] = load(x[i]);
+}
+
+/// Softmax attention of one query over `keys` keys; scratch holds keys + size numbers.
+template <class T>
+void attend_one(const T* q, const T* k, const T* v, Wide<T> scale, int64_t keys, int64_t size, Wide<T>* scratch, T* out) {
+  using W = Wide<T>;
+  W *scores = scratch, *sum = scratch + keys;
+  W largest = -std::numeric_limits<W>::infinity();
+  for (int64_t key = 0; key < keys; ++key) {
+    W score = 0;
+#pragma omp simd reduction(+ : score)
+    for (int64_t i = 0; i < size; ++i) score += load(q[i]) * load(k[key * size + i]);
+    scores[key] = score * scale;
+    largest = scores[key] > largest ? scores[key] : largest;
+  }
+  W total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t key = 0; key < keys; ++key) total += scores[key] = exponential(scores[key] - largest);
+  for (int64_t i = 0; i < size; ++i) sum[i] = 0;
+  for (int64_t key = 0; key < keys; ++key) {
+    const W weight = scores[key];
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) sum[i] += weight * load(v[key * size + i]);
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) store(out[i], sum[i] / total);
 }
 
 /// Elements begin .. end.
@@ -202,6 +242,20 @@ void rms_norm_backward_rows(const Y* dy, const X* dsum, const X* sum, const Wide
     const int64_t at = row * width;
     rms_norm_backward_row(dy + at, dsum == nullptr ? nullptr : dsum + at, sum + at, weight, inverse_rms[row], width,
                           dx + at);
+  }
+}
+
+/// Columns begin .. end of the weight's gradient, dy * sum * inverse_rms over all rows.
+template <class X, class Y>
+void rms_norm_weight_gradient(const Y* dy, const X* sum, const Wide<X>* inverse_rms, int64_t rows, int64_t width,
+                              Wide<X>* dweight, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) dweight[i] = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    const Y* dy_row = dy + row * width;
+    const X* sum_row = sum + row * width;
+    const Wide<X> factor = inverse_rms[row];
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) dweight[i] += load(dy_row[i]) * load(sum_row[i]) * factor;
   }
 }
 
@@ -251,10 +305,12 @@ void softmax_backward_rows(const Wide<T>* scores, const Wide<T>* dp, const T* ou
 }
 
 template <class X, class Y>
-constexpr NormKernels<X, Y> kNormKernels = {add_rms_norm_rows<X, Y>, rms_norm_backward_rows<X, Y>};
+constexpr NormKernels<X, Y> kNormKernels = {add_rms_norm_rows<X, Y>, rms_norm_backward_rows<X, Y>,
+                                                   rms_norm_weight_gradient<X, Y>};
 
 template <class T>
 constexpr RowKernels<T> kRowKernels = {swiglu_rows<T>, swiglu_backward_rows<T>, cross_entropy_rows<T>, rotate_heads<T>,
-                                       softmax_backward_rows<T>, few_rows_products<T>};
+                                       softmax_backward_rows<T>, few_rows_products<T>,
+                                       attend_one<T>,            widen<T>};
 
 constexpr auto kAdamW = adamw_elements<Bf16>;

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "core/check.h"
 
@@ -39,6 +40,8 @@ struct NormKernels {
                        Wide<X>* inverse_rms, int64_t begin, int64_t end);
   void (*rms_norm_backward)(const Y* dy, const X* dsum, const X* sum, const Wide<X>* weight, const Wide<X>* inverse_rms,
                             int64_t width, X* dx, int64_t begin, int64_t end);
+  void (*rms_norm_weight_gradient)(const Y* dy, const X* sum, const Wide<X>* inverse_rms, int64_t rows, int64_t width,
+                                   Wide<X>* dweight, int64_t begin, int64_t end);
 };
 template <class T>
 struct RowKernels {
@@ -53,6 +56,8 @@ struct RowKernels {
                            int64_t begin, int64_t end);
   void (*few_rows_product)(const Wide<T>* x, int64_t rows, const T* weight, int64_t width, T* y, int64_t y_stride,
                            int64_t begin, int64_t end);
+  void (*attend_one)(const T* q, const T* k, const T* v, Wide<T> scale, int64_t keys, int64_t size, Wide<T>* scratch, T* out);
+  void (*widen)(const T* x, int64_t count, Wide<T>* wide);
 };
 
 /// An AdamWStep as the kernel wants it.
@@ -185,14 +190,31 @@ bool are_few_rows(const Tensor& x) {
   return x.device().is_cpu() && x.scalar_type() == at::kBFloat16 && x.size(0) <= kMost;
 }
 
-void few_rows_product(const Tensor& x, const Tensor& weight, Tensor& y) {
+void few_rows_product(const Tensor& x, const Tensor& weight, Tensor& y, int64_t first) {
   with_type(weight, [&](auto type) {
     using T = decltype(type);
-    const Tensor wide_x = x.to(wide_type(x.scalar_type())).contiguous();
     const int64_t width = weight.size(1);
+    std::vector<Wide<T>> wide_x(static_cast<size_t>(x.numel()));
+    row_kernels<T>().widen(pointer<const T>(x), x.numel(), wide_x.data());
     at::parallel_for(0, weight.size(0), grain(width), [&](int64_t begin, int64_t end) {
-      row_kernels<T>().few_rows_product(pointer<const Wide<T>>(wide_x), x.size(0), pointer<const T>(weight), width,
-                                        pointer<T>(y), y.stride(0), begin, end);
+      row_kernels<T>().few_rows_product(wide_x.data(), x.size(0), pointer<const T>(weight), width, pointer<T>(y) + first,
+                                        y.size(1), begin, end);
+    });
+  });
+}
+
+void attend_one(const Tensor& q, const Tensor& k, const Tensor& v, double scale, Tensor& out) {
+  with_type(q, [&](auto type) {
+    using T = decltype(type);
+    const int64_t heads = q.size(1), groups = k.size(1), keys = k.size(2), size = q.size(3);
+    at::parallel_for(0, q.size(0) * heads, grain(2 * keys * size), [&](int64_t begin, int64_t end) {
+      std::vector<Wide<T>> scratch(static_cast<size_t>(keys + size));
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t at = row / heads * groups + row % heads / (heads / groups);
+        row_kernels<T>().attend_one(pointer<const T>(q) + row * size, pointer<const T>(k) + at * k.stride(1),
+                                    pointer<const T>(v) + at * v.stride(1), static_cast<Wide<T>>(scale), keys, size,
+                                    scratch.data(), pointer<T>(out) + row * size);
+      }
     });
   });
 }
@@ -221,6 +243,19 @@ void rms_norm_backward(const Tensor& dy, const Tensor& dsum, const Tensor& sum, 
       norm_kernels<X, Y>().rms_norm_backward(pointer<const Y>(dy), pointer<const X>(dsum), pointer<const X>(sum),
                              pointer<const Wide<X>>(weight), pointer<const Wide<X>>(inverse_rms), width, pointer<X>(dx),
                              begin, end);
+    });
+  });
+}
+
+void rms_norm_weight_gradient(const Tensor& dy, const Tensor& sum, const Tensor& inverse_rms, Tensor& dweight) {
+  with_types(sum, dy, [&](auto x_type, auto y_type) {
+    using X = decltype(x_type);
+    using Y = decltype(y_type);
+    const int64_t rows = sum.size(0), width = sum.size(1);
+    at::parallel_for(0, width, std::max<int64_t>(64, grain(rows)), [&](int64_t begin, int64_t end) {
+      norm_kernels<X, Y>().rms_norm_weight_gradient(pointer<const Y>(dy), pointer<const X>(sum),
+                                                    pointer<const Wide<X>>(inverse_rms), rows, width,
+                                                    pointer<Wide<X>>(dweight), begin, end);
     });
   });
 }

@@ -18,9 +18,13 @@ at::ScalarType wide_type(at::ScalarType type);
 
 /// Whether few_rows_product applies: at most a few rows of bf16 on the CPU.
 bool are_few_rows(const Tensor& x);
-/// x (M, I) W^T into y (M, O), a part of the columns of a wider tensor perhaps. A product of so few rows costs what
-/// reading the weight costs; the general one first reorders it.
-void few_rows_product(const Tensor& x, const Tensor& weight, Tensor& y);
+/// x (M, I) W^T into the columns of y (M, O) from `first` on. A product of so few rows costs what reading the weight
+/// costs; the general one first reorders it. All contiguous.
+void few_rows_product(const Tensor& x, const Tensor& weight, Tensor& y, int64_t first);
+
+/// Attention of one query per head over T keys: q (B, H, 1, K), k and v (B, G, T, K), whose heads may stand further apart
+/// than T K (a cache with room), out (B, H, 1, K). Scores are scaled and kept in the wide type.
+void attend_one(const Tensor& q, const Tensor& k, const Tensor& v, double scale, Tensor& out);
 
 /// sum = x + delta (rounded to x's type; delta undefined: x), y = sum / rms(sum) * weight in y's type.
 /// x, sum (N, D); delta, y (N, D) of one type; weight (D) and inverse_rms (N) in the wide type.
@@ -29,6 +33,9 @@ void add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, do
 /// Gradient of add_rms_norm to sum, with `dsum` (undefined: none) from the residual path added.
 void rms_norm_backward(const Tensor& dy, const Tensor& dsum, const Tensor& sum, const Tensor& weight,
                        const Tensor& inverse_rms, Tensor& dx);
+
+/// Gradient (D) of add_rms_norm to the weight, in the wide type.
+void rms_norm_weight_gradient(const Tensor& dy, const Tensor& sum, const Tensor& inverse_rms, Tensor& dweight);
 
 /// h = silu(gate) * up of gate_up (N, 2F), the gate first; h (N, F).
 void swiglu(const Tensor& gate_up, Tensor& h);

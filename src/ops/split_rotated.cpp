@@ -2,6 +2,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "lora/ops/ops.h"
+#include "ops/apply.h"
 #include "ops/rows.h"
 
 // Legend: B batch, S sequence, H heads, G key/value heads, K head size.
@@ -45,7 +46,7 @@ struct SplitRotated : torch::autograd::Function<SplitRotated> {
 Heads split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t num_heads, int64_t num_kv_heads,
                     bool fused) {
   if (fused && rows::supports(qkv)) {
-    const auto heads = SplitRotated::apply(qkv, cos, sin, num_heads, num_kv_heads);
+    const auto heads = applied<SplitRotated>(qkv, cos, sin, num_heads, num_kv_heads);
     return {heads[0], heads[1], heads[2]};
   }
   const int64_t size = qkv.size(2) / (num_heads + 2 * num_kv_heads);

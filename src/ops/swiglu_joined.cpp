@@ -2,6 +2,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "lora/ops/ops.h"
+#include "ops/apply.h"
 #include "ops/rows.h"
 
 // Legend: N rows, F feed-forward.
@@ -35,7 +36,7 @@ struct SwiGluJoined : torch::autograd::Function<SwiGluJoined> {
 }  // namespace
 
 Tensor swiglu_joined(const Tensor& gate_up, bool fused) {
-  if (fused && rows::supports(gate_up)) return SwiGluJoined::apply(gate_up);
+  if (fused && rows::supports(gate_up)) return applied<SwiGluJoined>(gate_up);
   const auto halves = gate_up.chunk(2, -1);
   return swiglu(halves[0], halves[1]);
 }

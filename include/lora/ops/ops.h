@@ -61,6 +61,10 @@ Heads split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int
 /// Key/value heads as often as query heads need them, each serving H/G neighbours: (B, G, S, K) -> (B, H, S, K).
 Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads);
 
+/// Softmax attention of one new token's queries (B, H, 1, K) over all keys and values of its cache (B, G, T, K), scores
+/// scaled by 1/sqrt(K). Result (B, 1, H K). With a kernel only where no gradient is asked for.
+Tensor attend_to_cache(const Heads& heads, bool fused = true);
+
 /// Causal softmax attention in which every key/value head serves H/G query heads; scores are scaled by 1/sqrt(K).
 /// Result (B, S, H K). On the CPU the backward pass is made of batched products over blocks of queries, which is several
 /// times as fast as the stock one for short rows; no (S, S) tensor outlives a block.

@@ -129,6 +129,7 @@ Tensor LlamaAttentionImpl::attend(ops::Heads heads, const AttentionContext& cont
   if (plain_causal) return ops::causal_attention(heads, context.fast.fused_attention);
   if (context.cache != nullptr) {
     std::tie(heads.k_BGSK, heads.v_BGSK) = context.cache->append(layer_, heads.k_BGSK, heads.v_BGSK);
+    if (!context.mask.defined() && !context.causal) return ops::attend_to_cache(heads, context.fast.fused_attention);
   }
   const std::optional<Tensor> mask = context.mask.defined() ? std::optional(context.mask) : std::nullopt;
   const Tensor seen_BHSK = at::scaled_dot_product_attention(
