@@ -62,17 +62,11 @@ struct AddRmsNorm : torch::autograd::Function<AddRmsNorm> {
   }
 };
 
-bool has_kernel(const Tensor& x, const Tensor& delta) {
-  if (!rows::supports(x) || (delta.defined() && !rows::supports(delta))) return false;
-  return !delta.defined() || delta.scalar_type() == x.scalar_type() ||
-         (x.scalar_type() == at::kFloat && delta.scalar_type() == at::kBFloat16);
-}
-
 }  // namespace
 
 std::pair<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight_D, double eps,
                                        bool fused) {
-  if (fused && has_kernel(x, delta)) {
+  if (fused && rows::supports(x, delta)) {
     const auto results = AddRmsNorm::apply(x, delta.defined() ? std::optional(delta) : std::nullopt, weight_D, eps);
     return {delta.defined() ? results[1] : x, results[0]};
   }
