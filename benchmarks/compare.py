@@ -36,6 +36,9 @@ CASES = {
     "full_2_threads": {"adapter": None, "threads": 2},
     "decode_1_thread": {"adapter": None, "generate": 64},
     "decode_2_threads": {"adapter": None, "generate": 64, "threads": 2},
+    # On a GPU, with the inputs of make_inputs.py --size 7b: see h200.sh.
+    "h200_eager": {"gpu": True, "adapter": "adapter_all_linear", "ours": ["--packed"]},
+    "h200_compile": {"gpu": True, "adapter": "adapter_all_linear", "ours": ["--packed"], "peer": ["--mode", "compile"]},
 }
 
 
@@ -93,7 +96,9 @@ def check_gradients(ours, peer):
     return min(cosines), loss_a, loss_b
 
 
-def processor():
+def processor(case):
+    if case.get("gpu"):
+        return torch.cuda.get_device_name()
     for line in open("/proc/cpuinfo"):
         if line.startswith("model name"):
             return line.split(":")[1].strip()
@@ -105,7 +110,7 @@ def start(case, args):
     threads, adapter = case.get("threads", 1), case.get("adapter", "adapter")
     # So small a rate that both sides' gradients stay those of the same weights, however many steps they have done.
     shared = ["--lr", "1e-12", "--model", str(args.inputs / "model"), "--rows", str(args.inputs / case.get("rows", "rows.jsonl")),
-              "--threads", str(threads)]
+              "--threads", str(threads), "--device", "cuda:0" if case.get("gpu") else "cpu"]
     if adapter:
         shared += ["--adapter", str(args.inputs / adapter)]
     script = pathlib.Path(__file__).parent / "peers/peft_step.py"
@@ -157,12 +162,12 @@ def run_case(name, args):
         found = run_decoding(ours, peer, args.rounds, case["generate"])
     else:
         found = run_steps(ours, peer, args.rounds)
-    clock = "cpu" if threads == 1 else "wall"
+    clock = "cpu" if threads == 1 and not case.get("gpu") else "wall"
     mine, theirs = getattr(ours, clock), getattr(peer, clock)
     here = pathlib.Path(__file__).parent
     commit = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     result = {
-        "case": name, "command": " ".join(sys.argv), "commit": commit, "machine": processor(), "cores": os.cpu_count(),
+        "case": name, "command": " ".join(sys.argv), "commit": commit, "machine": processor(case), "cores": os.cpu_count(),
         "load": os.getloadavg()[0], "threads": threads, "clock": clock, "rounds": args.rounds, **found,
         "seconds": {"lora": mine, "peft": theirs},
         "ratio_median": statistics.median(theirs) / statistics.median(mine),
@@ -170,6 +175,10 @@ def run_case(name, args):
         "ratio_pairs_median": statistics.median(t / m for t, m in zip(theirs, mine)),
     }
     memory = result.setdefault("peak_memory_bytes", {side.name: side.peak_memory_bytes for side in (ours, peer)})
+    if case.get("gpu"):
+        rows = [json.loads(line)["input_ids"] for line in open(args.inputs / case.get("rows", "rows.jsonl"))]
+        tokens = sum(map(len, rows))
+        result["tokens_per_second"] = {"lora": tokens / statistics.median(mine), "peft": tokens / statistics.median(theirs)}
     result["ratio_memory"] = memory["lora"] / memory["peft"]
     if "own_products" in result:
         share = [p[clock] / m for p, m in zip(result["own_products"], mine)]
@@ -187,6 +196,9 @@ def run_case(name, args):
                  f"cosine {result['worst_gradient_cosine']:.5f}")
     else:
         line += f"; first {result['equal_first_tokens']} of {result['tokens']} tokens equal"
+    if "tokens_per_second" in result:
+        line += (f"; tokens/s {result['tokens_per_second']['lora']:.0f} and {result['tokens_per_second']['peft']:.0f}, "
+                 f"memory {memory['lora'] / 1e9:.1f} and {memory['peft'] / 1e9:.1f} GB")
     print(line, flush=True)
 
 
@@ -198,7 +210,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
-    for name in CASES if "all" in args.cases else args.cases:
+    for name in [n for n in CASES if not CASES[n].get("gpu")] if "all" in args.cases else args.cases:
         run_case(name, args)
 
 

@@ -24,7 +24,7 @@ namespace {
 using namespace lora;
 
 struct Options {
-  std::string model, adapter, rows, dtype = "bf16";
+  std::string model, adapter, rows, dtype = "bf16", device = "cpu";
   bool packed = false;
   int threads = 1;
   double lr = 1e-4;
@@ -44,7 +44,8 @@ class Run {
   explicit Run(const Options& options) {
     at::set_num_threads(options.threads);
     const auto dtype = io::to_torch(parse_float_dtype(options.dtype, "--dtype"), "--dtype");
-    model_ = llama::load(options.model, {.device = at::kCPU, .dtype = dtype});
+    device_ = parse_device(options.device);
+    model_ = llama::load(options.model, {.device = device_, .dtype = dtype});
     model_->fast_paths.release_plain = true;
     if (!options.adapter.empty()) adapters_ = load_adapter(*model_, options.adapter);
     const auto dataset = data::load_dataset(options.rows, {.format = "tokens"}, nullptr);
@@ -58,7 +59,7 @@ class Run {
   void begin_training() {
     if (trainer_) return;
     adapters_ ? freeze_base(*model_, adapters_) : train_all(*model_);
-    trainer_.emplace(model_, adapters_, train::TrainerOptions{.steps = 1'000'000, .learning_rate = learning_rate_});
+    trainer_.emplace(model_, adapters_, train::TrainerOptions{.steps = 1'000'000, .learning_rate = learning_rate_, .device = device_});
   }
 
   void steps(int count) {
@@ -69,26 +70,27 @@ class Run {
       const Stopwatch watch;
       const double cpu_before = cpu_seconds();
       loss = trainer_->step({&batch_, 1}).loss;
+      wait();
       wall.push_back(watch.seconds());
       cpu.push_back(cpu_seconds() - cpu_before);
     }
     if (first_step_seconds_ == 0) first_step_seconds_ = seconds_since_start();
     fmt::print("{{\"wall\": [{}], \"cpu\": [{}], \"loss\": {}, \"first_step_seconds\": {}, \"peak_memory_bytes\": {}}}\n",
-               fmt::join(wall, ", "), fmt::join(cpu, ", "), loss, first_step_seconds_, peak_process_bytes());
+               fmt::join(wall, ", "), fmt::join(cpu, ", "), loss, first_step_seconds_, peak_bytes(device_));
     std::fflush(stdout);
   }
 
   void gradients(const std::string& path) {
     begin_training();
-    const at::Tensor loss = nn::causal_lm_loss_sum(*model_, batch_) / batch_.num_targets;
+    const at::Tensor loss = nn::causal_lm_loss_sum(*model_, batch_.to(device_)) / batch_.num_targets;
     loss.backward();
     io::NamedTensors tensors;
     for (auto [name, parameter] : trained()) {
-      tensors.emplace_back(name, parameter.grad().clone());
+      tensors.emplace_back(name, parameter.grad().cpu().clone());
       parameter.mutable_grad() = at::Tensor();
     }
     io::save_safetensors(path, tensors);
-    fmt::print("{{\"loss\": {}, \"peak_memory_bytes\": {}}}\n", loss.item<double>(), peak_process_bytes());
+    fmt::print("{{\"loss\": {}, \"peak_memory_bytes\": {}}}\n", loss.item<double>(), peak_bytes(device_));
     std::fflush(stdout);
   }
 
@@ -105,10 +107,11 @@ class Run {
       const Stopwatch watch;
       const double cpu_before = cpu_seconds();
       for (const auto& product : products_) product.run();
+      wait();
       wall += watch.seconds();
       cpu += cpu_seconds() - cpu_before;
     }
-    fmt::print("{{\"wall\": {}, \"cpu\": {}, \"peak_memory_bytes\": {}}}\n", wall / count, cpu / count, peak_process_bytes());
+    fmt::print("{{\"wall\": {}, \"cpu\": {}, \"peak_memory_bytes\": {}}}\n", wall / count, cpu / count, peak_bytes(device_));
     std::fflush(stdout);
   }
 
@@ -120,19 +123,24 @@ class Run {
     const std::vector<int64_t> prompt(first_row_.begin(), first_row_.begin() + 16);
     const Stopwatch watch;
     const double cpu_before = cpu_seconds();
-    const auto result = lora::generate::complete(*model_, prompt, options, at::kCPU);
+    const auto result = lora::generate::complete(*model_, prompt, options, device_);
     fmt::print("{{\"wall\": {}, \"cpu\": {}, \"tokens\": [{}], \"peak_memory_bytes\": {}}}\n", watch.seconds(),
-               cpu_seconds() - cpu_before, fmt::join(result.token_ids, ", "), peak_process_bytes());
+               cpu_seconds() - cpu_before, fmt::join(result.token_ids, ", "), peak_bytes(device_));
     std::fflush(stdout);
   }
 
  private:
   /// One weight's product with `input` and the gradient's with it.
   struct Product {
-    std::shared_ptr<const ops::PackedWeight> weight;
-    at::Tensor input, gradient;
+    std::shared_ptr<const ops::PackedWeight> weight;  ///< null on a GPU, which multiplies by the plain one
+    at::Tensor input, gradient, plain;
     bool backward;
     void run() const {
+      if (weight == nullptr) {
+        input.mm(plain.t());
+        if (backward) gradient.mm(plain);
+        return;
+      }
       weight->times(input);
       if (backward) weight->times_transposed(gradient);
     }
@@ -152,11 +160,19 @@ class Run {
   }
 
   void add_product(int64_t outputs, int64_t inputs, int64_t rows, bool backward) {
-    const auto bf16 = at::TensorOptions().dtype(at::kBFloat16);
+    const auto bf16 = at::TensorOptions(device_).dtype(at::kBFloat16);
+    if (!device_.is_cpu()) {
+      products_.push_back({nullptr, at::randn({rows, inputs}, bf16), at::randn({rows, outputs}, bf16),
+                           at::randn({outputs, inputs}, bf16), backward});
+      return;
+    }
     products_.push_back({std::make_shared<const ops::PackedWeight>(
                              std::vector<at::Tensor>{at::randn({outputs, inputs}).to(at::kBFloat16)}, at::kBFloat16),
-                         at::ones({rows, inputs}, bf16), at::ones({rows, outputs}, bf16), backward});
+                         at::ones({rows, inputs}, bf16), at::ones({rows, outputs}, bf16), at::Tensor(), backward});
   }
+
+  /// Until the device has done what it was given.
+  void wait() const { at::zeros({}, at::TensorOptions(device_)).item(); }
 
   /// Trained parameters under the peer's names.
   std::vector<std::pair<std::string, at::Tensor>> trained() {
@@ -172,6 +188,7 @@ class Run {
     return found;
   }
 
+  at::Device device_ = at::kCPU;
   std::vector<Product> products_;
   std::vector<int32_t> first_row_;
   std::shared_ptr<llama::LlamaForCausalLMImpl> model_;
@@ -192,6 +209,7 @@ int main(int argc, char** argv) {
   program.add_flag("--packed", options.packed);
   program.add_option("--rows", options.rows)->required();
   program.add_option("--dtype", options.dtype);
+  program.add_option("--device", options.device);
   program.add_option("--threads", options.threads);
   program.add_option("--lr", options.lr);
   CLI11_PARSE(program, argc, argv);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes what the comparison trains: a random-weight Llama, LoRA adapters on it, and rows of tokens.
 
-usage: make_inputs.py OUT_DIR [--size 110m] [--batch 4] [--seq 128]
+usage: make_inputs.py OUT_DIR [--size 110m] [--batch 4] [--seq 128] [--device cpu]
 """
 import argparse
 import json
@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 SIZES = {
     "15m": dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4, intermediate_size=688),
     "110m": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=12, intermediate_size=2048),
+    "7b": dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32, intermediate_size=11008),
 }
 
 parser = argparse.ArgumentParser()
@@ -21,12 +22,14 @@ parser.add_argument("out", type=pathlib.Path)
 parser.add_argument("--size", default="110m", choices=SIZES)
 parser.add_argument("--batch", type=int, default=4)
 parser.add_argument("--seq", type=int, default=128)
+parser.add_argument("--device", default="cpu", help="where the weights are drawn")
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
 
 torch.manual_seed(args.seed)
-config = LlamaConfig(vocab_size=32000, max_position_embeddings=2048, tie_word_embeddings=False, **SIZES[args.size])
-model = LlamaForCausalLM(config).to(torch.bfloat16)
+config = LlamaConfig(vocab_size=32000, max_position_embeddings=max(2048, args.seq), tie_word_embeddings=False, **SIZES[args.size])
+with torch.device(args.device):
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
 model.save_pretrained(args.out / "model")
 
 

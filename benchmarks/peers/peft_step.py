@@ -23,6 +23,7 @@ parser.add_argument("--adapter", help="PEFT directory to start from; none: full 
 parser.add_argument("--rows", required=True, help="JSON lines with input_ids")
 parser.add_argument("--mode", default="eager", choices=["eager", "compile", "autocast"])
 parser.add_argument("--pad-to", type=int, default=0, help="pad rows on the right to this length, with a mask")
+parser.add_argument("--device", default="cpu")
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--lr", type=float, default=1e-4)
 args = parser.parse_args()
@@ -33,9 +34,11 @@ torch.set_num_threads(args.threads)
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
+on_gpu = args.device != "cpu"
+
 autocast = args.mode == "autocast"
 model = LlamaForCausalLM.from_pretrained(args.model, dtype=torch.float32 if autocast else torch.bfloat16,
-                                         attn_implementation="sdpa")
+                                         attn_implementation="sdpa").to(args.device)
 model.config.use_cache = False
 if args.adapter:
     from peft import PeftModel
@@ -53,10 +56,11 @@ for i, row in enumerate(rows):
     batch["input_ids"][i, : len(row)] = batch["labels"][i, : len(row)] = torch.tensor(row)
 if args.pad_to:
     batch["attention_mask"] = (batch["labels"] != -100).long()
+batch = {name: tensor.to(args.device) for name, tensor in batch.items()}
 
 
 def loss_of_rows():
-    with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+    with torch.autocast(args.device.split(":")[0], torch.bfloat16) if autocast else contextlib.nullcontext():
         return forward(**batch).loss
 
 
@@ -67,18 +71,21 @@ def step():
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if on_gpu:
+        torch.cuda.synchronize()
     return time.perf_counter() - wall, time.process_time() - cpu, float(loss.detach())
 
 
 def answer(**values):
-    values["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    of_process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    values["peak_memory_bytes"] = torch.cuda.max_memory_allocated() if on_gpu else of_process
     print(json.dumps(values), flush=True)
 
 
 def gradients(path):
     loss = loss_of_rows()
     loss.backward()
-    save_file({n.replace(".default", ""): p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, path)
+    save_file({n.replace(".default", ""): p.grad.cpu().clone() for n, p in model.named_parameters() if p.grad is not None}, path)
     optimizer.zero_grad(set_to_none=True)
     answer(loss=float(loss.detach()))
 

@@ -30,7 +30,7 @@ void describe_run(Visitor& v, RunSection& run) {
   v.key("threads", run.threads, between(0, 1024).with_effect(Effect::kNone));
   v.key("disable_fast_paths", run.disable_fast_paths,
         one_of({"all", "joined", "packed_weights", "fused_norm", "fused_rotary", "fused_swiglu",
-                "fused_attention", "fused_loss", "release_plain"}));
+                "fused_attention", "fused_loss", "recorded_step", "release_plain"}));
 }
 
 /// A field of config.json, kept as text: visited as what it is.

@@ -8,7 +8,7 @@
 namespace lora::nn {
 namespace {
 
-constexpr std::array<std::pair<std::string_view, bool FastPaths::*>, 8> kSwitches = {{
+constexpr std::array<std::pair<std::string_view, bool FastPaths::*>, 9> kSwitches = {{
     {"joined", &FastPaths::joined},
     {"packed_weights", &FastPaths::packed_weights},
     {"fused_norm", &FastPaths::fused_norm},
@@ -16,6 +16,7 @@ constexpr std::array<std::pair<std::string_view, bool FastPaths::*>, 8> kSwitche
     {"fused_swiglu", &FastPaths::fused_swiglu},
     {"fused_attention", &FastPaths::fused_attention},
     {"fused_loss", &FastPaths::fused_loss},
+    {"recorded_step", &FastPaths::recorded_step},
     {"release_plain", &FastPaths::release_plain},
 }};
 

@@ -2,21 +2,25 @@
 
 #include <ATen/ATen.h>
 
+#include "core/check.h"
 #include "lora/ops/autocast.h"
 #include "lora/ops/ops.h"
 
 // Legend: B batch, S sequence, D model, V vocabulary, T targets.
 namespace lora::nn {
+
 Tensor causal_lm_loss_sum(CausalLMImpl& model, const Batch& batch) {
   const Tensor hidden_BSD = model.hidden(batch);
   const int64_t length = hidden_BSD.size(1);
-  const Tensor next_labels = batch.labels_BS.slice(1, 1, length).reshape(-1);
-  const Tensor targets_T = (next_labels != kIgnoreLabel).nonzero().squeeze(1);
+  const Targets targets = batch.targets.defined() ? batch.targets : targets_of(batch.labels_BS);
   const Tensor states_ND = hidden_BSD.slice(1, 0, length - 1).reshape({-1, hidden_BSD.size(2)});
-  if (targets_T.numel() == 0) return states_ND.sum() * 0;
+  const Tensor& labels_T = targets.label_T;
+  if (labels_T.numel() == 0) return states_ND.sum() * 0;
+  require<ShapeError>(targets.largest < model.vocab_size(), "[nn.loss] labels must be below the vocabulary's size, {}; found {}",
+                      model.vocab_size(), targets.largest);
 
-  const Tensor labels_T = next_labels.index_select(0, targets_T);
-  const Tensor states_TD = targets_T.numel() == states_ND.size(0) ? states_ND : states_ND.index_select(0, targets_T);
+  const bool everywhere = labels_T.numel() == states_ND.size(0);
+  const Tensor states_TD = everywhere ? states_ND : states_ND.index_select(0, targets.position_T);
   Linear head = model.head();
   if (head->slot.contributing().empty() && !head->bias.defined()) {
     std::shared_ptr<const ops::PackedWeight> packed;

@@ -52,9 +52,7 @@ struct AddRmsNorm : torch::autograd::Function<AddRmsNorm> {
       const size_t of_weight = gradients.size() > 1 ? 2 : 1;
       if (context->needs_input_grad(of_weight)) {
         const auto weight_type = static_cast<at::ScalarType>(context->saved_data["weight_type"].toInt());
-        Tensor dweight_D = at::empty_like(weight);
-        rows::rms_norm_weight_gradient(dy_ND, sum_ND, inverse_rms_N, dweight_D);
-        results[2] = dweight_D.to(weight_type);
+        results[2] = weight_gradient(dy_ND, sum_ND, inverse_rms_N, weight).to(weight_type);
       }
     }
     if (!dx_ND.defined()) return results;
@@ -62,19 +60,23 @@ struct AddRmsNorm : torch::autograd::Function<AddRmsNorm> {
     if (gradients.size() > 1) results[1] = results[0].to(delta_type);
     return results;
   }
-};
 
-bool has_kernel(const Tensor& x, const Tensor& delta) {
-  if (!rows::supports(x) || (delta.defined() && !rows::supports(delta))) return false;
-  return !delta.defined() || delta.scalar_type() == x.scalar_type() ||
-         (x.scalar_type() == at::kFloat && delta.scalar_type() == at::kBFloat16);
-}
+  static Tensor weight_gradient(const Tensor& dy_ND, const Tensor& sum_ND, const Tensor& inverse_rms_N, const Tensor& like_D) {
+    if (!dy_ND.is_cpu()) {
+      const auto wide = like_D.scalar_type();
+      return (dy_ND.to(wide) * sum_ND.to(wide)).mul_(inverse_rms_N.unsqueeze(1)).sum(0);
+    }
+    Tensor dweight_D = at::empty_like(like_D);
+    rows::rms_norm_weight_gradient(dy_ND, sum_ND, inverse_rms_N, dweight_D);
+    return dweight_D;
+  }
+};
 
 }  // namespace
 
 std::pair<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight_D, double eps,
                                        bool fused) {
-  if (fused && has_kernel(x, delta)) {
+  if (fused && rows::supports(x, delta)) {
     const auto results = applied<AddRmsNorm>(x, delta.defined() ? std::optional(delta) : std::nullopt, weight_D, eps);
     return {delta.defined() ? results[1] : x, results[0]};
   }

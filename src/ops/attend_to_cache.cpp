@@ -17,7 +17,7 @@ bool is_cache_layout(const Tensor& x_BGTK) {
 bool has_kernel(const Heads& heads) {
   const bool no_gradient = !at::GradMode::is_enabled() ||
                            !(heads.q_BHSK.requires_grad() || heads.k_BGSK.requires_grad() || heads.v_BGSK.requires_grad());
-  return no_gradient && rows::supports(heads.q_BHSK) && is_cache_layout(heads.k_BGSK) && is_cache_layout(heads.v_BGSK) &&
+  return no_gradient && heads.q_BHSK.is_cpu() && rows::supports(heads.q_BHSK) && is_cache_layout(heads.k_BGSK) && is_cache_layout(heads.v_BGSK) &&
          heads.k_BGSK.scalar_type() == heads.q_BHSK.scalar_type();
 }
 

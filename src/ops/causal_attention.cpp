@@ -141,12 +141,31 @@ Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads) {
 
 Tensor causal_attention(const Heads& heads, bool fused) {
   const Tensor& q_BHSK = heads.q_BHSK;
-  if (fused && rows::supports(q_BHSK)) return applied<CausalAttention>(q_BHSK, heads.k_BGSK, heads.v_BGSK);
+  if (fused && q_BHSK.is_cpu() && rows::supports(q_BHSK)) return applied<CausalAttention>(q_BHSK, heads.k_BGSK, heads.v_BGSK);
   const int64_t count = q_BHSK.size(1);
-  const Tensor out_BHSK =
-      at::scaled_dot_product_attention(q_BHSK, repeat_heads(heads.k_BGSK, count), repeat_heads(heads.v_BGSK, count), {},
-                                       /*dropout_p=*/0.0, /*is_causal=*/q_BHSK.size(2) > 1);
+  // A GPU's kernels in half precision know shared key/value heads.
+  const bool shares_heads = q_BHSK.is_cuda() && q_BHSK.element_size() == 2;
+  const Tensor k = shares_heads ? heads.k_BGSK : repeat_heads(heads.k_BGSK, count);
+  const Tensor v = shares_heads ? heads.v_BGSK : repeat_heads(heads.v_BGSK, count);
+  const Tensor out_BHSK = at::scaled_dot_product_attention(q_BHSK, k, v, {}, /*dropout_p=*/0.0,
+                                                           /*is_causal=*/q_BHSK.size(2) > 1, /*scale=*/std::nullopt,
+                                                           /*enable_gqa=*/k.size(1) != count);
   return out_BHSK.transpose(1, 2).reshape({q_BHSK.size(0), q_BHSK.size(2), -1});
+}
+
+Tensor attention_by_bounds(const Heads& heads, const Tensor& bounds, int64_t longest) {
+  // (1, H, S, K) -> (S, H, K)
+  const auto tokens_first = [](const Tensor& x_1HSK) { return x_1HSK.squeeze(0).transpose(0, 1); };
+  const Tensor q_SHK = tokens_first(heads.q_BHSK);
+  const auto results = at::_flash_attention_forward(q_SHK, tokens_first(heads.k_BGSK), tokens_first(heads.v_BGSK), bounds, bounds,
+                                                    longest, longest, /*dropout_p=*/0.0, /*is_causal=*/true,
+                                                    /*return_debug_mask=*/false);
+  return std::get<0>(results).reshape({1, q_SHK.size(0), -1});
+}
+
+bool attends_by_bounds(const at::Device& device, at::ScalarType dtype, int64_t head_size) {
+  const bool is_half = dtype == at::kBFloat16 || dtype == at::kHalf;
+  return device.is_cuda() && is_half && head_size % 8 == 0 && head_size <= 256 && at::globalContext().userEnabledFlashSDP();
 }
 
 }  // namespace lora::ops

@@ -3,6 +3,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <malloc.h>
 #include <sys/resource.h>
 #include <torch/version.h>
@@ -14,6 +15,7 @@
 #include <thread>
 
 #include "core/check.h"
+#include "ops/gpu.h"
 
 namespace lora {
 namespace {
@@ -83,6 +85,13 @@ uint64_t peak_process_bytes() {
   return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
 }
 
+uint64_t peak_bytes(const c10::Device& device) {
+  if (!device.is_cuda()) return peak_process_bytes();
+  const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
+  constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  return static_cast<uint64_t>(stats.allocated_bytes[kAll].peak);
+}
+
 void prepare_memory() {
   ::setenv("THP_MEM_ALLOC_ENABLE", "1", /*overwrite=*/0);
 #ifdef __GLIBC__
@@ -94,8 +103,9 @@ void prepare_memory() {
 }
 
 std::string describe_machine(const c10::Device& device) {
-  return fmt::format("{}, {} cores, {} threads, device {}, LibTorch {}", processor_name(),
-                     std::thread::hardware_concurrency(), at::get_num_threads(), device.str(), TORCH_VERSION);
+  const std::string gpu = device.is_cuda() ? fmt::format(" ({})", ops::gpu_name(device)) : "";
+  return fmt::format("{}, {} cores, {} threads, device {}{}, LibTorch {}", processor_name(),
+                     std::thread::hardware_concurrency(), at::get_num_threads(), device.str(), gpu, TORCH_VERSION);
 }
 
 }  // namespace lora

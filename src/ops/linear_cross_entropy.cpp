@@ -18,6 +18,8 @@ using torch::autograd::variable_list;
 /// matrix products slow down. The last chunk is filled up to a multiple of so many rows, since every new shape costs
 /// the half-precision products a plan of their own.
 constexpr int64_t kChunkLogits = int64_t{1} << 23;
+/// A GPU wants larger products (128 MiB in bf16).
+constexpr int64_t kGpuChunkLogits = int64_t{1} << 26;
 constexpr int64_t kLeastChunkRows = 64;
 
 /// Twice that where the weight trains: each further chunk reads and writes its whole gradient.
@@ -30,13 +32,14 @@ Tensor chunk_loss(Tensor& logits_CV, const Tensor& labels_C, bool gradient, bool
     rows::cross_entropy(logits_CV, labels_C, gradient, losses_C);
     return losses_C.sum();
   }
-  const Tensor labels_C1 = labels_C.unsqueeze(1);
+  const Tensor ignored_C1 = labels_C.lt(0).unsqueeze(1), labels_C1 = labels_C.clamp_min(0).unsqueeze(1);
   Tensor wide_CV = logits_CV.to(wide);
   const Tensor log_sum_C1 = wide_CV.logsumexp(1, /*keepdim=*/true);
-  const Tensor loss = (log_sum_C1 - wide_CV.gather(1, labels_C1)).sum();
+  const Tensor loss = (log_sum_C1 - wide_CV.gather(1, labels_C1)).masked_fill_(ignored_C1, 0).sum();
   if (!gradient) return loss;
   wide_CV.sub_(log_sum_C1).exp_();
   wide_CV.scatter_add_(1, labels_C1, at::full_like(labels_C1, -1, wide_CV.options()));
+  wide_CV.masked_fill_(ignored_C1, 0);
   logits_CV = wide_CV.to(logits_CV.scalar_type());
   return loss;
 }
@@ -71,7 +74,8 @@ struct LinearCrossEntropySum : torch::autograd::Function<LinearCrossEntropySum> 
     Tensor dweight_VD;
 
     const int64_t rows = hidden_ND.size(0);
-    const int64_t chunk_logits = weight_gradient ? kTrainedChunkLogits : kChunkLogits;
+    const int64_t on_cpu = weight_gradient ? kTrainedChunkLogits : kChunkLogits;
+    const int64_t chunk_logits = hidden_ND.is_cuda() ? kGpuChunkLogits : on_cpu;
     const int64_t chunk_rows = std::max(kLeastChunkRows, chunk_logits / weight_VD.size(0) / kLeastChunkRows * kLeastChunkRows);
     for (int64_t begin = 0; begin < rows; begin += chunk_rows) {
       const int64_t end = std::min(rows, begin + chunk_rows), count = end - begin;
@@ -111,8 +115,9 @@ struct LinearCrossEntropySum : torch::autograd::Function<LinearCrossEntropySum> 
 Tensor linear_cross_entropy_sum(const Tensor& hidden_ND, const Tensor& weight_VD, const Tensor& labels_N,
                                 const std::shared_ptr<const PackedWeight>& packed, bool fused) {
   const int64_t vocabulary = weight_VD.size(0);
-  require<ShapeError>(labels_N.numel() == 0 || (labels_N.min().item<int64_t>() >= 0 && labels_N.max().item<int64_t>() < vocabulary),
-                      "[ops.linear_cross_entropy_sum] labels must be in [0, {}); found others", vocabulary);
+  // Looking at labels on a GPU would wait for it.
+  require<ShapeError>(!labels_N.is_cpu() || labels_N.numel() == 0 || labels_N.max().item<int64_t>() < vocabulary,
+                      "[ops.linear_cross_entropy_sum] labels must be below {}; found others", vocabulary);
   return LinearCrossEntropySum::apply(hidden_ND, weight_VD, labels_N, packed, fused, at::GradMode::is_enabled());
 }
 

@@ -81,6 +81,93 @@ LORA_INLINE void rms_norm_backward_row(const Y* dy, const X* dsum, const X* sum,
   }
 }
 
+/// delta may be null: then sum is x.
+template <class X, class Y>
+LORA_INLINE void add_layer_norm_row(const X* x, const Y* delta, Wide<X> x_scale, const Wide<X>* weight, const Wide<X>* bias,
+                                    Wide<X> eps, int64_t width, X* sum, Y* y, Wide<X>* mean, Wide<X>* inverse_deviation) {
+  using W = Wide<X>;
+  if (delta != nullptr) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) store(sum[i], load(x[i]) * x_scale + load(delta[i]));
+  }
+  W total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < width; ++i) total += load(sum[i]);
+  const W center = total / static_cast<W>(width);
+  W squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t i = 0; i < width; ++i) squares += (load(sum[i]) - center) * (load(sum[i]) - center);
+  const W factor = W(1) / std::sqrt(squares / static_cast<W>(width) + eps);
+  *mean = center;
+  *inverse_deviation = factor;
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) store(y[i], (load(sum[i]) - center) * factor * weight[i] + bias[i]);
+}
+
+template <class X, class Y>
+LORA_INLINE void layer_norm_backward_row(const Y* dy, const X* dsum, const X* sum, const Wide<X>* weight, Wide<X> mean,
+                                         Wide<X> inverse_deviation, int64_t width, X* dx) {
+  using W = Wide<X>;
+  W total = 0, dot = 0;
+#pragma omp simd reduction(+ : total, dot)
+  for (int64_t i = 0; i < width; ++i) {
+    const W g = load(dy[i]) * weight[i];
+    total += g;
+    dot += g * (load(sum[i]) - mean);
+  }
+  const W shift = total / static_cast<W>(width);
+  const W projection = dot * inverse_deviation * inverse_deviation / static_cast<W>(width);
+  if (dsum != nullptr) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      const W inner = load(dy[i]) * weight[i] - shift - (load(sum[i]) - mean) * projection;
+      store(dx[i], load(dsum[i]) + inner * inverse_deviation);
+    }
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      store(dx[i], (load(dy[i]) * weight[i] - shift - (load(sum[i]) - mean) * projection) * inverse_deviation);
+    }
+  }
+}
+
+/// 2 sqrt(2 / pi) (x + 0.044715 x^3), whose sigmoid is GELU-tanh's factor, and its derivative. Beyond 30 the sigmoid is 0
+/// or 1, and the cube stays finite.
+template <class W>
+LORA_INLINE W gelu_clipped(W x) {
+  const W above = x < W(-30) ? W(-30) : x;
+  return above > W(30) ? W(30) : above;
+}
+template <class W>
+LORA_INLINE W gelu_inner(W x) {
+  return W(1.5957691216057308) * (x + W(0.044715) * x * x * x);
+}
+template <class W>
+LORA_INLINE W gelu_inner_slope(W x) {
+  return W(1.5957691216057308) * (W(1) + W(0.134145) * x * x);
+}
+
+template <class T>
+LORA_INLINE void gelu_tanh_row(const T* x, int64_t width, T* y) {
+  using W = Wide<T>;
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) {
+    const W value = load(x[i]);
+    store(y[i], value / (W(1) + exponential(-gelu_inner(gelu_clipped(value)))));
+  }
+}
+
+template <class T>
+LORA_INLINE void gelu_tanh_backward_row(const T* dy, const T* x, int64_t width, T* dx) {
+  using W = Wide<T>;
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) {
+    const W clipped = gelu_clipped(load(x[i]));
+    const W sigmoid = W(1) / (W(1) + exponential(-gelu_inner(clipped)));
+    store(dx[i], load(dy[i]) * sigmoid * (W(1) + clipped * (W(1) - sigmoid) * gelu_inner_slope(clipped)));
+  }
+}
+
 template <class T>
 LORA_INLINE void swiglu_row(const T* gate, const T* up, int64_t width, T* h) {
   using W = Wide<T>;
@@ -106,6 +193,11 @@ LORA_INLINE void swiglu_backward_row(const T* dh, const T* gate, const T* up, in
 template <class T>
 LORA_INLINE void cross_entropy_row(T* logits, int64_t label, bool gradient, int64_t width, Wide<T>* loss) {
   using W = Wide<T>;
+  if (label < 0) {
+    *loss = 0;
+    if (gradient) std::memset(logits, 0, static_cast<size_t>(width) * sizeof(T));
+    return;
+  }
   W largest = -std::numeric_limits<W>::infinity();
 #pragma omp simd reduction(max : largest)
   for (int64_t i = 0; i < width; ++i) largest = load(logits[i]) > largest ? load(logits[i]) : largest;
@@ -259,6 +351,38 @@ void rms_norm_weight_gradient(const Y* dy, const X* sum, const Wide<X>* inverse_
   }
 }
 
+template <class X, class Y>
+void add_layer_norm_rows(const X* x, const Y* delta, Wide<X> x_scale, const Wide<X>* weight, const Wide<X>* bias, Wide<X> eps,
+                         int64_t width, X* sum, Y* y, Wide<X>* mean, Wide<X>* inverse_deviation, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t at = row * width;
+    add_layer_norm_row(x + at, delta == nullptr ? nullptr : delta + at, x_scale, weight, bias, eps, width, sum + at, y + at,
+                       mean + row, inverse_deviation + row);
+  }
+}
+
+template <class X, class Y>
+void layer_norm_backward_rows(const Y* dy, const X* dsum, const X* sum, const Wide<X>* weight, const Wide<X>* mean,
+                              const Wide<X>* inverse_deviation, int64_t width, X* dx, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t at = row * width;
+    layer_norm_backward_row(dy + at, dsum == nullptr ? nullptr : dsum + at, sum + at, weight, mean[row],
+                            inverse_deviation[row], width, dx + at);
+  }
+}
+
+template <class T>
+void gelu_tanh_rows(const T* x, int64_t width, T* y, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) gelu_tanh_row(x + row * width, width, y + row * width);
+}
+
+template <class T>
+void gelu_tanh_backward_rows(const T* dy, const T* x, int64_t width, T* dx, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    gelu_tanh_backward_row(dy + row * width, x + row * width, width, dx + row * width);
+  }
+}
+
 template <class T>
 void swiglu_rows(const T* gate_up, int64_t width, T* h, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
@@ -306,11 +430,13 @@ void softmax_backward_rows(const Wide<T>* scores, const Wide<T>* dp, const T* ou
 
 template <class X, class Y>
 constexpr NormKernels<X, Y> kNormKernels = {add_rms_norm_rows<X, Y>, rms_norm_backward_rows<X, Y>,
-                                                   rms_norm_weight_gradient<X, Y>};
+                                                        add_layer_norm_rows<X, Y>, layer_norm_backward_rows<X, Y>,
+                                                        rms_norm_weight_gradient<X, Y>};
 
 template <class T>
-constexpr RowKernels<T> kRowKernels = {swiglu_rows<T>, swiglu_backward_rows<T>, cross_entropy_rows<T>, rotate_heads<T>,
-                                       softmax_backward_rows<T>, few_rows_products<T>,
-                                       attend_one<T>,            widen<T>};
+constexpr RowKernels<T> kRowKernels = {swiglu_rows<T>,           swiglu_backward_rows<T>,   gelu_tanh_rows<T>,
+                                       gelu_tanh_backward_rows<T>, cross_entropy_rows<T>,     rotate_heads<T>,
+                                       softmax_backward_rows<T>, few_rows_products<T>,      attend_one<T>,
+                                       widen<T>};
 
 constexpr auto kAdamW = adamw_elements<Bf16>;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "ops/rows_cuda.h"
 
 #define LORA_INLINE inline __attribute__((always_inline))
 
@@ -40,6 +41,11 @@ struct NormKernels {
                        Wide<X>* inverse_rms, int64_t begin, int64_t end);
   void (*rms_norm_backward)(const Y* dy, const X* dsum, const X* sum, const Wide<X>* weight, const Wide<X>* inverse_rms,
                             int64_t width, X* dx, int64_t begin, int64_t end);
+  void (*add_layer_norm)(const X* x, const Y* delta, Wide<X> x_scale, const Wide<X>* weight, const Wide<X>* bias,
+                         Wide<X> eps, int64_t width, X* sum, Y* y, Wide<X>* mean, Wide<X>* inverse_deviation, int64_t begin,
+                         int64_t end);
+  void (*layer_norm_backward)(const Y* dy, const X* dsum, const X* sum, const Wide<X>* weight, const Wide<X>* mean,
+                              const Wide<X>* inverse_deviation, int64_t width, X* dx, int64_t begin, int64_t end);
   void (*rms_norm_weight_gradient)(const Y* dy, const X* sum, const Wide<X>* inverse_rms, int64_t rows, int64_t width,
                                    Wide<X>* dweight, int64_t begin, int64_t end);
 };
@@ -47,6 +53,8 @@ template <class T>
 struct RowKernels {
   void (*swiglu)(const T* gate_up, int64_t width, T* h, int64_t begin, int64_t end);
   void (*swiglu_backward)(const T* dh, const T* gate_up, int64_t width, T* dgate_up, int64_t begin, int64_t end);
+  void (*gelu_tanh)(const T* x, int64_t width, T* y, int64_t begin, int64_t end);
+  void (*gelu_tanh_backward)(const T* dy, const T* x, int64_t width, T* dx, int64_t begin, int64_t end);
   void (*cross_entropy)(T* logits, const int64_t* labels, bool gradient, int64_t width, Wide<T>* losses, int64_t begin,
                         int64_t end);
   void (*rotate_heads)(const T* x, int64_t x_stride, const Wide<T>* cos, const Wide<T>* sin, Wide<T> direction,
@@ -180,7 +188,15 @@ void each_token(const Tensor& q, const Tensor& k, const Tensor& cos, Turn turn) 
 
 bool supports(const Tensor& tensor) {
   const auto type = tensor.scalar_type();
+  if (tensor.is_cuda()) return cuda::supports(type);
   return tensor.device().is_cpu() && (type == at::kBFloat16 || type == at::kFloat || type == at::kDouble);
+}
+
+bool supports(const Tensor& x, const Tensor& added) {
+  if (!added.defined()) return supports(x);
+  if (!supports(x) || !supports(added) || x.device() != added.device()) return false;
+  const auto narrow = added.scalar_type();
+  return narrow == x.scalar_type() || (x.scalar_type() == at::kFloat && narrow != at::kDouble);
 }
 
 at::ScalarType wide_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
@@ -221,6 +237,7 @@ void attend_one(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
 
 void add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps, Tensor& sum, Tensor& y,
                   Tensor& inverse_rms) {
+  if (x.is_cuda()) return cuda::add_rms_norm(x, delta, weight, eps, sum, y, inverse_rms);
   with_types(x, y, [&](auto x_type, auto y_type) {
     using X = decltype(x_type);
     using Y = decltype(y_type);
@@ -235,6 +252,7 @@ void add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, do
 
 void rms_norm_backward(const Tensor& dy, const Tensor& dsum, const Tensor& sum, const Tensor& weight,
                        const Tensor& inverse_rms, Tensor& dx) {
+  if (dy.is_cuda()) return cuda::rms_norm_backward(dy, dsum, sum, weight, inverse_rms, dx);
   with_types(sum, dy, [&](auto x_type, auto y_type) {
     using X = decltype(x_type);
     using Y = decltype(y_type);
@@ -260,7 +278,61 @@ void rms_norm_weight_gradient(const Tensor& dy, const Tensor& sum, const Tensor&
   });
 }
 
+void add_layer_norm(const Tensor& x, const Tensor& delta, double x_scale, const Tensor& weight, const Tensor& bias, double eps,
+                    Tensor& sum, Tensor& y, Tensor& mean, Tensor& inverse_deviation) {
+  if (x.is_cuda()) return cuda::add_layer_norm(x, delta, x_scale, weight, bias, eps, sum, y, mean, inverse_deviation);
+  with_types(x, y, [&](auto x_type, auto y_type) {
+    using X = decltype(x_type);
+    using Y = decltype(y_type);
+    using W = Wide<X>;
+    const int64_t width = x.size(1);
+    at::parallel_for(0, x.size(0), grain(width), [&](int64_t begin, int64_t end) {
+      norm_kernels<X, Y>().add_layer_norm(pointer<const X>(x), pointer<const Y>(delta), static_cast<W>(x_scale),
+                                          pointer<const W>(weight), pointer<const W>(bias), static_cast<W>(eps), width,
+                                          pointer<X>(sum), pointer<Y>(y), pointer<W>(mean), pointer<W>(inverse_deviation),
+                                          begin, end);
+    });
+  });
+}
+
+void layer_norm_backward(const Tensor& dy, const Tensor& dsum, const Tensor& sum, const Tensor& weight, const Tensor& mean,
+                         const Tensor& inverse_deviation, Tensor& dx) {
+  if (dy.is_cuda()) return cuda::layer_norm_backward(dy, dsum, sum, weight, mean, inverse_deviation, dx);
+  with_types(sum, dy, [&](auto x_type, auto y_type) {
+    using X = decltype(x_type);
+    using Y = decltype(y_type);
+    using W = Wide<X>;
+    const int64_t width = sum.size(1);
+    at::parallel_for(0, sum.size(0), grain(width), [&](int64_t begin, int64_t end) {
+      norm_kernels<X, Y>().layer_norm_backward(pointer<const Y>(dy), pointer<const X>(dsum), pointer<const X>(sum),
+                                               pointer<const W>(weight), pointer<const W>(mean),
+                                               pointer<const W>(inverse_deviation), width, pointer<X>(dx), begin, end);
+    });
+  });
+}
+
+void gelu_tanh(const Tensor& x, Tensor& y) {
+  if (x.is_cuda()) return cuda::gelu_tanh(x, y);
+  with_type(x, [&](auto type) {
+    using T = decltype(type);
+    at::parallel_for(0, x.size(0), grain(x.size(1)), [&](int64_t begin, int64_t end) {
+      row_kernels<T>().gelu_tanh(pointer<const T>(x), x.size(1), pointer<T>(y), begin, end);
+    });
+  });
+}
+
+void gelu_tanh_backward(const Tensor& dy, const Tensor& x, Tensor& dx) {
+  if (x.is_cuda()) return cuda::gelu_tanh_backward(dy, x, dx);
+  with_type(x, [&](auto type) {
+    using T = decltype(type);
+    at::parallel_for(0, x.size(0), grain(x.size(1)), [&](int64_t begin, int64_t end) {
+      row_kernels<T>().gelu_tanh_backward(pointer<const T>(dy), pointer<const T>(x), x.size(1), pointer<T>(dx), begin, end);
+    });
+  });
+}
+
 void swiglu(const Tensor& gate_up, Tensor& h) {
+  if (h.is_cuda()) return cuda::swiglu(gate_up, h);
   with_type(h, [&](auto type) {
     using T = decltype(type);
     at::parallel_for(0, h.size(0), grain(h.size(1)), [&](int64_t begin, int64_t end) {
@@ -270,6 +342,7 @@ void swiglu(const Tensor& gate_up, Tensor& h) {
 }
 
 void swiglu_backward(const Tensor& dh, const Tensor& gate_up, Tensor& dgate_up) {
+  if (dh.is_cuda()) return cuda::swiglu_backward(dh, gate_up, dgate_up);
   with_type(dh, [&](auto type) {
     using T = decltype(type);
     at::parallel_for(0, dh.size(0), grain(dh.size(1)), [&](int64_t begin, int64_t end) {
@@ -279,6 +352,7 @@ void swiglu_backward(const Tensor& dh, const Tensor& gate_up, Tensor& dgate_up) 
 }
 
 void cross_entropy(Tensor& logits, const Tensor& labels, bool gradient, Tensor& losses) {
+  if (logits.is_cuda()) return cuda::cross_entropy(logits, labels, gradient, losses);
   with_type(logits, [&](auto type) {
     using T = decltype(type);
     at::parallel_for(0, logits.size(0), 1, [&](int64_t begin, int64_t end) {
@@ -289,6 +363,7 @@ void cross_entropy(Tensor& logits, const Tensor& labels, bool gradient, Tensor& 
 }
 
 void split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor& q, Tensor& k, Tensor& v) {
+  if (qkv.is_cuda()) return cuda::split_rotated(qkv, cos, sin, q, k, v);
   with_type(qkv, [&](auto type) {
     using T = decltype(type);
     const auto& kernels = row_kernels<T>();
@@ -308,6 +383,7 @@ void split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tens
 
 void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& cos, const Tensor& sin,
                   Tensor& dqkv) {
+  if (dqkv.is_cuda()) return cuda::join_rotated(dq, dk, dv, cos, sin, dqkv);
   with_type(dqkv, [&](auto type) {
     using T = decltype(type);
     const auto& kernels = row_kernels<T>();
@@ -352,6 +428,17 @@ void adamw(const AdamWStep& step, const Tensor& gradient, Tensor& master, Tensor
     adamw_kernel()(numbers, pointer<const Bf16>(gradient), pointer<float>(master), pointer<float>(exp_avg),
                    pointer<float>(exp_avg_sq), pointer<Bf16>(parameter), begin, end);
   });
+}
+
+bool has_joint_adamw(const Tensor& parameter, const Tensor& gradient) {
+  const auto is_half = [](at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; };
+  const auto of_parameter = parameter.scalar_type(), of_gradient = gradient.scalar_type();
+  return parameter.is_cuda() && cuda::supports(of_parameter) && is_half(of_parameter) && parameter.is_contiguous() &&
+         gradient.is_contiguous() && (of_gradient == of_parameter || of_gradient == at::kFloat);
+}
+
+void joint_adamw(const AdamWStep& step, bool corrects_bias, const std::vector<AdamWTensors>& tensors) {
+  cuda::joint_adamw(step, corrects_bias, tensors);
 }
 
 }  // namespace lora::ops::rows

@@ -1,10 +1,12 @@
-// Kernels over the rows of contiguous CPU tensors, for bf16, fp32 and double. Each is one pass over memory where the
-// plain operations need several; they are threaded over rows, and the compiler makes one version per instruction set.
+// Kernels over the rows of contiguous tensors: on the CPU for bf16, fp32 and double, on a GPU (in a build with CUDA) for
+// fp16 besides. Each is one pass over memory where the plain operations need several. CPU kernels are threaded over rows,
+// and the compiler makes one version per instruction set; a GPU has one block of threads per row.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <vector>
 
 // Legend: N rows, D width of a row, F feed-forward width, V vocabulary.
 namespace lora::ops::rows {
@@ -13,6 +15,8 @@ using at::Tensor;
 
 /// Whether the kernels exist for this type and device.
 bool supports(const Tensor& tensor);
+/// The same for a residual x and what is added to it (undefined: nothing): of one type, or narrower than an fp32 residual.
+bool supports(const Tensor& x, const Tensor& added);
 /// The type in which they compute: fp32, or double for double.
 at::ScalarType wide_type(at::ScalarType type);
 
@@ -37,13 +41,26 @@ void rms_norm_backward(const Tensor& dy, const Tensor& dsum, const Tensor& sum, 
 /// Gradient (D) of add_rms_norm to the weight, in the wide type.
 void rms_norm_weight_gradient(const Tensor& dy, const Tensor& sum, const Tensor& inverse_rms, Tensor& dweight);
 
+/// sum = x_scale * x + delta (rounded to x's type), y = (sum - mean) / deviation * weight + bias in y's type. Without delta
+/// sum must be x itself and x_scale 1. Shapes as above; weight, bias (D), mean and inverse_deviation (N) in the wide type.
+void add_layer_norm(const Tensor& x, const Tensor& delta, double x_scale, const Tensor& weight, const Tensor& bias, double eps,
+                    Tensor& sum, Tensor& y, Tensor& mean, Tensor& inverse_deviation);
+/// Gradient of add_layer_norm to sum, with `dsum` (undefined: none) from the residual path added.
+void layer_norm_backward(const Tensor& dy, const Tensor& dsum, const Tensor& sum, const Tensor& weight, const Tensor& mean,
+                         const Tensor& inverse_deviation, Tensor& dx);
+
+/// y = x * Phi(x) by the tanh formula, x and y (N, F).
+void gelu_tanh(const Tensor& x, Tensor& y);
+void gelu_tanh_backward(const Tensor& dy, const Tensor& x, Tensor& dx);
+
 /// h = silu(gate) * up of gate_up (N, 2F), the gate first; h (N, F).
 void swiglu(const Tensor& gate_up, Tensor& h);
 /// Gradient (N, 2F) from dh (N, F).
 void swiglu_backward(const Tensor& dh, const Tensor& gate_up, Tensor& dgate_up);
 
 /// Turns logits (N, V) into (softmax - one-hot) in place when `gradient` is set, and gives each row's
-/// -log softmax[label] in losses (N), in the wide type. labels (N) int64.
+/// -log softmax[label] in losses (N), in the wide type. labels (N) int64; a row with a negative one counts for nothing:
+/// loss and gradient 0. The caller makes sure that none is V or more; a GPU, which cannot be asked, gives NaN.
 void cross_entropy(Tensor& logits, const Tensor& labels, bool gradient, Tensor& losses);
 
 /// Heads apart and rotated: qkv (B * S, (H + 2G) K) to q (B, H, S, K), k and v (B, G, S, K), q and k rotated by the
@@ -53,7 +70,7 @@ void split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tens
 void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& cos, const Tensor& sin,
                   Tensor& dqkv);
 
-/// Backward of causal softmax, for `scores` = q k^T and `dp` = do v^T in the wide type, (M, T, S): M heads, T query
+/// Backward of causal softmax (on the CPU), for `scores` = q k^T and `dp` = do v^T in the wide type, (M, T, S): M heads, T query
 /// rows of which every `queries` ones are the positions first, first + 1, ..., S keys. From the rows of out and
 /// dout (M, T, K) and log_sum (M, T): p = exp(scale * scores - log_sum), ds = scale * p (dp - sum(out * dout)), both
 /// in their own (narrower) type, zero where a query may not look.
@@ -69,5 +86,16 @@ struct AdamWStep {
 /// size; the moments in fp32.
 void adamw(const AdamWStep& step, const Tensor& gradient, Tensor& master, Tensor& exp_avg, Tensor& exp_avg_sq,
            Tensor& parameter);
+
+/// What an update of one parameter reads and writes: all contiguous and of one size, master and moments in fp32, `steps`
+/// (its updates, this one counted) an fp32 scalar on the same device.
+struct AdamWTensors {
+  Tensor gradient, master, exp_avg, exp_avg_sq, parameter, steps;
+};
+/// Whether joint_adamw takes such a parameter: on a GPU, in half precision, with a gradient of that type or fp32.
+bool has_joint_adamw(const Tensor& parameter, const Tensor& gradient);
+/// `adamw` of many parameters of one type in few launches, with nobody waiting for the GPU: the corrections are made there,
+/// from `steps`; those in `step` are not read.
+void joint_adamw(const AdamWStep& step, bool corrects_bias, const std::vector<AdamWTensors>& tensors);
 
 }  // namespace lora::ops::rows

@@ -56,6 +56,11 @@ struct TakenBack : torch::autograd::Function<TakenBack> {
   }
 };
 
+/// On the device, with nobody waiting for the copy.
+Tensor moved(const Tensor& tensor, const at::Device& device) {
+  return device.is_cuda() ? tensor.pin_memory().to(device, /*non_blocking=*/true) : tensor;
+}
+
 }  // namespace
 
 Segments segments_of(const std::vector<int64_t>& lengths, const at::Device& device) {
@@ -86,8 +91,22 @@ Segments segments_of(const std::vector<int64_t>& lengths, const at::Device& devi
     }
     segments.classes.push_back({length, rows});
   }
-  segments.index_P = at::tensor(index, at::kLong).to(device);
-  segments.place_N = at::tensor(place, at::kLong).to(device);
+  segments.index_P = moved(at::tensor(index, at::kLong), device);
+  segments.place_N = moved(at::tensor(place, at::kLong), device);
+  return segments;
+}
+
+Segments bounds_of(const std::vector<int64_t>& lengths, const at::Device& device) {
+  Segments segments;
+  std::vector<int32_t> bounds = {0};
+  std::vector<int64_t> position;
+  for (const int64_t length : lengths) {
+    bounds.push_back(bounds.back() + static_cast<int32_t>(length));
+    for (int64_t i = 0; i < length; ++i) position.push_back(i);
+    segments.longest = std::max(segments.longest, length);
+  }
+  segments.bounds = moved(at::tensor(bounds, at::kInt), device);
+  segments.position_1N = moved(at::tensor(position, at::kLong).unsqueeze(0), device);
   return segments;
 }
 

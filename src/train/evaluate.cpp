@@ -33,15 +33,15 @@ EvalResult evaluate(nn::CausalLMImpl& model, const data::Dataset& dataset, int64
   for (const auto& example : dataset.examples) examples.push_back(&example);
 
   EvalResult result;
-  double loss_sum = 0;
+  at::Tensor loss_sum = at::zeros({}, at::TensorOptions(device).dtype(at::kDouble));  // a GPU is waited for once
   for (size_t begin = 0; begin < examples.size(); begin += static_cast<size_t>(batch_size)) {
     const size_t count = std::min(static_cast<size_t>(batch_size), examples.size() - begin);
     const Batch batch = data::collate(std::span(examples).subspan(begin, count), pad_id, kPadMultiple, model.max_positions()).to(device);
-    loss_sum += nn::causal_lm_loss_sum(model, batch).to(at::kDouble).item<double>();
+    loss_sum += nn::causal_lm_loss_sum(model, batch);
     result.rows += static_cast<int64_t>(count);
     result.targets += batch.num_targets;
   }
-  if (result.targets > 0) result.loss = loss_sum / static_cast<double>(result.targets);
+  if (result.targets > 0) result.loss = loss_sum.item<double>() / static_cast<double>(result.targets);
   return result;
 }
 

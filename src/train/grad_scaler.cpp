@@ -28,12 +28,16 @@ at::Tensor GradScaler::scaled(const at::Tensor& loss) const {
 }
 
 bool GradScaler::unscale(const std::vector<at::Tensor>& gradients) const {
-  if (gradients.empty()) return true;
+  return unscale_unread(gradients).item<float>() == 0;
+}
+
+at::Tensor GradScaler::unscale_unread(const std::vector<at::Tensor>& gradients) const {
+  if (gradients.empty()) return at::zeros({}, at::kFloat);
   const auto options = gradients.front().options().dtype(at::kFloat);
   at::Tensor found = at::zeros({}, options);
   at::_amp_foreach_non_finite_check_and_unscale_(gradients, found,
                                                  at::full({}, 1 / state_.scale, options));
-  return found.item<float>() == 0;
+  return found;
 }
 
 void GradScaler::update(bool overflow) {

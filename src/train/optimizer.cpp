@@ -165,13 +165,19 @@ class AdamW : public SlotOptimizer {
   void update(const std::vector<Slot*>& slots, double learning_rate, double weight_decay) override {
     at::_foreach_add_(states_of(slots, "step"), 1);
     std::vector<Slot*> others;
+    std::vector<ops::rows::AdamWTensors> on_gpu;
     for (Slot* slot : slots) {
       if (has_kernel(*slot)) {
         update_with_kernel(*slot, learning_rate, weight_decay);
+      } else if (ops::rows::has_joint_adamw(slot->parameter, slot->parameter.grad())) {
+        on_gpu.push_back({slot->parameter.grad(), slot->value, slot->state.at("exp_avg"),
+                          slot->state.at("exp_avg_sq"), slot->parameter.detach(),
+                          slot->state.at("step")});
       } else {
         others.push_back(slot);
       }
     }
+    update_on_gpu(on_gpu, learning_rate, weight_decay);
     if (!others.empty()) update_with_stock(others, learning_rate, weight_decay);
   }
 
@@ -199,6 +205,25 @@ class AdamW : public SlotOptimizer {
                       .correction2 = correction(options_.beta2)},
                      slot.parameter.grad(), slot.value, slot.state.at("exp_avg"),
                      slot.state.at("exp_avg_sq"), parameter);
+  }
+
+  /// Parameters of one type at a time.
+  void update_on_gpu(const std::vector<ops::rows::AdamWTensors>& tensors, double learning_rate,
+                     double weight_decay) const {
+    const ops::rows::AdamWStep step = {.learning_rate = learning_rate,
+                                       .beta1 = options_.beta1,
+                                       .beta2 = options_.beta2,
+                                       .eps = options_.eps,
+                                       .weight_decay = weight_decay,
+                                       .correction1 = 1,
+                                       .correction2 = 1};
+    for (const auto dtype : {at::kBFloat16, at::kHalf}) {
+      std::vector<ops::rows::AdamWTensors> of_type;
+      for (const auto& one : tensors) {
+        if (one.parameter.scalar_type() == dtype) of_type.push_back(one);
+      }
+      if (!of_type.empty()) ops::rows::joint_adamw(step, options_.bias_correction, of_type);
+    }
   }
 
   void update_with_stock(const std::vector<Slot*>& slots, double learning_rate,

@@ -14,6 +14,7 @@
 #include "lora/train/clip.h"
 #include "lora/train/nonfinite.h"
 #include "train/device_of.h"
+#include "train/recorded_steps.h"
 
 namespace lora::train {
 namespace {
@@ -38,44 +39,77 @@ double loss_divisor(std::span<const Batch> micro_batches, const StepState& state
   return static_cast<double>(positions);
 }
 
-/// Forward and backward of every micro-batch; fills in the losses. They are summed on the device
-/// and fetched once, so that a GPU is not waited for in between.
-void accumulate_gradients(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,
-                          const StepState& state, StepResult& result) {
+/// What a step sums up on the device, read together with the gradients' norm: a GPU is waited for once per step.
+struct Sums {
+  at::Tensor loss;
+  at::Tensor regularizer;  ///< undefined: none
+};
+
+/// Loss sum / divisor and, into `regularizer`, the method's own loss; undefined when there is none.
+at::Tensor micro_batch_loss(nn::CausalLMImpl& model, const Batch& batch, const StepState& state,
+                            double divisor, at::Tensor& regularizer) {
+  const AutocastGuard autocast(batch.input_ids_BS.device().type(), state.options.amp_dtype);
+  const at::Tensor loss = nn::causal_lm_loss_sum(model, batch) / divisor;
+  if (state.adapters) regularizer = state.adapters.regularizer();
+  return loss;
+}
+
+/// The micro-batch's loss when it ran as recorded on a GPU; nothing when it did not.
+std::optional<at::Tensor> run_recorded(nn::CausalLMImpl& model, const Batch& batch,
+                                       StepState& state, double divisor, bool shares) {
+  if (!batch.input_ids_BS.is_cuda()) return std::nullopt;
+  if (state.adapters && state.adapters.regularizer().defined()) return std::nullopt;
+  if (!state.recorded) state.recorded = std::make_shared<RecordedSteps>();
+  const double factor = state.scaler.scale() / divisor;
+  const auto sum = state.recorded->run(model, batch, factor, state.options.amp_dtype, shares);
+  return sum ? std::optional(*sum / divisor) : std::nullopt;
+}
+
+/// Forward and backward of every micro-batch.
+Sums accumulate_gradients(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,
+                          StepState& state, int64_t targets) {
   const at::Device device = device_of(model);
-  const double divisor = loss_divisor(micro_batches, state, result.targets);
+  const double divisor = loss_divisor(micro_batches, state, targets);
   const auto share = 1 / static_cast<double>(micro_batches.size());
-  at::Tensor loss_sum = at::zeros({}, at::TensorOptions(device).dtype(at::kDouble));
-  at::Tensor reg_sum;
+  Sums sums{at::zeros({}, at::TensorOptions(device).dtype(at::kDouble)), at::Tensor()};
   for (const Batch& micro_batch : micro_batches) {
     const Batch batch = micro_batch.to(device);
-    at::Tensor loss, regularizer;
-    {
-      const AutocastGuard autocast(device.type(), state.options.amp_dtype);
-      loss = nn::causal_lm_loss_sum(model, batch) / divisor;
-      if (state.adapters) regularizer = state.adapters.regularizer();
+    if (const auto loss = run_recorded(model, batch, state, divisor, micro_batches.size() > 1)) {
+      sums.loss += *loss;
+      continue;
     }
-    loss_sum += loss.detach();
+    at::Tensor regularizer;
+    at::Tensor loss = micro_batch_loss(model, batch, state, divisor, regularizer);
+    sums.loss += loss.detach();
     if (regularizer.defined()) {
       const at::Tensor part = regularizer * share;
-      reg_sum = reg_sum.defined() ? reg_sum + part.detach() : part.detach();
+      sums.regularizer =
+          sums.regularizer.defined() ? sums.regularizer + part.detach() : part.detach();
       loss = loss + part;
     }
     state.scaler.scaled(loss).backward();
   }
-  result.loss = loss_sum.item<double>();
-  if (reg_sum.defined()) result.reg_loss = reg_sum.to(at::kDouble).item<double>();
+  return sums;
 }
 
-/// Unscales and clips. False when something is not finite: without a scale the norm alone tells, which
-/// saves a pass over all gradients.
-bool finish_gradients(const StepState& state, StepResult& result) {
+/// Unscales and clips, and fills in the losses. False when something is not finite: without a scale
+/// the norm alone tells, which saves a pass over all gradients.
+bool finish_gradients(const StepState& state, const Sums& sums, StepResult& result) {
   const bool is_scaled = state.scaler.scale() != 1;
   const auto gradients = state.optimizer->gradients(/*widen=*/is_scaled);
-  bool finite = std::isfinite(result.loss + result.reg_loss.value_or(0)) &&
-                (!is_scaled || state.scaler.unscale(gradients));
+  const at::Tensor zero = at::zeros_like(sums.loss);
+  const auto there = [&](const at::Tensor& number) { return number.to(sums.loss.options()); };
+  const at::Tensor numbers =
+      at::stack({sums.loss, sums.regularizer.defined() ? there(sums.regularizer) : zero,
+                 is_scaled ? there(state.scaler.unscale_unread(gradients)) : zero,
+                 there(gradient_norm(gradients))})
+          .cpu();
+  const auto* read = numbers.const_data_ptr<double>();
+  result.loss = read[0];
+  if (sums.regularizer.defined()) result.reg_loss = read[1];
+  bool finite = std::isfinite(read[0] + read[1]) && read[2] == 0;
   if (finite) {
-    result.grad_norm = clip_gradients(gradients, state.options.clip_norm);
+    result.grad_norm = clip_to_norm(gradients, read[3], state.options.clip_norm);
     finite = std::isfinite(result.grad_norm);
   }
   if (!finite) result.grad_norm = std::numeric_limits<double>::quiet_NaN();
@@ -133,8 +167,8 @@ StepResult train_step(nn::CausalLMImpl& model, std::span<const Batch> micro_batc
   if (result.targets == 0) {
     warn_without_targets(state, result.step);
   } else {
-    accumulate_gradients(model, micro_batches, state, result);
-    if (finish_gradients(state, result)) {
+    const Sums sums = accumulate_gradients(model, micro_batches, state, result.targets);
+    if (finish_gradients(state, sums, result)) {
       update(state, result);
     } else {
       skip_update(model, micro_batches, state, result);
@@ -142,7 +176,7 @@ StepResult train_step(nn::CausalLMImpl& model, std::span<const Batch> micro_batc
     state.optimizer->zero_grad();
   }
   state.step = result.step;
-  result.peak_bytes = peak_process_bytes();
+  result.peak_bytes = peak_bytes(device_of(model));
   result.step_seconds = clock.seconds();
   result.tokens_per_second = static_cast<double>(result.tokens) / result.step_seconds;
   return result;

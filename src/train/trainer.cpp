@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <exception>
 #include <set>
 #include <utility>
 
@@ -9,9 +10,47 @@
 #include "lora/adapters/adapter_io.h"
 #include "lora/core/log.h"
 #include "lora/train/speed_of_light.h"
+#include "train/side_copies.h"
 
 namespace lora::train {
 namespace {
+
+/// A loader's steps: on the CPU as they come; for a GPU, the next one is fetched and moved while one computes.
+class Feed {
+ public:
+  Feed(data::Loader& loader, const at::Device& device) : loader_(loader) {
+    if (device.is_cuda()) copies_.emplace(device);
+  }
+
+  std::optional<data::StepData> next() {
+    if (!copies_) return loader_.next();
+    if (!began_) fetch();
+    began_ = true;
+    if (error_) std::rethrow_exception(error_);
+    if (!ahead_) return std::nullopt;
+    in_use_ = std::move(ahead_);
+    ahead_.reset();
+    auto step = copies_->finish(*in_use_);
+    fetch();
+    return step;
+  }
+
+ private:
+  /// An error belongs to the step whose data it spoils.
+  void fetch() {
+    try {
+      if (auto step = loader_.next()) ahead_ = copies_->start(std::move(*step));
+    } catch (...) {
+      error_ = std::current_exception();
+    }
+  }
+
+  data::Loader& loader_;
+  std::optional<SideCopies> copies_;
+  std::optional<SideCopies::Moving> ahead_, in_use_;  ///< the one in use holds what its copies were made of
+  std::exception_ptr error_;
+  bool began_ = false;
+};
 
 /// Parameters that require gradients; a tied one once, under its first name.
 NamedParameters trainable_parameters(const nn::CausalLMImpl& model) {
@@ -61,8 +100,9 @@ StepResult Trainer::step(std::span<const Batch> micro_batches) {
 std::optional<StepResult> Trainer::fit(data::Loader& loader,
                                        const std::function<bool()>& should_stop) {
   std::optional<StepResult> last;
+  Feed feed(loader, options_.device);
   while (state_.step < options_.steps) {
-    const auto data = loader.next();
+    const auto data = feed.next();
     if (!data) break;
     last = run(data->micro_batches, data->epoch, data->data_seconds);
     if (should_stop && should_stop()) break;

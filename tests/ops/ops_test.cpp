@@ -10,6 +10,7 @@
 
 #include "catch.h"
 #include "gradcheck.h"
+#include "lora/core/error.h"
 #include "lora/ops/autocast.h"
 #include "lora/ops/segments.h"
 
@@ -227,6 +228,91 @@ TEST_CASE("add_rms_norm: an fp32 stream with bf16 additions gives bf16", "[ops]"
   CHECK(largest_difference(x.grad(), delta.grad()) < 0.02);
 }
 
+TEST_CASE("layer_norm: backward equals finite differences, with and without a residual", "[ops]") {
+  at::manual_seed(40);
+  const auto x = random_double({2, 3, 6}), delta = random_double({2, 3, 6}), weight = random_double({6}), bias = random_double({6});
+  check_gradients([](const auto& in) { return ops::layer_norm(in[0], in[1], in[2], 1e-5); }, {x, weight, bias});
+  const auto both = [](const auto& in) {
+    const auto [sum, y] = ops::add_layer_norm(in[0], in[1], 1.7, in[2], in[3], 1e-5);
+    return at::cat({sum, y * 0.7}, -1);
+  };
+  check_gradients(both, {x, delta, weight, bias});
+  check_gradients([&](const auto& in) { return ops::add_layer_norm(in[0], in[1], 1.7, weight, bias, 1e-5).first; }, {x, delta});
+  check_gradients([&](const auto& in) { return ops::add_layer_norm(in[0], in[1], 1.7, weight, bias, 1e-5).second; }, {x, delta});
+  // Frozen weights get none.
+  const auto frozen = weight.detach(), unmoved = bias.detach();
+  check_gradients([&](const auto& in) { return ops::layer_norm(in[0], frozen, unmoved, 1e-5); }, {x});
+  check_gradients([&](const auto& in) { return ops::layer_norm(x.detach(), frozen, in[0], 1e-5); }, {bias});
+}
+
+TEST_CASE("layer_norm: equals LibTorch's in every type, odd widths and strided inputs", "[ops]") {
+  at::manual_seed(41);
+  for (const int64_t width : {1, 5, 64, 333, 4096}) {
+    const auto x = at::randn({width, 2, 3}).permute({1, 2, 0}) * 3 + 2, weight = at::randn({width}), bias = at::randn({width});
+    for (const auto& [dtype, tolerance] : {std::pair{at::kFloat, 2e-6}, {at::kBFloat16, 8e-3}, {at::kHalf, 1e-3}}) {
+      INFO("width " << width << ", " << c10::toString(dtype));
+      const auto typed = x.to(dtype);
+      const auto y = ops::layer_norm(typed, weight.to(dtype), bias.to(dtype), 1e-5);
+      const auto expected = at::layer_norm(typed, {width}, weight.to(dtype), bias.to(dtype), 1e-5);
+      CHECK(y.scalar_type() == dtype);
+      REQUIRE(y.sizes() == expected.sizes());
+      CHECK(largest_difference(y, expected) <= tolerance * std::max(1.0, expected.abs().max().item<double>()));
+    }
+  }
+}
+
+TEST_CASE("add_layer_norm: the kernel equals the plain operations", "[ops]") {
+  at::manual_seed(42);
+  for (const int64_t width : {5, 64, 333}) {
+    check_fused(
+        [](const auto& in, bool fused) {
+          const auto [sum, y] = ops::add_layer_norm(in[0], in[1], 1.7, in[2], in[3], 1e-5, fused);
+          return std::vector<at::Tensor>{sum, y};
+        },
+        {at::randn({7, width}), at::randn({7, width}), at::randn({width}), at::randn({width})});
+  }
+  // An fp32 stream with bf16 additions gives bf16.
+  const auto x = at::randn({4, 32}), delta = at::randn({4, 32}).to(at::kBFloat16), weight = at::randn({32}), bias = at::randn({32});
+  const auto [sum, y] = ops::add_layer_norm(x, delta, 1.7, weight, bias, 1e-5);
+  CHECK(sum.scalar_type() == at::kFloat);
+  CHECK(y.scalar_type() == at::kBFloat16);
+  CHECK(largest_difference(sum, x * 1.7 + delta) < 1e-5);
+  CHECK(largest_difference(y, at::layer_norm(sum, {32}, weight, bias, 1e-5)) < 0.03);
+}
+
+TEST_CASE("layer_norm: a large mean costs no digits", "[ops]") {
+  at::manual_seed(43);
+  const auto x = at::randn({3, 100}) + 1e3, ones = at::ones({100}), zeros = at::zeros({100});
+  const auto wide = x.to(at::kDouble);
+  const auto exact = at::layer_norm(wide, {100}, ones.to(at::kDouble), zeros.to(at::kDouble), 1e-5);
+  CHECK(largest_difference(ops::layer_norm(x, ones, zeros, 1e-5), exact) < 1e-3);
+}
+
+TEST_CASE("gelu_tanh: backward equals finite differences, also far out", "[ops]") {
+  at::manual_seed(44);
+  check_gradients([](const auto& in) { return ops::gelu_tanh(in[0]); }, {random_double({2, 3, 5})});
+  check_gradients([](const auto& in) { return ops::gelu_tanh(in[0]); },
+                  {at::tensor({-40.0, -6.0, -0.5, 0.0, 0.5, 6.0, 40.0}, at::kDouble).requires_grad_()});
+}
+
+TEST_CASE("gelu_tanh: equals LibTorch's in every type, odd widths and strided inputs", "[ops]") {
+  at::manual_seed(45);
+  for (const auto& [dtype, tolerance] : {std::pair{at::kFloat, 1e-6}, {at::kBFloat16, 8e-3}, {at::kHalf, 1e-3}}) {
+    for (const int64_t width : {1, 66, 333}) {
+      INFO("width " << width << ", " << c10::toString(dtype));
+      const auto x = (at::randn({width, 5}) * 4).to(dtype).t();
+      const auto y = ops::gelu_tanh(x), expected = at::gelu(x, "tanh");
+      CHECK(y.scalar_type() == dtype);
+      CHECK(largest_difference(y, expected) <= tolerance * expected.abs().max().item<double>());
+    }
+  }
+  check_fused([](const auto& in, bool fused) { return std::vector<at::Tensor>{ops::gelu_tanh(in[0], fused)}; },
+              {at::randn({5, 3, 66}) * 4});
+  // Where the cube overflows.
+  const auto far = at::tensor({-1e20, -1e4, 1e4, 1e20}, at::kFloat);
+  CHECK(at::equal(ops::gelu_tanh(far), at::tensor({0.0, 0.0, 1e4, 1e20}, at::kFloat)));
+}
+
 TEST_CASE("swiglu_joined: backward equals finite differences, the kernel the plain operations", "[ops]") {
   at::manual_seed(23);
   check_gradients([](const auto& in) { return ops::swiglu_joined(in[0]); }, {random_double({2, 3, 8})});
@@ -345,6 +431,22 @@ TEST_CASE("linear_cross_entropy_sum: the kernel equals the plain operations, las
       {hidden, weight});
 }
 
+TEST_CASE("linear_cross_entropy_sum: rows with a negative label count for nothing", "[ops]") {
+  at::manual_seed(46);
+  const auto hidden = at::randn({6, 8}), weight = at::randn({20, 8});
+  const auto labels = at::tensor({3, -100, 19, -1, 0, -100}, at::kLong), counted = at::tensor({0, 2, 4}, at::kLong);
+  for (const bool fused : {true, false}) {
+    const auto leaf = hidden.clone().requires_grad_(), head = weight.clone().requires_grad_();
+    const auto loss = ops::linear_cross_entropy_sum(leaf, head, labels, nullptr, fused);
+    const auto expected = at::cross_entropy_loss(leaf.mm(head.t()), labels.clamp_min(-100).where(labels >= 0, -100), {}, at::Reduction::Sum);
+    CHECK(loss.item<double>() == Approx(expected.item<double>()).epsilon(1e-6));
+    const auto ours = torch::autograd::grad({loss}, {leaf, head}), theirs = torch::autograd::grad({expected}, {leaf, head});
+    CHECK(largest_difference(ours[0], theirs[0]) < 1e-6);
+    CHECK(largest_difference(ours[1], theirs[1]) < 1e-5);
+  }
+  CHECK_THROWS_AS(ops::linear_cross_entropy_sum(hidden, weight, at::full({6}, 20, at::kLong)), ShapeError);
+}
+
 TEST_CASE("values that are not finite stay so in every kernel", "[ops]") {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
@@ -355,6 +457,8 @@ TEST_CASE("values that are not finite stay so in every kernel", "[ops]") {
       CHECK(is_nan_there(ops::add_rms_norm(x, {}, at::ones({32}), 1e-6).second));
       CHECK(is_nan_there(ops::add_rms_norm(at::ones_like(x), x, at::ones({32}), 1e-6).first));
       CHECK(is_nan_there(ops::swiglu_joined(x)));
+      CHECK(is_nan_there(ops::gelu_tanh(x)));
+      CHECK(is_nan_there(ops::layer_norm(x, at::ones({32}), at::zeros({32}), 1e-6)));
       const auto loss = ops::linear_cross_entropy_sum(x, at::randn({70, 32}).to(dtype), at::zeros({3}, at::kLong));
       CHECK(loss.isnan().item<bool>());
     }

@@ -10,6 +10,15 @@ namespace lora {
 /// Label of a position that is no target.
 constexpr int64_t kIgnoreLabel = -100;
 
+/// The targets of a batch after the shift, found on the CPU: finding them on a GPU would wait for it.
+struct Targets {
+  at::Tensor position_T;  ///< int64: which of the B * (S - 1) positions that have a successor, row by row
+  at::Tensor label_T;     ///< int64, what follows there
+  int64_t largest = -1;   ///< of the labels; -1: there are none
+
+  bool defined() const { return label_T.defined(); }
+};
+
 /// One micro-batch of token rows, padded on the right. B batch, S longest row.
 ///
 /// Causal attention never lets a token see what follows it, so right padding needs no mask: rows stay independent
@@ -23,11 +32,17 @@ struct Batch {
   /// A packed batch: B is 1, and the row is made of independent sequences of these lengths, one after the other. Each
   /// sequence starts at position 0 and sees itself alone; mask and position ids are then undefined. Empty: not packed.
   std::vector<int64_t> segment_lengths;
+  Targets targets;               ///< of labels_BS; filled in on the way to a GPU
   std::vector<int64_t> rows;     ///< row numbers in the data set, for messages
   int64_t num_tokens = 0;        ///< input tokens without padding
   int64_t num_targets = 0;       ///< labels other than -100 after the shift (the first label of a row never counts)
 
+  /// On a GPU the copies run on its current stream, beside the host's work; a source in pinned memory must live on until
+  /// they are done.
   Batch to(const at::Device& device) const;
 };
+
+/// The targets of labels (B, S) on the CPU. A label that is negative but not kIgnoreLabel throws ShapeError.
+Targets targets_of(const at::Tensor& labels_BS);
 
 }  // namespace lora

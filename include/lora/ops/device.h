@@ -25,6 +25,9 @@ void set_generator_state(const c10::Device& device, const at::Tensor& state);
 /// Peak resident memory of the process, in bytes.
 uint64_t peak_process_bytes();
 
+/// Peak of what tensors held on a GPU, in bytes; on the CPU that of the process.
+uint64_t peak_bytes(const c10::Device& device);
+
 /// For a program's first line, before any tensor: large blocks use large pages where the system has them, and memory that
 /// tensors give back stays with the process, since every step asks for the same blocks again.
 /// Variables of the environment that say otherwise are left alone.

@@ -34,18 +34,30 @@ Tensor swiglu(const Tensor& gate, const Tensor& up);
 Tensor rotate_half(const Tensor& x_BHSK, const Tensor& cos, const Tensor& sin);
 
 /// Sum over rows of -log softmax(hidden W^T)[label], without ever keeping the (N, V) logits: they are made chunk by
-/// chunk and the gradient while they are warm. hidden: (N, D); weight: (V, D); labels: (N), all in 0..V-1.
+/// chunk and the gradient while they are warm. hidden: (N, D); weight: (V, D); labels: (N), in 0..V-1 or negative: such
+/// a row counts for nothing. Throws ShapeError for a label of V or more; on a GPU, which is not waited for, it gives NaN.
 /// Result: scalar in fp32 (double for double). Gradients reach hidden and, when it asks for one, weight.
 /// `packed` (may be null) stands for a frozen weight; `fused` chooses the row kernels where they exist.
 Tensor linear_cross_entropy_sum(const Tensor& hidden_ND, const Tensor& weight_VD, const Tensor& labels_N,
                                 const std::shared_ptr<const PackedWeight>& packed = nullptr, bool fused = true);
 
-// Fused forms: one kernel each way on the CPU for bf16, fp32 and double; elsewhere, and with `fused` off, the same out of
-// the operations above.
+// Fused forms: one kernel each way on the CPU for bf16, fp32 and double, on a GPU for fp16 as well; elsewhere, and with
+// `fused` off, the same out of the operations above or LibTorch's.
 
 /// The residual sum x + delta (delta undefined: x itself), and rms_norm of it in the type of delta (x without one).
 std::pair<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight_D, double eps,
                                        bool fused = true);
+
+/// (x - mean) / sqrt(variance + eps) * weight + bias over the last dimension, statistics in fp32 (double for double).
+/// weight and bias (D) in their own type. Source: torch.nn.LayerNorm.
+Tensor layer_norm(const Tensor& x, const Tensor& weight_D, const Tensor& bias_D, double eps, bool fused = true);
+/// The residual sum x_scale * x + delta, and layer_norm of it in the type of delta. ChatGLM-6B scales its residual by
+/// sqrt(2 layers).
+std::pair<Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor& delta, double x_scale, const Tensor& weight_D,
+                                         const Tensor& bias_D, double eps, bool fused = true);
+
+/// GELU by the tanh formula: x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). Keeps only its input.
+Tensor gelu_tanh(const Tensor& x, bool fused = true);
 
 /// swiglu of gate and up side by side: (..., 2F) -> (..., F).
 Tensor swiglu_joined(const Tensor& gate_up, bool fused = true);
@@ -67,7 +79,13 @@ Tensor attend_to_cache(const Heads& heads, bool fused = true);
 
 /// Causal softmax attention in which every key/value head serves H/G query heads; scores are scaled by 1/sqrt(K).
 /// Result (B, S, H K). On the CPU the backward pass is made of batched products over blocks of queries, which is several
-/// times as fast as the stock one for short rows; no (S, S) tensor outlives a block.
+/// times as fast as the stock one for short rows; no (S, S) tensor outlives a block. On a GPU: LibTorch's kernels.
 Tensor causal_attention(const Heads& heads, bool fused = true);
+
+/// Causal attention of one packed row (B = 1) within its sequences alone, given where they begin and end:
+/// bounds (sequences + 1) int32, 0 first and S last. Result (1, S, H K). On a GPU alone, see attends_by_bounds.
+Tensor attention_by_bounds(const Heads& heads, const Tensor& bounds, int64_t longest);
+/// Whether attention_by_bounds takes heads of this size and type on this device: flash attention in half precision.
+bool attends_by_bounds(const at::Device& device, at::ScalarType dtype, int64_t head_size);
 
 }  // namespace lora::ops

@@ -20,13 +20,19 @@ struct Segments {
   Tensor index_P;  ///< which token stands at each place, one class after the other; padding repeats some token unread
   Tensor place_N;  ///< where each token stands among the places
   int64_t longest = 0;
+  /// Instead of classes, for a GPU's attention (ops::attends_by_bounds): where sequences begin and the last one ends, int32,
+  /// and each token's position in its own (1, N).
+  Tensor bounds, position_1N;
 
-  bool empty() const { return classes.empty(); }
+  bool empty() const { return longest == 0; }
+  bool by_bounds() const { return bounds.defined(); }
 };
 
 /// Lengths are padded to powers of two or three quarters of one, multiples of 32, and classes of more than 8 sequences to
 /// a multiple of 4 sequences: few distinct shapes.
 Segments segments_of(const std::vector<int64_t>& lengths, const at::Device& device);
+/// The same by bounds, without classes.
+Segments bounds_of(const std::vector<int64_t>& lengths, const at::Device& device);
 
 /// x (N, W) laid out: (sum of n L, W), classes one after the other; and the way back. Each is the other's backward, so
 /// gradients at padding must be, and are, without effect.

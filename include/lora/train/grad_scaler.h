@@ -32,6 +32,8 @@ class GradScaler {
   /// Divides the gradients (fp32 or double, on one device) by the scale in place; true when all of
   /// them are finite. That is looked at when scaling is off, too.
   bool unscale(const std::vector<at::Tensor>& gradients) const;
+  /// The same without waiting for a GPU: a scalar on the gradients' device, 0 when all are finite.
+  at::Tensor unscale_unread(const std::vector<at::Tensor>& gradients) const;
   /// Moves the state machine after a step.
   void update(bool overflow);
   /// True when an overflow now would lower the scale: then it is part of normal work.

@@ -46,6 +46,8 @@ struct StepResult {
   std::string nonfinite;
 };
 
+class RecordedSteps;
+
 /// All that changes from step to step, besides the model: owned by the caller, saved in
 /// checkpoints.
 struct StepState {
@@ -57,6 +59,9 @@ struct StepState {
   int64_t step = 0;  ///< steps done
   int64_t nonfinite_in_a_row = 0;
   bool warned_without_targets = false;  ///< one warning is enough; not saved
+  /// On a GPU: steps recorded by shape (nn::FastPaths::recorded_step). train_step makes it and keeps it up to date when
+  /// parameters or switches change; reset it after changing an adapter's scale. Not saved.
+  std::shared_ptr<RecordedSteps> recorded = nullptr;
 };
 
 /// One optimizer step over its micro-batches: forward and backward of each, losses divided by the

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "core/check.h"
+#include "lora/ops/autocast.h"
 #include "lora/ops/ops.h"
 
 namespace lora::llama {
@@ -50,6 +51,13 @@ void check_packed(const Batch& batch, const nn::KvCache* cache) {
 int64_t table_length(const ops::Segments& segments, int64_t length) {
   for (const auto& one : segments.classes) length = std::max(length, one.length);
   return length;
+}
+
+/// (B or 1, S): what rotary tables are made for.
+Tensor positions_of(const Batch& batch, const ops::Segments& segments, int64_t cached, int64_t length) {
+  if (batch.position_ids_BS.defined()) return batch.position_ids_BS;
+  if (segments.by_bounds()) return segments.position_1N;
+  return at::arange(cached, cached + table_length(segments, length), batch.input_ids_BS.options()).unsqueeze(0);
 }
 
 /// nn::recomputed for a part of the stream.
@@ -101,7 +109,7 @@ LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config, int64_t layer,
 
 Tensor LlamaAttentionImpl::forward(const Tensor& x_BSD, const AttentionContext& context) {
   const Tensor qkv = qkv_.forward(x_BSD, context.fast);
-  if (!context.segments.empty()) return o_.forward(attend_within_segments(qkv, context), context.fast);
+  if (!context.segments.empty() && !context.segments.by_bounds()) return o_.forward(attend_within_segments(qkv, context), context.fast);
   const auto heads = ops::split_rotated(qkv, context.cos, context.sin, num_heads_, num_kv_heads_, context.fast.fused_rotary);
   return o_.forward(attend(heads, context), context.fast);
 }
@@ -125,6 +133,7 @@ Tensor LlamaAttentionImpl::attend_within_segments(const Tensor& qkv, const Atten
 
 /// (B, S, H K). Only plain causal attention has a fast form.
 Tensor LlamaAttentionImpl::attend(ops::Heads heads, const AttentionContext& context) const {
+  if (context.segments.by_bounds()) return ops::attention_by_bounds(heads, context.segments.bounds, context.segments.longest);
   const bool plain_causal = context.cache == nullptr && !context.mask.defined() && context.causal;
   if (plain_causal) return ops::causal_attention(heads, context.fast.fused_attention);
   if (context.cache != nullptr) {
@@ -188,7 +197,10 @@ Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache, const nn:
   const auto& lengths = batch.segment_lengths;
   if (!lengths.empty()) {
     check_packed(batch, cache);
-    context.segments = ops::segments_of(lengths, batch.input_ids_BS.device());
+    const at::Device device = batch.input_ids_BS.device();
+    const auto dtype = compute_dtype(device.type(), embed_tokens->weight.scalar_type());
+    const bool by_bounds = ops::attends_by_bounds(device, dtype, rotary_.head_dim());
+    context.segments = by_bounds ? ops::bounds_of(lengths, device) : ops::segments_of(lengths, device);
   }
   const int64_t length = lengths.empty() ? batch.input_ids_BS.size(1) : context.segments.longest;
   const int64_t cached = cache != nullptr ? cache->length() : 0;
@@ -196,11 +208,7 @@ Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache, const nn:
                       "[llama] a sequence must fit the model's {} positions; found {}; shorten the rows or use a model "
                       "with a longer context",
                       max_positions_, cached + length);
-  const Tensor positions = batch.position_ids_BS.defined()
-                               ? batch.position_ids_BS
-                               : at::arange(cached, cached + table_length(context.segments, length),
-                                            batch.input_ids_BS.options()).unsqueeze(0);
-  std::tie(context.cos, context.sin) = rotary_.at(positions);
+  std::tie(context.cos, context.sin) = rotary_.at(positions_of(batch, context.segments, cached, length));
   context.mask = attention_mask(batch, cache);
   context.causal = length > 1;
   context.cache = cache;
