@@ -68,6 +68,7 @@ int main(int argc, char** argv) {
   add_merge_command(program, action);
   add_convert_command(program, action);
   add_inspect_command(program, action);
+  add_plan_command(program, action);
   add_completion_command(program, action);
 
   try {

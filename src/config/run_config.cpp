@@ -21,6 +21,11 @@ std::string read_run_file(const Path& file) {
   }
 }
 
+/// The sub-command that a run file is made for.
+std::string own_command(const RunConfig& config) {
+  return config.run.mode.value_or(config.adapter.method == "none" ? "train" : "finetune");
+}
+
 }  // namespace
 
 RunConfig load_run_config(const Path& file, const std::vector<std::string>& overrides,
@@ -41,6 +46,9 @@ RunConfig parse_run_config(std::string_view text, std::string_view name, const P
   const Source command_line{"--set", std::filesystem::absolute(override_base), false};
   for (const std::string& override_text : overrides) {
     read_tree(parse_override(override_text), command_line, config, places);
+  }
+  if (command.empty()) {
+    return parse_run_config(text, name, base, overrides, override_base, own_command(config));
   }
   check_whole(config, places, name, command);
   config.run.mode = command;

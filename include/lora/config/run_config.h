@@ -175,7 +175,8 @@ struct RunConfig {
 
 /// Reads a run file. `overrides` are `a.b.c=value` texts (the value is YAML), applied on top; their
 /// relative paths count from `override_base` while those of the file count from the file's folder.
-/// Every path in the result is absolute. `command` is the sub-command (train or finetune). Throws
+/// Every path in the result is absolute. `command` is the sub-command (train or finetune); empty: the
+/// one that run.mode names, without it train for adapter.method none and finetune otherwise. Throws
 /// ConfigError (unknown key with the nearest one, wrong type, out of range, duplicate, missing
 /// file).
 RunConfig load_run_config(const Path& file, const std::vector<std::string>& overrides,

@@ -65,6 +65,7 @@ std::shared_ptr<LlamaForCausalLMImpl> load(const Path& directory, const LoadOpti
   config.dtype = io::from_torch(dtype);
 
   auto model = std::make_shared<LlamaForCausalLMImpl>(config, nn::ParameterOptions{dtype, options.device, false});
+  if (options.device.is_meta()) return model;
   const torch::NoGradGuard no_grad;
   auto parameters = model->named_parameters();
   for (const auto& [name, shape] : llama_weight_shapes(config)) files.read_into(name, parameters[name]);

@@ -16,7 +16,8 @@ struct LoadOptions {
 
 /// Loads a model directory in Hugging Face's layout (config.json, model.safetensors or shards), tensor by tensor into
 /// the wanted type and device. Every weight must be there, in its shape, and nothing else (rotary_emb.inv_freq aside);
-/// otherwise ShapeError names up to five of each. Throws IoError, FormatError.
+/// otherwise ShapeError names up to five of each. On the meta device the files are checked and no weight is read: a model of
+/// shapes alone. Throws IoError, FormatError.
 std::shared_ptr<LlamaForCausalLMImpl> load(const Path& directory, const LoadOptions& options = {});
 
 /// tokenizer.model of a model directory. Throws IoError when there is none.

@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Compares the memory that `lora plan` predicts with what the run then takes.
+
+usage: plan_check.py [CASE...] [--program build/release/bin/lora] [--steps 3] [--json FILE]
+
+Every case is a model of random weights made by the program itself and rows of random tokens, in a temporary folder. The
+measure is the process' largest resident set from start to end, as /usr/bin/time -v gives it. Prints a line per case and
+exits with 1 when a prediction is more than 10 % off.
+"""
+import argparse
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+
+LARGEST_ERROR = 0.1
+
+
+def model(hidden, inner, layers, heads, kv_heads, vocabulary, tied=False):
+    return {"arch": "llama", "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocabulary,
+            "max_position_embeddings": 2048, "tie_word_embeddings": tied}
+
+
+M134 = model(768, 2048, 12, 12, 12, 32000)
+SMALL = model(512, 1376, 8, 8, 8, 8000)
+GROUPED = model(1024, 2816, 6, 16, 4, 16000, tied=True)
+QV, ALL = {"r": 8, "target_modules": ["q_proj", "v_proj"]}, {"r": 16, "target_modules": "all-linear"}
+
+# Command, model, its dtype, mixed precision, adapter, rows of a micro-batch, their tokens; other keys.
+CASES = {
+    "134m_bf16_4x128": ("finetune", M134, "bf16", "fp32", QV, 4, 128, {}),
+    "134m_bf16_1x1024": ("finetune", M134, "bf16", "fp32", QV, 1, 1024, {}),
+    "134m_fp32_all_linear": ("finetune", M134, "fp32", "fp32", ALL, 4, 128, {}),
+    "134m_recompute_full": ("finetune", M134, "bf16", "fp32", QV, 16, 128, {"train": {"recompute": "full"}}),
+    "134m_recompute_selective": ("finetune", M134, "bf16", "fp32", QV, 16, 128, {"train": {"recompute": "selective"}}),
+    "134m_packed": ("finetune", M134, "bf16", "fp32", QV, 2, 60, {"data": {"packing": True, "max_length": 512}}),
+    "134m_amp_bf16": ("finetune", M134, "fp32", "bf16", QV, 4, 128, {}),
+    "134m_bf16_1x128": ("finetune", M134, "bf16", "fp32", QV, 1, 128, {}),
+    "134m_bf16_16x128": ("finetune", M134, "bf16", "fp32", QV, 16, 128, {}),
+    "small_full_fp32": ("train", SMALL, "fp32", "fp32", None, 4, 128, {}),
+    "small_full_amp_bf16": ("train", SMALL, "fp32", "bf16", None, 4, 128, {}),
+    "small_full_accumulated": ("train", SMALL, "fp32", "fp32", None, 4, 128, {"train": {"grad_accum": 3}}),
+    "grouped_tied_bf16": ("finetune", GROUPED, "bf16", "fp32", ALL, 8, 256, {}),
+    "grouped_tied_fp32": ("finetune", GROUPED, "fp32", "fp32", QV, 4, 256, {}),
+    "small_dropout": ("finetune", SMALL, "bf16", "fp32", ALL | {"lora_dropout": 0.1}, 8, 128, {}),
+}
+
+
+def write_case(folder, name, steps):
+    command, shape, dtype, amp, adapter, rows, length, others = CASES[name]
+    source = random.Random(0)
+    data = "".join(json.dumps({"input_ids": source.choices(range(3, shape["vocab_size"]), k=length)}) + "\n" for _ in range(64))
+    (folder / "rows.jsonl").write_text(data)
+    run = {"run": {"mode": command, "output_dir": "out", "device": "cpu"}, "model": shape | {"dtype": dtype},
+           "adapter": adapter or {"method": "none"},
+           "data": {"format": "tokens", "max_length": length, "train": {"path": "rows.jsonl"}} | others.get("data", {}),
+           "train": {"max_steps": steps, "micro_batch": rows, "amp": {"dtype": amp}} | others.get("train", {}),
+           "log": {"report": False}}
+    (folder / "run.yaml").write_text(json.dumps(run))  # JSON is YAML
+    return command
+
+
+def measured_peak(command, folder):
+    """Largest resident set of one child, in bytes."""
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        sys.exit(f"{' '.join(command)} failed:\n{(folder / 'log').read_text()}")
+    return usage.ru_maxrss * 1024
+
+
+def check(program, name, steps):
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        command = write_case(folder, name, steps)
+        plan = json.loads(subprocess.run([program, "plan", "-q", "-c", "run.yaml", "--json"], cwd=folder, check=True,
+                                         capture_output=True, text=True).stdout)
+        measured = measured_peak([program, command, "-c", "run.yaml"], folder)
+    return {"case": name, "predicted_bytes": plan["peak_bytes"], "measured_bytes": measured,
+            "ratio": plan["peak_bytes"] / measured, "plan": plan}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; default: all")
+    parser.add_argument("--program", default="build/release/bin/lora", type=pathlib.Path)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--json", type=pathlib.Path)
+    args = parser.parse_args()
+    results = []
+    print(f"{'case':<26}{'predicted':>12}{'measured':>12}{'ratio':>8}")
+    for name in args.cases or CASES:
+        result = check(str(args.program.resolve()), name, args.steps)
+        results.append(result)
+        print(f"{name:<26}{result['predicted_bytes'] / 2**20:>8.0f} MiB{result['measured_bytes'] / 2**20:>8.0f} MiB"
+              f"{result['ratio']:>8.3f}", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    sys.exit(any(abs(result["ratio"] - 1) > LARGEST_ERROR for result in results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,659 @@
+#include "lora/train/memory_plan.h"
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <set>
+
+// Legend: N tokens of a micro-batch, P places of attention (N without packed rows), D model, H heads, K head size, Q
+// width of all query heads, W of queries, keys and values, F feed-forward, V vocabulary, R rank.
+namespace lora::train {
+namespace {
+
+using nn::LinearGroupShape;
+using nn::LinearShape;
+
+int64_t bytes_of(at::ScalarType type) { return static_cast<int64_t>(c10::elementSize(type)); }
+
+bool is_half(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
+
+// ---- Measured, since no arithmetic gives them; benchmarks/plan_check.py shows how well they hold ----
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+/// The program with LibTorch after a run of almost nothing.
+constexpr int64_t kProgramBytes = 150 * kMiB;
+/// A CUDA context with LibTorch's kernels.
+constexpr int64_t kContextBytes = 600 * kMiB;
+
+// ---- Sizes that the operations themselves choose ----
+
+/// ops/linear_cross_entropy.cpp.
+constexpr int64_t kChunkLogits = int64_t{1} << 23, kLeastChunkRows = 64;
+/// ops/causal_attention.cpp.
+constexpr int64_t kBlockQueries = 256, kBlockNumbers = int64_t{1} << 23;
+
+enum Kind : size_t { kWeights, kPacked, kGradients, kActivations, kLogits, kKinds };
+
+/// What exists now, and the most that ever did.
+class Ledger {
+ public:
+  void hold(Kind kind, int64_t bytes) {
+    now_[kind] += bytes;
+    live_ += bytes;
+    most_[kind] = std::max(most_[kind], now_[kind]);
+    peak_ = std::max(peak_, live_);
+  }
+  void drop(Kind kind, int64_t bytes) {
+    now_[kind] -= bytes;
+    live_ -= bytes;
+  }
+  int64_t now(Kind kind) const { return now_[kind]; }
+  int64_t most(Kind kind) const { return most_[kind]; }
+  int64_t peak() const { return peak_; }
+
+ private:
+  std::array<int64_t, kKinds> now_ = {}, most_ = {};
+  int64_t live_ = 0, peak_ = 0;
+};
+
+/// Tensors of a scope, gone at its end.
+class Scope {
+ public:
+  explicit Scope(Ledger& ledger, Kind kind = kActivations) : ledger_(ledger), kind_(kind) {}
+  Scope(Ledger& ledger, Kind kind, int64_t bytes) : Scope(ledger, kind) { hold(bytes); }
+  ~Scope() { end(); }
+  Scope(const Scope&) = delete;
+  Scope& operator=(const Scope&) = delete;
+
+  void hold(int64_t bytes) {
+    ledger_.hold(kind_, bytes);
+    bytes_ += bytes;
+  }
+  void end() {
+    ledger_.drop(kind_, bytes_);
+    bytes_ = 0;
+  }
+
+ private:
+  Ledger& ledger_;
+  Kind kind_;
+  int64_t bytes_ = 0;
+};
+
+/// A group of linear layers and the packed forms that it has by now.
+struct Group {
+  const LinearGroupShape* shape;
+  bool is_head = false;
+  bool packed = false, transposed = false;
+
+  int64_t numbers() const {
+    int64_t sum = 0;
+    for (const auto& layer : *shape) sum += layer.numbers();
+    return sum;
+  }
+  int64_t inputs() const { return shape->front().in; }
+  int64_t outputs() const {
+    int64_t sum = 0;
+    for (const auto& layer : *shape) sum += layer.out;
+    return sum;
+  }
+  int64_t ranks() const {
+    int64_t sum = 0;
+    for (const auto& layer : *shape) sum += layer.rank;
+    return sum;
+  }
+  bool has_trained_weight() const {
+    return std::ranges::any_of(*shape, [](const LinearShape& layer) { return layer.trained; });
+  }
+  bool trains() const {
+    return std::ranges::any_of(*shape, [](const LinearShape& layer) { return layer.trained || layer.adapter_trained; });
+  }
+  /// Gradients of what trains, fp32.
+  int64_t gradient_bytes() const {
+    int64_t sum = 0;
+    for (const auto& layer : *shape) {
+      if (layer.trained) sum += layer.numbers() * 4;
+      if (layer.adapter_trained) sum += layer.rank * (layer.in + layer.out) * 4;
+    }
+    return sum;
+  }
+};
+
+/// What one layer's operations keep for the backward pass.
+struct Kept {
+  int64_t norm1 = 0, qkv = 0, attention = 0, out = 0, norm2 = 0, gate_up = 0, swiglu = 0, down = 0;
+};
+
+struct Layer {
+  Group qkv, out, gate_up, down;
+  bool norms_trained = false;
+  bool input_has_gradient = false;  ///< something below it trains
+  Kept kept;
+  int64_t inputs_kept = 0;  ///< by recomputation
+};
+
+/// One micro-batch after the other through every operation, with sizes for tensors. Follows models/llama/model.cpp,
+/// nn/linear_group.cpp and the operations' own files line by line.
+class Rehearsal {
+ public:
+  explicit Rehearsal(const MemoryInputs& inputs)
+      : in_(inputs),
+        shapes_(inputs.shapes),
+        stream_(bytes_of(shapes_.stream_dtype)),
+        compute_type_(inputs.amp_dtype == at::kFloat ? shapes_.stream_dtype : inputs.amp_dtype),
+        compute_(bytes_of(compute_type_)),
+        weight_(bytes_of(shapes_.weight_dtype)),
+        N_(tokens()),
+        P_(places()),
+        D_(shapes_.hidden),
+        Q_(shapes_.heads * shapes_.head_dim),
+        W_((shapes_.heads + 2 * shapes_.kv_heads) * shapes_.head_dim),
+        head_shape_{shapes_.head},
+        head_{.shape = &head_shape_, .is_head = true} {
+    bool has_gradient = shapes_.embedding_trained;
+    for (const auto& shape : shapes_.layers) {
+      Layer layer{{&shape.qkv}, {&shape.out}, {&shape.gate_up}, {&shape.down}, shape.norms_trained, has_gradient, {}, 0};
+      has_gradient = has_gradient || layer.norms_trained || layer.qkv.trains() || layer.out.trains() ||
+                     layer.gate_up.trains() || layer.down.trains();
+      layers_.push_back(layer);
+    }
+    output_has_gradient_ = has_gradient;
+  }
+  Rehearsal(const Rehearsal&) = delete;
+  Rehearsal& operator=(const Rehearsal&) = delete;
+
+  void run() {
+    load();
+    // The first step packs the weights; the second meets all of them packed.
+    for (int step = 0; step < 2; ++step) {
+      gradients_exist_ = false;
+      for (int64_t i = 0; i < std::min<int64_t>(in_.grad_accum, 2); ++i) micro_batch();
+      ledger_.drop(kGradients, ledger_.now(kGradients));
+    }
+    save();
+  }
+
+  const Ledger& ledger() const { return ledger_; }
+  /// What every step finds, and leaves, in memory.
+  int64_t lasting() const { return lasting_; }
+  int64_t packed_bytes() const { return packed_; }
+
+ private:
+  int64_t tokens() const {
+    const int64_t all = in_.micro_batch * in_.row_tokens;
+    return in_.packed_rows ? (all + 63) / 64 * 64 : all;
+  }
+  int64_t places() const {
+    return in_.packed_rows ? static_cast<int64_t>(static_cast<double>(tokens()) * in_.places_per_token) : tokens();
+  }
+  bool on_cpu() const { return in_.device == c10::kCPU; }
+  /// ops/rows.h: kernels exist on the CPU for bf16 and fp32.
+  bool has_kernel(bool wanted) const { return wanted && on_cpu() && compute_type_ != at::kHalf && shapes_.stream_dtype != at::kHalf; }
+  bool is_joined(const Group& group) const { return in_.fast_paths.joined && !group.has_trained_weight(); }
+  bool is_streamed(const Group& group) const { return in_.streams_layers && !group.is_head && !group.has_trained_weight(); }
+  bool can_pack(const Group& group) const {
+    return on_cpu() && in_.packing_pays && in_.fast_paths.packed_weights && is_joined(group);
+  }
+  /// LinearGroup::pack: a weight that others hold, or of another type, stays.
+  bool is_released(const Group& group) const {
+    return in_.fast_paths.release_plain && shapes_.weight_dtype == compute_type_ && !(group.is_head && shapes_.head_is_tied);
+  }
+  int64_t form_bytes(const Group& group) const { return group.numbers() * compute_; }
+
+  // ---- Before the first step ----
+
+  void load() {
+    const auto& parameters = in_.parameters;
+    ledger_.hold(kWeights, static_cast<int64_t>(parameters.weights_bytes) - streamed_bytes());
+    { const Scope converted(ledger_, kWeights, static_cast<int64_t>(in_.loading_bytes)); }
+    ledger_.hold(kWeights, static_cast<int64_t>(parameters.adapters_bytes + parameters.optimizer_bytes));
+    if (in_.streams_layers) ledger_.hold(kWeights, std::min<int64_t>(2, layer_count()) * streamed_bytes() / layer_count());
+    lasting_ = ledger_.peak();
+  }
+
+  int64_t layer_count() const { return static_cast<int64_t>(layers_.size()); }
+  int64_t streamed_bytes() const {
+    int64_t numbers = 0;
+    for (const Layer& layer : layers_) {
+      for (const Group* group : {&layer.qkv, &layer.out, &layer.gate_up, &layer.down}) {
+        if (is_streamed(*group)) numbers += group->numbers();
+      }
+    }
+    return numbers * weight_;
+  }
+
+  // ---- Products ----
+
+  /// The weights of a product, packed when it is the first one with gradients.
+  void multiply(Group& group, bool with_gradients) {
+    if (is_streamed(group)) {
+      const Scope brought(ledger_, kPacked, can_pack(group) ? 2 * form_bytes(group) : cast_bytes(group));
+    } else if (can_pack(group) && (with_gradients || group.packed)) {
+      if (!group.packed) pack(group);
+    } else {
+      const Scope cast(ledger_, kWeights, cast_bytes(group));
+    }
+  }
+
+  /// Plain weights of another type than the product's are converted for it, one layer after the other.
+  int64_t cast_bytes(const Group& group) const {
+    if (shapes_.weight_dtype == compute_type_) return 0;
+    int64_t largest = 0;
+    for (const auto& layer : *group.shape) largest = std::max(largest, layer.numbers());
+    return largest * compute_;
+  }
+
+  void pack(Group& group) {
+    const bool is_copied = group.shape->size() > 1 || shapes_.weight_dtype != compute_type_;
+    const Scope joined(ledger_, kPacked, is_copied ? form_bytes(group) : 0);
+    ledger_.hold(kPacked, form_bytes(group));
+    packed_ += form_bytes(group);
+    group.packed = true;
+    if (!is_released(group)) return;
+    ledger_.drop(kWeights, group.numbers() * weight_);
+    packed_ -= group.numbers() * weight_;
+    released_ += group.numbers() * weight_;
+  }
+
+  /// The product with the transposed weights, which are made when first needed from the others.
+  void multiply_transposed(Group& group) {
+    if (is_streamed(group) || !group.packed) {
+      multiply(group, false);
+    } else if (!group.transposed) {
+      const Scope plain(ledger_, kPacked, 2 * form_bytes(group));
+      ledger_.hold(kPacked, form_bytes(group));
+      packed_ += form_bytes(group);
+      group.transposed = true;
+    }
+  }
+
+  /// A product's input, where something trained needs it again, with what low-rank updates keep beside it.
+  int64_t kept_by(const Group& group, bool input_is_kept_already = false) const {
+    int64_t bytes = N_ * group.ranks() * compute_;
+    const bool needs_input = group.has_trained_weight() || group.ranks() > 0 || dropouts(group) > 0;
+    if (needs_input && !input_is_kept_already) bytes += N_ * group.inputs() * compute_;
+    // The mask of each dropout; the weight's cast, which autocast keeps.
+    bytes += dropouts(group) * N_ * group.inputs() * compute_;
+    if (group.has_trained_weight() && shapes_.stream_dtype != compute_type_) bytes += group.numbers() * compute_;
+    return bytes;
+  }
+
+  static int64_t dropouts(const Group& group) {
+    int64_t sum = 0;
+    for (const auto& layer : *group.shape) sum += layer.dropouts;
+    return sum;
+  }
+
+  /// Outputs of layers that run one by one, or get an update by itself, exist apart before they stand side by side.
+  void join_outputs(const Group& group) {
+    const bool apart = (!is_joined(group) && group.shape->size() > 1) || dropouts(group) > 0;
+    const Scope parts(ledger_, kActivations, apart ? N_ * group.outputs() * compute_ : 0);
+  }
+
+  /// Gradients of what the group trains; from the second micro-batch on they are added to those that are there.
+  void add_gradients(const Group& group) { add_gradients(group.gradient_bytes()); }
+  void add_gradients(int64_t bytes) {
+    if (gradients_exist_) {
+      const Scope added(ledger_, kGradients, bytes);
+    } else {
+      ledger_.hold(kGradients, bytes);
+    }
+  }
+
+  // ---- Forward ----
+
+  /// What the layer keeps goes into layer.kept when `keep` is set, and is gone at its end otherwise.
+  void forward(Layer& layer, bool keep, bool with_gradients) {
+    const bool recomputes_half = in_.recompute == nn::Recompute::kSelective;
+    Scope flow(ledger_);
+    flow.hold(N_ * D_ * compute_);  // what the layer before left to add
+    attention_forward(layer, keep, with_gradients, flow);
+    if (!recomputes_half) {
+      feed_forward(layer, keep, with_gradients);
+    } else {
+      feed_forward(layer, false, false);
+      if (keep) hold_kept(layer.inputs_kept, N_ * D_ * (stream_ + compute_));
+    }
+  }
+
+  void hold_kept(int64_t& kept, int64_t bytes) {
+    kept += bytes;
+    ledger_.hold(kActivations, bytes);
+  }
+  /// Keeps `bytes` for the backward pass when `needed`, else until the scope's end.
+  void hold(bool needed, int64_t& kept, int64_t bytes, Scope& scope) {
+    if (needed) {
+      hold_kept(kept, bytes);
+    } else {
+      scope.hold(bytes);
+    }
+  }
+
+  void norm_forward(bool keep, int64_t& kept, Scope& flow) {
+    hold(keep, kept, N_ * D_ * stream_ + N_ * 4, flow);
+    if (!has_kernel(in_.fast_paths.fused_norm)) const Scope wide(ledger_, kActivations, 3 * N_ * D_ * 4);
+  }
+
+  void attention_forward(Layer& layer, bool keep, bool with_gradients, Scope& flow) {
+    const bool norm_keeps = keep && (layer.input_has_gradient || layer.norms_trained);
+    norm_forward(norm_keeps, layer.kept.norm1, flow);
+    const bool qkv_has_gradient = norm_keeps || layer.qkv.trains();
+    const int64_t qkv_kept = keep && qkv_has_gradient ? kept_by(layer.qkv) : 0;
+    if (qkv_kept > N_ * D_ * compute_) {
+      hold_kept(layer.kept.qkv, qkv_kept);
+    } else {
+      flow.hold(N_ * D_ * compute_);  // the norm's output
+    }
+    multiply(layer.qkv, with_gradients);
+    Scope inside(ledger_);
+    join_outputs(layer.qkv);
+    inside.hold(N_ * W_ * compute_);
+    if (in_.packed_rows) inside.hold(P_ * W_ * compute_);
+
+    const bool attention_keeps = keep && (layer.input_has_gradient || layer.norms_trained || layer.qkv.trains());
+    hold(attention_keeps, layer.kept.attention, attention_bytes(), inside);
+    if (shapes_.heads != shapes_.kv_heads && has_kernel(in_.fast_paths.fused_attention)) {
+      const Scope repeated(ledger_, kActivations, 2 * P_ * Q_ * compute_);
+    }
+    // The out projection's input is attention's output, which attention keeps already unless rows are packed.
+    const bool is_shared = attention_keeps && !in_.packed_rows;
+    if (in_.packed_rows) {
+      const Scope joined(ledger_, kActivations, P_ * Q_ * compute_);
+      inside.hold(N_ * Q_ * compute_);
+    }
+    if (keep && (attention_keeps || layer.out.trains())) hold_kept(layer.kept.out, kept_by(layer.out, is_shared));
+    multiply(layer.out, with_gradients);
+    flow.hold(N_ * D_ * compute_);
+  }
+
+  /// Queries, keys, values, the result and each row's normaliser.
+  int64_t attention_bytes() const {
+    int64_t width = W_ + Q_;
+    if (!has_kernel(in_.fast_paths.fused_rotary)) width += W_ - (W_ - Q_) / 2;  // values are a part of the whole product
+    const bool repeats = shapes_.heads != shapes_.kv_heads && !has_kernel(in_.fast_paths.fused_attention);
+    if (repeats) width += 2 * Q_;
+    return P_ * width * compute_ + P_ * shapes_.heads * 4;
+  }
+
+  void feed_forward(Layer& layer, bool keep, bool with_gradients) {
+    const bool input_has_gradient =
+        layer.input_has_gradient || layer.norms_trained || layer.qkv.trains() || layer.out.trains();
+    const int64_t inner = layer.down.inputs();
+    Scope flow(ledger_);
+    norm_forward(keep && input_has_gradient, layer.kept.norm2, flow);
+    const bool gate_up_keeps = keep && (input_has_gradient || layer.gate_up.trains());
+    const int64_t gate_up_kept = gate_up_keeps ? kept_by(layer.gate_up) : 0;
+    if (gate_up_kept > N_ * D_ * compute_) {
+      hold_kept(layer.kept.gate_up, gate_up_kept);
+    } else {
+      flow.hold(N_ * D_ * compute_);
+    }
+    multiply(layer.gate_up, with_gradients);
+    join_outputs(layer.gate_up);
+    hold(gate_up_keeps, layer.kept.swiglu, N_ * 2 * inner * compute_, flow);
+    const int64_t down_kept = keep && (gate_up_keeps || layer.down.trains()) ? kept_by(layer.down) : 0;
+    if (down_kept > N_ * inner * compute_) {
+      hold_kept(layer.kept.down, down_kept);
+    } else {
+      flow.hold(N_ * inner * compute_);
+    }
+    multiply(layer.down, with_gradients);
+    flow.hold(N_ * D_ * compute_);
+  }
+
+  // ---- The head and the loss ----
+
+  void loss() {
+    Scope flow(ledger_);
+    hold(output_has_gradient_, final_norm_, N_ * D_ * stream_ + N_ * 4, flow);
+    flow.hold(N_ * D_ * compute_);                                     // hidden states
+    if (in_.micro_batch > 1 || in_.packed_rows) flow.hold(N_ * D_ * compute_);  // of the targets alone
+    flow.hold(N_ * 4 * 8);                                             // labels, their places
+    if (shapes_.head.rank > 0 || shapes_.head_has_bias) {
+      whole_logits();
+    } else {
+      logits_by_chunks();
+    }
+  }
+
+  void whole_logits() {
+    const int64_t logits = N_ * shapes_.vocabulary;
+    multiply(head_, true);
+    // The product, in fp32, and its logarithm of the softmax; then the gradients of these two.
+    const Scope kept(ledger_, kLogits, logits * (2 * compute_ + 4 + 4) + logits * 4);
+    multiply_transposed(head_);
+    add_gradients(head_);
+  }
+
+  void logits_by_chunks() {
+    const int64_t V = shapes_.vocabulary;
+    const int64_t chunk_rows = std::max(kLeastChunkRows, kChunkLogits / V / kLeastChunkRows * kLeastChunkRows);
+    const int64_t rows = std::min(chunk_rows, (N_ + kLeastChunkRows - 1) / kLeastChunkRows * kLeastChunkRows);
+    if (output_has_gradient_) hold_kept(hidden_gradient_, N_ * D_ * compute_);
+    multiply(head_, true);
+    Scope chunk(ledger_, kLogits);
+    if (shapes_.head.trained && shapes_.weight_dtype != compute_type_) chunk.hold(head_.numbers() * compute_);
+    chunk.hold(rows * V * compute_);
+    if (!has_kernel(in_.fast_paths.fused_loss)) chunk.hold(rows * V * (4 + 4 + compute_));
+    chunk.hold(rows * D_ * compute_);
+    if (output_has_gradient_) multiply_transposed(head_);
+    if (!shapes_.head.trained) return;
+    // The gradient in fp32, what a chunk adds to it, and its product with the loss' gradient.
+    const Scope part(ledger_, kGradients, 2 * V * D_ * 4);
+    add_gradients(head_);
+  }
+
+  // ---- Backward ----
+
+  void micro_batch() {
+    const Scope batch(ledger_, kActivations, N_ * 2 * 8);
+    for (Layer& layer : layers_) {
+      if (in_.recompute == nn::Recompute::kFull) {
+        hold_kept(layer.inputs_kept, N_ * D_ * (stream_ + compute_));
+        forward(layer, false, false);
+      } else {
+        forward(layer, true, true);
+      }
+    }
+    loss();
+    Scope gradient(ledger_, kActivations, gradient_bytes());
+    { const Scope of_states(ledger_, kActivations, 2 * N_ * D_ * compute_); }
+    release(final_norm_);
+    release(hidden_gradient_);
+    for (size_t i = layers_.size(); i-- > 0;) backward(layers_[i]);
+    embedding_gradient();
+    gradients_exist_ = true;
+  }
+
+  /// Of the stream between layers, and of what is still to be added to it when that has a type of its own.
+  int64_t gradient_bytes() const { return N_ * D_ * (stream_ + (stream_ == compute_ ? 0 : compute_)); }
+
+  void release(int64_t& kept) {
+    ledger_.drop(kActivations, kept);
+    kept = 0;
+  }
+
+  void backward(Layer& layer) {
+    if (in_.recompute == nn::Recompute::kFull) {
+      forward(layer, true, true);
+    } else if (in_.recompute == nn::Recompute::kSelective) {
+      feed_forward(layer, true, true);
+    }
+    feed_forward_backward(layer);
+    if (in_.recompute == nn::Recompute::kSelective) release(layer.inputs_kept);
+    attention_backward(layer);
+    release(layer.inputs_kept);
+  }
+
+  void feed_forward_backward(Layer& layer) {
+    const bool reaches_norm = layer.input_has_gradient || layer.norms_trained || layer.qkv.trains() || layer.out.trains();
+    const bool reaches_swiglu = reaches_norm || layer.gate_up.trains();
+    const int64_t inner = layer.down.inputs();
+    Scope dh(ledger_);
+    if (reaches_swiglu) {
+      dh.hold(N_ * inner * compute_);
+      multiply_transposed(layer.down);
+    }
+    add_gradients(layer.down);
+    release(layer.kept.down);
+    Scope dgate_up(ledger_);
+    if (reaches_swiglu) dgate_up.hold(N_ * 2 * inner * compute_);
+    dh.end();
+    release(layer.kept.swiglu);
+    Scope dy(ledger_);
+    if (reaches_norm) {
+      dy.hold(N_ * D_ * compute_);
+      multiply_transposed(layer.gate_up);
+    }
+    add_gradients(layer.gate_up);
+    dgate_up.end();
+    release(layer.kept.gate_up);
+    if (reaches_norm) dy.hold(gradient_bytes());
+    release(layer.kept.norm2);
+  }
+
+  void attention_backward(Layer& layer) {
+    const bool reaches_norm = layer.input_has_gradient || layer.norms_trained;
+    const bool reaches_attention = reaches_norm || layer.qkv.trains();
+    Scope dout(ledger_);
+    if (reaches_attention) {
+      dout.hold(N_ * Q_ * compute_);
+      multiply_transposed(layer.out);
+      if (in_.packed_rows) dout.hold(P_ * Q_ * compute_);
+    }
+    add_gradients(layer.out);
+    release(layer.kept.out);
+    Scope dheads(ledger_);
+    if (reaches_attention) {
+      dheads.hold(P_ * W_ * compute_);
+      const Scope block(ledger_, kActivations, attention_block_bytes());
+    }
+    dout.end();
+    release(layer.kept.attention);
+    Scope dqkv(ledger_);
+    if (reaches_attention) dqkv.hold(P_ * W_ * compute_ + (in_.packed_rows ? N_ * W_ * compute_ : 0));
+    dheads.end();
+    if (reaches_norm) {
+      dqkv.hold(N_ * D_ * compute_);
+      multiply_transposed(layer.qkv);
+    }
+    add_gradients(layer.qkv);
+    release(layer.kept.qkv);
+    if (reaches_norm) dqkv.hold(gradient_bytes());
+    release(layer.kept.norm1);
+  }
+
+  /// HeadsBackward: scores and their gradients in fp32, and both once more in the products' type.
+  int64_t attention_block_bytes() const {
+    const int64_t apart = 2 * P_ * Q_ * compute_;  // the result and its gradient, head by head
+    if (!has_kernel(in_.fast_paths.fused_attention)) return 0;
+    const int64_t length = in_.row_tokens, group = shapes_.heads / shapes_.kv_heads;
+    const int64_t queries = std::min(length, kBlockQueries), per_head = group * queries * length;
+    const int64_t heads = in_.micro_batch * shapes_.kv_heads;
+    const int64_t at_once = std::clamp<int64_t>(kBlockNumbers / per_head, 1, heads);
+    const int64_t rows = at_once * (group * queries + 2 * length) * shapes_.head_dim;
+    return apart + at_once * per_head * 2 * (4 + compute_) + rows * (4 + compute_);
+  }
+
+  /// Dense, whatever few rows were used.
+  void embedding_gradient() {
+    if (!shapes_.embedding_table_trained || (shapes_.head_is_tied && shapes_.head.trained)) return;
+    add_gradients(shapes_.vocabulary * D_ * 4);
+  }
+
+  // ---- After the last step ----
+
+  /// Saving the base asks for all plain weights again.
+  void save() {
+    if (in_.saves_base) ledger_.hold(kWeights, released_);
+  }
+
+  const MemoryInputs& in_;
+  const nn::DecoderShapes& shapes_;
+  const int64_t stream_;  ///< bytes of a number of the stream between layers
+  const at::ScalarType compute_type_;
+  const int64_t compute_, weight_;
+  const int64_t N_, P_, D_, Q_, W_;
+  const LinearGroupShape head_shape_;
+  Group head_;
+  std::vector<Layer> layers_;
+  bool output_has_gradient_ = false;
+  bool gradients_exist_ = false;  ///< of an earlier micro-batch of this step
+  int64_t final_norm_ = 0, hidden_gradient_ = 0;
+  int64_t lasting_ = 0, packed_ = 0, released_ = 0;
+  Ledger ledger_;
+};
+
+uint64_t kept_bytes(const Rehearsal&) { return 0; }
+
+uint64_t nbytes(const at::Tensor& tensor) { return static_cast<uint64_t>(tensor.numel()) * c10::elementSize(tensor.scalar_type()); }
+
+uint64_t state_bytes(const at::Tensor& parameter, const OptimizerOptions& optimizer) {
+  const uint64_t numbers = static_cast<uint64_t>(parameter.numel());
+  const uint64_t wide = parameter.scalar_type() == at::kDouble ? 8 : 4;
+  const uint64_t master = is_half(parameter.scalar_type()) ? numbers * wide : 0;
+  if (optimizer.type == "adamw") return master + 2 * numbers * wide + sizeof(float);
+  return master + (optimizer.momentum == 0 ? 0 : numbers * wide);
+}
+
+}  // namespace
+
+ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSet& adapters,
+                                 const OptimizerOptions& optimizer) {
+  std::set<const at::TensorImpl*> in_adapter, seen;
+  ParameterMemory memory;
+  if (adapters) {
+    for (const auto& parameter : adapters.parameters()) in_adapter.insert(parameter.unsafeGetTensorImpl());
+    for (const auto* whole : {&adapters.saved_parameters(), &adapters.biases()}) {
+      for (const auto& saved : *whole) memory.weights_bytes += nbytes(saved.other);
+    }
+  }
+  for (const auto& entry : model.named_parameters()) {
+    const at::Tensor& parameter = entry.value();
+    if (!seen.insert(parameter.unsafeGetTensorImpl()).second) continue;
+    memory.parameters += parameter.numel();
+    const bool is_adapters = in_adapter.contains(parameter.unsafeGetTensorImpl());
+    (is_adapters ? memory.adapters_bytes : memory.weights_bytes) += nbytes(parameter);
+    if (!parameter.requires_grad()) continue;
+    memory.trainable += parameter.numel();
+    memory.gradients_bytes += nbytes(parameter);
+    memory.optimizer_bytes += state_bytes(parameter, optimizer);
+  }
+  return memory;
+}
+
+MemoryPlan plan_memory(const MemoryInputs& inputs) {
+  Rehearsal rehearsal(inputs);
+  rehearsal.run();
+  const Ledger& ledger = rehearsal.ledger();
+  const bool on_cpu = inputs.device == c10::kCPU;
+  MemoryPlan plan;
+  plan.parameters = inputs.parameters;
+  plan.packed_bytes = static_cast<uint64_t>(rehearsal.packed_bytes());
+  plan.activations_bytes = static_cast<uint64_t>(ledger.most(kActivations));
+  plan.logits_bytes = static_cast<uint64_t>(ledger.most(kLogits));
+  plan.program_bytes = static_cast<uint64_t>(on_cpu ? kProgramBytes : kContextBytes) + inputs.data_bytes;
+  plan.tensors_bytes = static_cast<uint64_t>(ledger.peak());
+  plan.kept_bytes = kept_bytes(rehearsal);
+  plan.peak_bytes = plan.program_bytes + plan.tensors_bytes + plan.kept_bytes;
+  return plan;
+}
+
+int64_t largest_micro_batch(MemoryInputs inputs, uint64_t memory_bytes) {
+  const auto fits = [&](int64_t rows) {
+    inputs.micro_batch = rows;
+    return plan_memory(inputs).peak_bytes <= memory_bytes;
+  };
+  if (!fits(1)) return 0;
+  int64_t fitting = 1, too_large = 2;
+  constexpr int64_t kEnough = int64_t{1} << 24;
+  while (too_large < kEnough && fits(too_large)) fitting = std::exchange(too_large, too_large * 2);
+  while (too_large - fitting > 1) {
+    const int64_t middle = fitting + (too_large - fitting) / 2;
+    (fits(middle) ? fitting : too_large) = middle;
+  }
+  return fitting;
+}
+
+}  // namespace lora::train

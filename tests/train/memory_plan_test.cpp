@@ -1,0 +1,285 @@
+#include "lora/train/memory_plan.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+
+#include "catch.h"
+#include "lora/adapters/freeze.h"
+#include "lora/adapters/inject.h"
+#include "lora/models/llama/model.h"
+#include "lora/models/llama/shapes.h"
+#include "lora/ops/device.h"
+#include "lora/ops/frozen_linear.h"
+#include "lora/train/trainer.h"
+
+namespace lora::train {
+namespace {
+
+/// Bytes of the tensors that exist, and the most that ever did, as LibTorch's allocator reports them.
+class TensorMeter : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void*, int64_t size, size_t, size_t, c10::Device) override {
+    now_ += size;
+    most_ = std::max(most_, now_);
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  double most() const { return static_cast<double>(most_); }
+
+ private:
+  int64_t now_ = 0, most_ = 0;
+};
+
+llama::LlamaConfig small_config(int64_t kv_heads = 4, bool tied = false) {
+  llama::LlamaConfig config;
+  config.hidden_size = 128;
+  config.intermediate_size = 352;
+  config.num_hidden_layers = 3;
+  config.num_attention_heads = 4;
+  config.num_key_value_heads = kv_heads;
+  config.head_dim = 32;
+  config.vocab_size = 512;
+  config.max_position_embeddings = 256;
+  config.tie_word_embeddings = tied;
+  return config;
+}
+
+/// What one case of this file trains; no adapter: everything.
+struct Case {
+  llama::LlamaConfig config = small_config();
+  at::ScalarType dtype = at::kFloat, amp_dtype = at::kFloat;
+  std::optional<LoraOptions> lora = LoraOptions{};
+  FreezeRules rules = {};
+  OptimizerOptions optimizer = {};
+  nn::Recompute recompute = nn::Recompute::kNone;
+  std::vector<std::string> disabled = {};
+  int64_t micro_batch = 8, row_tokens = 64, grad_accum = 1;
+};
+
+struct Made {
+  std::shared_ptr<llama::LlamaForCausalLMImpl> model;
+  AdapterSet adapters;
+};
+
+Made make(const Case& one, const at::Device& device) {
+  seed_generators(1);
+  Made made;
+  made.model = std::make_shared<llama::LlamaForCausalLMImpl>(one.config, nn::ParameterOptions{one.dtype, device, true});
+  made.model->fast_paths.release_plain = true;
+  for (const auto& name : one.disabled) made.model->fast_paths.at(name) = false;
+  made.model->recompute = one.recompute;
+  if (one.lora) made.adapters = inject(*made.model, *one.lora);
+  made.adapters ? freeze_base(*made.model, made.adapters, one.rules) : train_all(*made.model, one.rules);
+  return made;
+}
+
+/// From a model on the meta device, as the program does.
+MemoryInputs inputs_of(const Case& one) {
+  const Made made = make(one, at::kMeta);
+  MemoryInputs inputs;
+  inputs.shapes = llama::shapes_of(*made.model);
+  inputs.parameters = parameter_memory(*made.model, made.adapters, one.optimizer);
+  inputs.fast_paths = made.model->fast_paths;
+  inputs.recompute = one.recompute;
+  inputs.amp_dtype = one.amp_dtype;
+  inputs.packing_pays = ops::PackedWeight::pays(one.amp_dtype == at::kFloat ? inputs.shapes.stream_dtype : one.amp_dtype);
+  inputs.micro_batch = one.micro_batch;
+  inputs.row_tokens = one.row_tokens;
+  inputs.grad_accum = one.grad_accum;
+  return inputs;
+}
+
+TrainerOptions trainer_options(const Case& one) {
+  TrainerOptions options;
+  options.amp_dtype = one.amp_dtype;
+  options.optimizer = one.optimizer;
+  return options;
+}
+
+Batch random_batch(const Case& one) {
+  Batch batch;
+  batch.input_ids_BS = at::randint(0, one.config.vocab_size, {one.micro_batch, one.row_tokens}, at::kLong);
+  batch.labels_BS = batch.input_ids_BS;
+  batch.num_tokens = one.micro_batch * one.row_tokens;
+  batch.num_targets = one.micro_batch * (one.row_tokens - 1);
+  return batch;
+}
+
+/// The most bytes of tensors that making the model and two real steps ever had.
+double measured_bytes(const Case& one) {
+  const auto meter = std::make_shared<TensorMeter>();
+  const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, meter);
+  Made made = make(one, at::kCPU);
+  Trainer trainer(made.model, made.adapters, trainer_options(one));
+  const std::vector<Batch> batches(static_cast<size_t>(one.grad_accum), random_batch(one));
+  for (int step = 0; step < 2; ++step) trainer.step(batches);
+  return meter->most();
+}
+
+Case full_case() {
+  Case one;
+  one.lora.reset();
+  return one;
+}
+
+LoraOptions all_linear() {
+  LoraOptions options;
+  options.rank = 16;
+  options.targets = "all-linear";
+  return options;
+}
+
+std::vector<std::pair<std::string, Case>> cases() {
+  std::vector<std::pair<std::string, Case>> all;
+  const auto add = [&](const std::string& name, auto change) {
+    Case one;
+    change(one);
+    all.emplace_back(name, one);
+  };
+  add("fp32", [](Case&) {});
+  add("bf16", [](Case& one) { one.dtype = at::kBFloat16; });
+  add("bf16 over fp32", [](Case& one) { one.amp_dtype = at::kBFloat16; });
+  add("grouped heads, tied", [](Case& one) {
+    one.dtype = at::kBFloat16;
+    one.config = small_config(2, true);
+  });
+  add("all linear", [](Case& one) { one.lora = all_linear(); });
+  add("all linear bf16, long rows", [](Case& one) {
+    one.lora = all_linear();
+    one.dtype = at::kBFloat16;
+    one.micro_batch = 2;
+    one.row_tokens = 256;
+  });
+  add("dropout", [](Case& one) { one.lora->dropout = 0.1; });
+  add("recompute full", [](Case& one) { one.recompute = nn::Recompute::kFull; });
+  add("recompute selective", [](Case& one) { one.recompute = nn::Recompute::kSelective; });
+  add("recompute full bf16", [](Case& one) {
+    one.dtype = at::kBFloat16;
+    one.recompute = nn::Recompute::kFull;
+  });
+  add("last layer alone", [](Case& one) { one.lora->layers_to_transform = {2}; });
+  add("everything", [](Case& one) { one.lora.reset(); });
+  add("everything, accumulated", [](Case& one) {
+    one.lora.reset();
+    one.grad_accum = 3;
+  });
+  add("everything, bf16 over fp32", [](Case& one) {
+    one.lora.reset();
+    one.amp_dtype = at::kBFloat16;
+  });
+  add("everything, tied, by momentum", [](Case& one) {
+    one.lora.reset();
+    one.config = small_config(4, true);
+    one.optimizer.type = "sgd";
+    one.optimizer.momentum = 0.9;
+  });
+  add("head saved whole", [](Case& one) { one.lora->modules_to_save = {"lm_head"}; });
+  add("adapted head", [](Case& one) { one.lora->targets = std::vector<std::string>{"q_proj", "lm_head"}; });
+  add("plain operations", [](Case& one) { one.disabled = nn::FastPaths::names(); });
+  return all;
+}
+
+uint64_t bytes_of(const at::Tensor& tensor) { return tensor.nbytes(); }
+
+}  // namespace
+
+TEST_CASE("parameters, gradients and optimizer state are counted as the real ones are") {
+  Case lora{.dtype = at::kBFloat16};
+  lora.lora->rank_pattern = {{"layers.0.self_attn.q_proj", 3}};
+  lora.lora->modules_to_save = {"lm_head"};
+  lora.rules.train = {"layers.1.mlp.up_proj"};
+  Case sgd = full_case();
+  sgd.optimizer.type = "sgd";
+  sgd.optimizer.momentum = 0.9;
+  sgd.rules.freeze = {"embed_tokens"};
+  Case tied = full_case();
+  tied.config = small_config(2, true);
+  for (const Case& one : {lora, sgd, tied, full_case()}) {
+    const Made real = make(one, at::kCPU);
+    Trainer trainer(real.model, real.adapters, trainer_options(one));
+    const auto made = make(one, at::kMeta);
+    const ParameterMemory planned = parameter_memory(*made.model, made.adapters, one.optimizer);
+
+    uint64_t weights = 0, adapters = 0, gradients = 0, state = 0;
+    std::set<const void*> seen;
+    std::set<std::string> adapted;
+    if (real.adapters) {
+      for (const auto& [name, parameter] : real.adapters.named_parameters()) adapted.insert(name);
+      for (const auto& saved : real.adapters.saved_parameters()) weights += bytes_of(saved.other);
+    }
+    for (const auto& entry : real.model->named_parameters()) {
+      if (!seen.insert(entry.value().data_ptr()).second) continue;
+      (adapted.contains(entry.key()) ? adapters : weights) += bytes_of(entry.value());
+    }
+    for (const auto& [name, parameter] : trainer.state().optimizer->parameters()) gradients += bytes_of(parameter);
+    for (const auto& [name, tensor] : trainer.state().optimizer->state()) state += bytes_of(tensor);
+    CHECK(planned.weights_bytes == weights);
+    CHECK(planned.adapters_bytes == adapters);
+    CHECK(planned.gradients_bytes == gradients);
+    CHECK(planned.optimizer_bytes == state);
+    CHECK(planned.trainable * 4 == static_cast<int64_t>(gradients));
+  }
+}
+
+TEST_CASE("the rehearsal has as many bytes of tensors as two real steps") {
+  for (const auto& [name, one] : cases()) {
+    const double planned = static_cast<double>(plan_memory(inputs_of(one)).tensors_bytes), measured = measured_bytes(one);
+    CAPTURE(name, planned, measured);
+    CHECK(std::abs(planned / measured - 1) < 0.05);
+  }
+}
+
+TEST_CASE("a larger micro-batch never takes less, and the largest that fits is the largest") {
+  for (const auto& [name, one] : cases()) {
+    CAPTURE(name);
+    MemoryInputs inputs = inputs_of(one);
+    uint64_t before = 0;
+    for (const int64_t rows : {1, 2, 3, 8, 50, 51, 400}) {
+      inputs.micro_batch = rows;
+      const uint64_t peak = plan_memory(inputs).peak_bytes;
+      CHECK(peak >= before);
+      before = peak;
+    }
+    inputs.micro_batch = 37;
+    const uint64_t memory = plan_memory(inputs).peak_bytes;
+    const int64_t largest = largest_micro_batch(inputs, memory);
+    CHECK(largest >= 37);
+    inputs.micro_batch = largest;
+    CHECK(plan_memory(inputs).peak_bytes <= memory);
+    inputs.micro_batch = largest + 1;
+    CHECK(plan_memory(inputs).peak_bytes > memory);
+    CHECK(largest_micro_batch(inputs, 1 << 20) == 0);
+  }
+}
+
+TEST_CASE("recomputation saves activations, packing and streaming change the weights alone") {
+  Case one{.dtype = at::kBFloat16};
+  one.micro_batch = 64;
+  MemoryInputs inputs = inputs_of(one);
+  inputs.packing_pays = true;
+  const MemoryPlan none = plan_memory(inputs);
+  inputs.recompute = nn::Recompute::kSelective;
+  const MemoryPlan selective = plan_memory(inputs);
+  inputs.recompute = nn::Recompute::kFull;
+  const MemoryPlan full = plan_memory(inputs);
+  CHECK(full.activations_bytes < selective.activations_bytes);
+  CHECK(selective.activations_bytes < none.activations_bytes);
+
+  inputs.recompute = nn::Recompute::kNone;
+  // Both forms of every product but the first layer's transposed q, k, v, which nobody asks for; the plain weight is gone.
+  const auto& config = one.config;
+  const int64_t qkv = 3 * config.hidden_size * config.hidden_size;
+  const int64_t layer = qkv + config.hidden_size * (config.hidden_size + 3 * config.intermediate_size);
+  const int64_t products = config.num_hidden_layers * layer + config.vocab_size * config.hidden_size;
+  CHECK(none.packed_bytes == static_cast<uint64_t>(2 * (products - qkv)));
+  inputs.fast_paths.release_plain = false;
+  CHECK(plan_memory(inputs).packed_bytes == static_cast<uint64_t>(2 * (2 * products - qkv)));
+  inputs.packing_pays = false;
+  CHECK(plan_memory(inputs).packed_bytes == 0);
+  CHECK(plan_memory(inputs).activations_bytes == none.activations_bytes);
+  const uint64_t held = plan_memory(inputs).tensors_bytes;
+  inputs.streams_layers = true;
+  CHECK(plan_memory(inputs).tensors_bytes < held);
+}
+
+}  // namespace lora::train
