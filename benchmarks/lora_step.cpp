@@ -53,10 +53,12 @@ class Run {
       freeze_base(*model_, adapters_);
     }
     const auto dataset = data::load_dataset(options.rows, {.format = "tokens"}, nullptr);
+    std::vector<data::Example> rows;
+    for (int64_t row = 0; row < dataset.size(); ++row) rows.push_back(dataset.example(row));
     std::vector<const data::Example*> examples;
-    for (const auto& example : dataset.examples) examples.push_back(&example);
+    for (const auto& row : rows) examples.push_back(&row);
     batch_ = options.packed ? data::collate_packed(examples, 0) : data::collate(examples, 0);
-    first_row_ = dataset.examples.front().input_ids;
+    first_row_ = rows.front().input_ids;
     trainer_.emplace(model_, adapters_, train::TrainerOptions{.steps = 1'000'000, .learning_rate = options.lr});
   }
 

@@ -38,6 +38,15 @@ double loss_divisor(std::span<const Batch> micro_batches, const StepState& state
   return static_cast<double>(positions);
 }
 
+/// The batch where the model is; the time that takes is counted, except on the CPU, where nothing is copied.
+Batch moved_to(const at::Device& device, const Batch& batch, double& copy_seconds) {
+  if (device.is_cpu()) return batch.to(device);
+  const Stopwatch clock;
+  Batch moved = batch.to(device);
+  copy_seconds += clock.seconds();
+  return moved;
+}
+
 /// Forward and backward of every micro-batch; fills in the losses. They are summed on the device
 /// and fetched once, so that a GPU is not waited for in between.
 void accumulate_gradients(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,
@@ -48,7 +57,7 @@ void accumulate_gradients(nn::CausalLMImpl& model, std::span<const Batch> micro_
   at::Tensor loss_sum = at::zeros({}, at::TensorOptions(device).dtype(at::kDouble));
   at::Tensor reg_sum;
   for (const Batch& micro_batch : micro_batches) {
-    const Batch batch = micro_batch.to(device);
+    const Batch batch = moved_to(device, micro_batch, result.copy_seconds);
     at::Tensor loss, regularizer;
     {
       const AutocastGuard autocast(device.type(), state.options.amp_dtype);
