@@ -49,10 +49,12 @@ class Run {
     model_->fast_paths.release_plain = true;
     if (!options.adapter.empty()) adapters_ = load_adapter(*model_, options.adapter);
     const auto dataset = data::load_dataset(options.rows, {.format = "tokens"}, nullptr);
+    std::vector<data::Example> rows;
+    for (int64_t row = 0; row < dataset.size(); ++row) rows.push_back(dataset.example(row));
     std::vector<const data::Example*> examples;
-    for (const auto& example : dataset.examples) examples.push_back(&example);
+    for (const auto& row : rows) examples.push_back(&row);
     batch_ = options.packed ? data::collate_packed(examples, 0) : data::collate(examples, 0);
-    first_row_ = dataset.examples.front().input_ids;
+    first_row_ = rows.front().input_ids;
     learning_rate_ = options.lr;
   }
 

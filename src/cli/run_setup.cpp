@@ -118,7 +118,7 @@ std::shared_ptr<const data::Tokenizer> make_tokenizer(const RunConfig& config) {
 }
 
 data::Dataset make_dataset(const RunConfig& config, const Path& file, const llama::LlamaForCausalLMImpl& model,
-                           const data::Tokenizer* tokenizer) {
+                           const data::Tokenizer* tokenizer, const std::optional<Path>& cache_dir) {
   data::DatasetOptions options;
   options.format = config.data.format;
   options.max_source_length = config.data.max_source_length;
@@ -129,9 +129,13 @@ data::Dataset make_dataset(const RunConfig& config, const Path& file, const llam
   options.vocab_size = model.vocab_size();
   options.prompt_column = config.data.prompt_column;
   options.response_column = config.data.response_column;
+  options.cache_dir = cache_dir;
   data::Dataset dataset = data::load_dataset(file, options, tokenizer);
-  log::info(fmt::format("{}: {} rows, {} truncated, {} bad", file.filename().string(), dataset.num_rows,
-                        dataset.num_truncated, dataset.num_bad_rows));
+  log::info(fmt::format("{}: {} rows, {} truncated, {} bad{}", file.filename().string(), dataset.num_rows,
+                        dataset.num_truncated, dataset.num_bad_rows,
+                        dataset.cache_file ? fmt::format("; {} from the cache {}", dataset.num_rows,
+                                                         dataset.cache_file->string())
+                                           : ""));
   for (const auto& reason : dataset.bad_row_reasons) log::warn("left out: " + reason);
   return dataset;
 }
@@ -147,6 +151,10 @@ AdapterSet make_adapters(const RunConfig& config, llama::LlamaForCausalLMImpl& m
 FreezeReport freeze(const RunConfig& config, llama::LlamaForCausalLMImpl& model, const AdapterSet& adapters) {
   const FreezeRules rules{config.freeze.train, config.freeze.freeze};
   return adapters ? freeze_base(model, adapters, rules) : train_all(model, rules);
+}
+
+Path token_cache_dir(const RunConfig& config) {
+  return config.data.cache_dir.value_or(config.run.output_dir / "cache");
 }
 
 data::LoaderOptions loader_options(const RunConfig& config, int64_t pad_id, int64_t max_positions) {

@@ -19,9 +19,12 @@ std::shared_ptr<llama::LlamaForCausalLMImpl> make_model(const config::RunConfig&
 /// The tokenizer of the run file or of the model; null for token data without one.
 std::shared_ptr<const data::Tokenizer> make_tokenizer(const config::RunConfig& config);
 
-/// Reads a data file as the run file says.
+/// Where tokens are kept for resumed and repeated runs.
+Path token_cache_dir(const config::RunConfig& config);
+
+/// Reads a data file as the run file says. Without a cache_dir tokens are neither kept nor taken from an earlier run.
 data::Dataset make_dataset(const config::RunConfig& config, const Path& file, const llama::LlamaForCausalLMImpl& model,
-                           const data::Tokenizer* tokenizer);
+                           const data::Tokenizer* tokenizer, const std::optional<Path>& cache_dir = std::nullopt);
 
 /// Attaches the adapter (fresh, or from adapter.init_from); empty for method none.
 AdapterSet make_adapters(const config::RunConfig& config, llama::LlamaForCausalLMImpl& model);

@@ -103,6 +103,7 @@ int TrainingRun::run() {
   auto loader_settings = loader_options(config_, pad_id_, model_->max_positions());
   loader_settings.first_step = start_.first_step;
   loader_settings.num_steps = total_steps_;
+  loader_settings.pinned = device_.is_cuda();
   data::Loader loader(train_set_, loader_settings);
   try {
     trainer.fit(loader, [] { return stop_signal() != 0; });
@@ -137,13 +138,18 @@ void TrainingRun::prepare() {
     pad_id_ = std::max<int64_t>(tokenizer_->pad_id(), 0);
   }
   check_for_stop();
-  train_set_ = make_dataset(config_, *config_.data.train.path, *model_, tokenizer_.get());
-  if (config_.data.eval.path) eval_set_ = make_dataset(config_, *config_.data.eval.path, *model_, tokenizer_.get());
+  const auto make_set = [&](const Path& file) {
+    return make_dataset(config_, file, *model_, tokenizer_.get(), token_cache_dir(config_));
+  };
+  train_set_ = make_set(*config_.data.train.path);
+  if (config_.data.eval.path) eval_set_ = make_set(*config_.data.eval.path);
   check_supervision(config_, train_set_, tokenizer_.get(), model_->config);
   adapters_ = make_adapters(config_, *model_);
   freeze_report_ = freeze(config_, *model_, adapters_);
 
-  const data::Loader probe(train_set_, loader_options(config_, pad_id_, model_->max_positions()));
+  auto counting = loader_options(config_, pad_id_, model_->max_positions());
+  counting.workers = 0;
+  const data::Loader probe(train_set_, counting);
   total_steps_ = config_.train.max_steps >= 0 ? config_.train.max_steps : config_.train.epochs * probe.steps_per_epoch();
   warn_about_schedule();
   check_for_stop();
@@ -245,11 +251,10 @@ std::vector<std::string> TrainingRun::generate_samples() {
 /// The first held-out rows (training rows without them), each cut where its answer begins.
 std::vector<SampleRow> TrainingRun::sample_rows() const {
   constexpr size_t kPromptOfPlainText = 32;
-  const auto& examples = (eval_set_ ? *eval_set_ : train_set_).examples;
+  const data::Dataset& set = eval_set_ ? *eval_set_ : train_set_;
   std::vector<SampleRow> rows;
-  for (size_t i = 0; i < examples.size() && i < static_cast<size_t>(config_.log.samples); ++i) {
-    const auto& ids = examples[i].input_ids;
-    const auto& labels = examples[i].labels;
+  for (int64_t row = 0; row < std::min(set.size(), config_.log.samples); ++row) {
+    const auto [ids, labels, number] = set.example(row);
     auto length = static_cast<size_t>(
         std::find_if(labels.begin(), labels.end(), [](int32_t label) { return label != kIgnoreLabel; }) - labels.begin());
     if (length <= 1) length = std::min(kPromptOfPlainText, ids.size() / 2);

@@ -122,12 +122,12 @@ void describe_data(Visitor& v, DataSection& data) {
   v.key("prompt_column", data.prompt_column);
   v.key("response_column", data.response_column);
   v.section("loader", [&] {
-    v.key("workers", data.loader.workers, between(0, 256).with_effect(Effect::kNone));
+    v.key("workers", data.loader.workers, between(0, 256).with_absent_word("auto").with_effect(Effect::kNone));
     v.key("prefetch", data.loader.prefetch, between(1, 1024).with_effect(Effect::kNone));
     v.key("drop_last", data.loader.drop_last);
   });
   v.key("packing", data.packing);
-  v.only("cache_dir", "null");
+  v.key("cache_dir", data.cache_dir, with_effect(Effect::kNone));
   v.only("train_on_sop", "false");
   v.only("ignore_pad_in_loss", "true");
 }

@@ -186,9 +186,22 @@ bool is_running(pid_t pid) {
   return ::kill(pid, 0) == 0 || errno == EPERM;
 }
 
-std::string to_hexadecimal(const XXH128_hash_t& hash) {
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
-}
+/// XXH3-128 of bytes that come in pieces.
+class StreamedDigest {
+ public:
+  StreamedDigest() : state_(XXH3_createState(), XXH3_freeState) {
+    if (!state_) throw std::bad_alloc();
+    XXH3_128bits_reset(state_.get());
+  }
+  void add(const void* data, size_t size) { XXH3_128bits_update(state_.get(), data, size); }
+  std::string hexadecimal() const {
+    const XXH128_hash_t hash = XXH3_128bits_digest(state_.get());
+    return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+  }
+
+ private:
+  std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state_;
+};
 
 }  // namespace
 
@@ -233,10 +246,14 @@ void OutputFile::commit() {
 }
 
 void write_file_atomically(const Path& path, std::string_view text) {
+  write_file_atomically(path, std::span(&text, 1));
+}
+
+void write_file_atomically(const Path& path, std::span<const std::string_view> pieces) {
   const Path temporary = unused_name(path, kTemporaryMark);
   try {
     OutputFile file(temporary);
-    file.write(text);
+    for (const std::string_view piece : pieces) file.write(piece);
     file.commit();
     rename_entry(temporary, path);
   } catch (...) {
@@ -301,21 +318,26 @@ void remove_stale_temporaries(const Path& directory) {
 }
 
 std::string digest(std::span<const std::byte> bytes) {
-  return to_hexadecimal(XXH3_128bits(bytes.data(), bytes.size()));
+  StreamedDigest result;
+  result.add(bytes.data(), bytes.size());
+  return result.hexadecimal();
+}
+
+std::string digest_of_pieces(std::span<const std::string_view> pieces) {
+  StreamedDigest result;
+  for (const std::string_view piece : pieces) result.add(piece.data(), piece.size());
+  return result.hexadecimal();
 }
 
 std::string file_digest(const Path& path) {
   constexpr size_t kPieceBytes = 1u << 20;
   const auto [descriptor, size] = open_regular(path);
-  const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(),
-                                                                              XXH3_freeState);
-  if (!state) throw std::bad_alloc();
-  XXH3_128bits_reset(state.get());
+  StreamedDigest result;
   std::vector<char> piece(std::min<uint64_t>(kPieceBytes, size + 1));
   while (const size_t count = read_fully(*descriptor, path, piece.data(), piece.size())) {
-    XXH3_128bits_update(state.get(), piece.data(), count);
+    result.add(piece.data(), count);
   }
-  return to_hexadecimal(XXH3_128bits_digest(state.get()));
+  return result.hexadecimal();
 }
 
 }  // namespace lora

@@ -1,7 +1,6 @@
 #include "lora/data/collate.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
 
 #include <algorithm>
 
@@ -24,6 +23,10 @@ int64_t check_rows(std::span<const Example* const> examples) {
   return static_cast<int64_t>(longest);
 }
 
+at::Tensor empty_ids(int64_t rows, int64_t length, bool pinned) {
+  return at::empty({rows, length}, at::TensorOptions(at::kLong).pinned_memory(pinned));
+}
+
 /// Plain loops instead of tensor operations: these run in loader threads, each of which would start
 /// a thread pool of its own.
 int64_t* copy_padded(const std::vector<int32_t>& values, int64_t length, int64_t padding,
@@ -40,12 +43,12 @@ int64_t padded_length(int64_t longest, int64_t multiple, int64_t limit) {
 }  // namespace
 
 Batch collate(std::span<const Example* const> examples, int64_t pad_id, int64_t pad_to_multiple_of,
-              int64_t max_length) {
+              int64_t max_length, bool pinned) {
   const int64_t length = padded_length(check_rows(examples), pad_to_multiple_of, max_length);
   const auto num_rows = static_cast<int64_t>(examples.size());
   Batch batch;
-  batch.input_ids_BS = at::empty({num_rows, length}, at::kLong);
-  batch.labels_BS = at::empty({num_rows, length}, at::kLong);
+  batch.input_ids_BS = empty_ids(num_rows, length, pinned);
+  batch.labels_BS = empty_ids(num_rows, length, pinned);
   int64_t* ids = batch.input_ids_BS.mutable_data_ptr<int64_t>();
   int64_t* labels = batch.labels_BS.mutable_data_ptr<int64_t>();
   for (const Example* example : examples) {
@@ -59,7 +62,7 @@ Batch collate(std::span<const Example* const> examples, int64_t pad_id, int64_t 
 }
 
 Batch collate_packed(std::span<const Example* const> examples, int64_t pad_id,
-                     int64_t pad_to_multiple_of) {
+                     int64_t pad_to_multiple_of, bool pinned) {
   check_rows(examples);
   Batch batch;
   for (const Example* example : examples) {
@@ -70,8 +73,8 @@ Batch collate_packed(std::span<const Example* const> examples, int64_t pad_id,
   }
   const int64_t length = padded_length(batch.num_tokens, pad_to_multiple_of, 0);
   if (length > batch.num_tokens) batch.segment_lengths.push_back(length - batch.num_tokens);
-  batch.input_ids_BS = at::full({1, length}, pad_id, at::kLong);
-  batch.labels_BS = at::full({1, length}, kIgnoreLabel, at::kLong);
+  batch.input_ids_BS = empty_ids(1, length, pinned);
+  batch.labels_BS = empty_ids(1, length, pinned);
   int64_t* ids = batch.input_ids_BS.mutable_data_ptr<int64_t>();
   int64_t* labels = batch.labels_BS.mutable_data_ptr<int64_t>();
   for (const Example* example : examples) {
@@ -80,6 +83,8 @@ Batch collate_packed(std::span<const Example* const> examples, int64_t pad_id,
     ids = std::copy(example->input_ids.begin(), example->input_ids.end(), ids);
     labels += example->labels.size();
   }
+  std::fill_n(ids, length - batch.num_tokens, pad_id);
+  std::fill_n(labels, length - batch.num_tokens, kIgnoreLabel);
   return batch;
 }
 

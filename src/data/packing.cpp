@@ -8,19 +8,16 @@
 
 namespace lora::data {
 
-std::vector<std::vector<int64_t>> pack_rows(const Dataset& dataset, int64_t max_length) {
-  const auto length_of = [&](int64_t row) {
-    return static_cast<int64_t>(dataset.examples[static_cast<size_t>(row)].input_ids.size());
-  };
-  std::vector<int64_t> longest_first(static_cast<size_t>(dataset.size()));
+std::vector<std::vector<int64_t>> pack_rows(const RowSource& rows, int64_t max_length) {
+  std::vector<int64_t> longest_first(static_cast<size_t>(rows.size()));
   std::iota(longest_first.begin(), longest_first.end(), int64_t{0});
   std::stable_sort(longest_first.begin(), longest_first.end(),
-                   [&](int64_t a, int64_t b) { return length_of(a) > length_of(b); });
+                   [&](int64_t a, int64_t b) { return rows.length(a) > rows.length(b); });
 
   std::vector<std::vector<int64_t>> packs;
   std::multimap<int64_t, size_t> room;  // what is left in each open pack
   for (const int64_t row : longest_first) {
-    const int64_t length = length_of(row);
+    const int64_t length = rows.length(row);
     require<ConfigError>(length <= max_length,
                          "[data.packing] rows must fit a pack of {} tokens; found one of {}; raise data.max_length",
                          max_length, length);

@@ -1,7 +1,6 @@
 #include "data/row_reader.h"
 
 #include <fstream>
-#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -13,6 +12,7 @@ namespace lora::data {
 namespace {
 
 constexpr uint64_t kMaxArrayBytes = 2'000'000'000;
+constexpr size_t kMaxBatchBytes = 16u << 20;
 constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
 
 bool is_blank(std::string_view line) {
@@ -31,40 +31,57 @@ bool holds_array(const Path& file) {
   return false;
 }
 
-void read_array(const Path& file, const std::function<void(const RawRow&)>& use) {
-  const std::string name = file.string();
+formats::Json read_array(const Path& file) {
   const std::string text = read_file(file, kMaxArrayBytes);
   std::string_view json = text;
   if (json.starts_with(kByteOrderMark)) json.remove_prefix(kByteOrderMark.size());
-  formats::Json rows = formats::parse_json(json, name, {.max_bytes = kMaxArrayBytes});
-  int64_t number = 0;
-  for (formats::Json& row : rows) {
-    ++number;
-    use({.number = number, .where = fmt::format("{}, element {}", name, number), .parse = [&row] {
-           return std::move(row);
-         }});
-  }
-}
-
-void read_lines(const Path& file, const std::function<void(const RawRow&)>& use) {
-  formats::LineReader lines(file);
-  while (const auto line = lines.next()) {
-    if (is_blank(*line)) continue;
-    const std::string where = fmt::format("{}:{}", file.string(), lines.line_number());
-    use({.number = lines.line_number(), .where = where, .parse = [&] {
-           return formats::parse_json(*line, where);
-         }});
-  }
+  return formats::parse_json(json, file.string(), {.max_bytes = kMaxArrayBytes});
 }
 
 }  // namespace
 
-void for_each_row(const Path& file, const std::function<void(const RawRow&)>& use) {
+bool is_json_file(const Path& file) {
+  const std::string extension = file.extension().string();
+  return extension == ".json" || extension == ".jsonl";
+}
+
+RowReader::RowReader(const Path& file) : name_(file.string()) {
   if (holds_array(file)) {
-    read_array(file, use);
+    array_ = read_array(file);
   } else {
-    read_lines(file, use);
+    lines_.emplace(file);
   }
+}
+
+std::vector<RawRow> RowReader::next(size_t count) {
+  std::vector<RawRow> rows;
+  rows.reserve(count);
+  if (!lines_) {
+    for (; rows.size() < count && next_element_ < array_.size(); ++next_element_) {
+      rows.push_back({.number = static_cast<int64_t>(next_element_) + 1,
+                      .line = {},
+                      .json = std::move(array_[next_element_])});
+    }
+    return rows;
+  }
+  size_t bytes = 0;
+  while (rows.size() < count && bytes < kMaxBatchBytes) {
+    auto line = lines_->next();
+    if (!line) break;
+    if (is_blank(*line)) continue;
+    bytes += line->size();
+    rows.push_back({.number = lines_->line_number(), .line = *std::move(line), .json = {}});
+  }
+  return rows;
+}
+
+std::string RowReader::where(const RawRow& row) const {
+  return lines_ ? fmt::format("{}:{}", name_, row.number)
+                : fmt::format("{}, element {}", name_, row.number);
+}
+
+formats::Json RowReader::parse(RawRow& row) const {
+  return lines_ ? formats::parse_json(row.line, where(row)) : std::move(row.json);
 }
 
 }  // namespace lora::data

@@ -94,21 +94,22 @@ bool teaches(const Example& example, int64_t id) {
 
 }  // namespace
 
-SupervisionReport check_supervision(const Dataset& dataset, const Tokenizer* tokenizer,
+SupervisionReport check_supervision(const RowSource& rows, const Tokenizer* tokenizer,
                                     int64_t end_id) {
   SupervisionReport report;
-  const Example* shown = nullptr;
-  for (const Example& example : dataset.examples) {
+  Example example, shown;
+  for (int64_t row = 0; row < rows.size(); ++row) {
+    rows.read(row, example);
     const int64_t num_targets = example.num_targets();
+    const bool is_first_with_targets = report.num_targets == 0 && num_targets > 0;
+    if (row == 0 || is_first_with_targets) shown = example;
     ++report.num_rows;
     report.num_tokens += static_cast<int64_t>(example.input_ids.size());
     report.num_targets += num_targets;
     report.rows_without_targets += num_targets == 0;
     report.rows_with_end_token += end_id >= 0 && teaches(example, end_id);
-    if (shown == nullptr && num_targets > 0) shown = &example;
   }
-  if (shown == nullptr && !dataset.examples.empty()) shown = &dataset.examples.front();
-  if (shown != nullptr) report.shown = render(*shown, tokenizer);
+  report.shown = render(shown, tokenizer);
   return report;
 }
 

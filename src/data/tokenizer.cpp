@@ -3,10 +3,12 @@
 #include <sentencepiece_processor.h>
 
 #include <exception>
+#include <optional>
 #include <system_error>
 #include <utility>
 
 #include "core/check.h"
+#include "data/bpe_encoder.h"
 #include "lora/core/file.h"
 
 namespace lora::data {
@@ -23,9 +25,13 @@ class SentencePieceTokenizer : public Tokenizer {
                          status.ToString());
     require<FormatError>(vocab_size() > 0, "[{}] must be a SentencePiece model; it has no pieces",
                          where_);
+    fingerprint_ = digest(std::as_bytes(std::span(model)));
+    bpe_ = BpeEncoder::make(model, processor_);
   }
 
   std::vector<int64_t> encode(std::string_view text) const override {
+    std::vector<int64_t> fast_ids;
+    if (bpe_ && bpe_->encode(text, fast_ids)) return fast_ids;
     std::vector<int> ids;
     const auto status = processor_.Encode({text.data(), text.size()}, &ids);
     require<DataError>(status.ok(), "[{}] text must be encodable; {}", where_, status.ToString());
@@ -50,6 +56,7 @@ class SentencePieceTokenizer : public Tokenizer {
   int64_t bos_id() const override { return processor_.bos_id(); }
   int64_t eos_id() const override { return processor_.eos_id(); }
   int64_t pad_id() const override { return processor_.pad_id(); }
+  std::string fingerprint() const override { return fingerprint_; }
 
  private:
   int check(int64_t id) const {
@@ -59,7 +66,8 @@ class SentencePieceTokenizer : public Tokenizer {
     return static_cast<int>(id);
   }
 
-  std::string where_;
+  std::string where_, fingerprint_;
+  std::optional<BpeEncoder> bpe_;  ///< instead of the library where it gives the same
   sentencepiece::SentencePieceProcessor processor_;
 };
 

@@ -84,6 +84,11 @@ StepResult from_json_line(std::string_view line, std::string where) {
   result.targets = fields.count("targets");
   result.step_seconds = fields.number("step_seconds");
   result.data_seconds = fields.number("data_seconds");
+  if (fields.has("data_read_seconds")) {
+    result.data_read_seconds = fields.number("data_read_seconds");
+    result.data_transform_seconds = fields.number("data_transform_seconds");
+    result.copy_seconds = fields.number("copy_seconds");
+  }
   result.tokens_per_second = fields.number("tokens_per_second");
   if (fields.has("sol_percent")) result.sol_percent = fields.number("sol_percent");
   result.peak_bytes = static_cast<uint64_t>(fields.count("peak_memory_bytes"));
@@ -151,6 +156,9 @@ std::string to_json_line(const StepResult& result) {
   line["targets"] = result.targets;
   line["step_seconds"] = result.step_seconds;
   line["data_seconds"] = result.data_seconds;
+  line["data_read_seconds"] = result.data_read_seconds;
+  line["data_transform_seconds"] = result.data_transform_seconds;
+  line["copy_seconds"] = result.copy_seconds;
   line["tokens_per_second"] = result.tokens_per_second;
   if (result.sol_percent) line["sol_percent"] = *result.sol_percent;
   line["peak_memory_bytes"] = result.peak_bytes;

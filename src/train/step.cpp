@@ -39,6 +39,15 @@ double loss_divisor(std::span<const Batch> micro_batches, const StepState& state
   return static_cast<double>(positions);
 }
 
+/// The batch where the model is; the time that takes is counted, except on the CPU, where nothing is copied.
+Batch moved_to(const at::Device& device, const Batch& batch, double& copy_seconds) {
+  if (device.is_cpu()) return batch.to(device);
+  const Stopwatch clock;
+  Batch moved = batch.to(device);
+  copy_seconds += clock.seconds();
+  return moved;
+}
+
 /// What a step sums up on the device, read together with the gradients' norm: a GPU is waited for once per step.
 struct Sums {
   at::Tensor loss;
@@ -67,13 +76,13 @@ std::optional<at::Tensor> run_recorded(nn::CausalLMImpl& model, const Batch& bat
 
 /// Forward and backward of every micro-batch.
 Sums accumulate_gradients(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,
-                          StepState& state, int64_t targets) {
+                          StepState& state, StepResult& result) {
   const at::Device device = device_of(model);
-  const double divisor = loss_divisor(micro_batches, state, targets);
+  const double divisor = loss_divisor(micro_batches, state, result.targets);
   const auto share = 1 / static_cast<double>(micro_batches.size());
   Sums sums{at::zeros({}, at::TensorOptions(device).dtype(at::kDouble)), at::Tensor()};
   for (const Batch& micro_batch : micro_batches) {
-    const Batch batch = micro_batch.to(device);
+    const Batch batch = moved_to(device, micro_batch, result.copy_seconds);
     if (const auto loss = run_recorded(model, batch, state, divisor, micro_batches.size() > 1)) {
       sums.loss += *loss;
       continue;
@@ -167,7 +176,7 @@ StepResult train_step(nn::CausalLMImpl& model, std::span<const Batch> micro_batc
   if (result.targets == 0) {
     warn_without_targets(state, result.step);
   } else {
-    const Sums sums = accumulate_gradients(model, micro_batches, state, result.targets);
+    const Sums sums = accumulate_gradients(model, micro_batches, state, result);
     if (finish_gradients(state, sums, result)) {
       update(state, result);
     } else {

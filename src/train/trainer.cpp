@@ -10,6 +10,7 @@
 #include "lora/adapters/adapter_io.h"
 #include "lora/core/log.h"
 #include "lora/train/speed_of_light.h"
+#include "train/loading_watch.h"
 #include "train/side_copies.h"
 
 namespace lora::train {
@@ -94,30 +95,35 @@ Trainer& Trainer::on_step(Callback callback) {
 }
 
 StepResult Trainer::step(std::span<const Batch> micro_batches) {
-  return run(micro_batches, /*epoch=*/0, /*data_seconds=*/0);
+  return run({.micro_batches = {micro_batches.begin(), micro_batches.end()}});
 }
 
 std::optional<StepResult> Trainer::fit(data::Loader& loader,
                                        const std::function<bool()>& should_stop) {
   std::optional<StepResult> last;
   Feed feed(loader, options_.device);
+  LoadingWatch loading;
   while (state_.step < options_.steps) {
     const auto data = feed.next();
     if (!data) break;
-    last = run(data->micro_batches, data->epoch, data->data_seconds);
+    last = run(*data);
+    const auto complaint = loading.add(*last, {loader.num_workers(), loader.chooses_workers()});
+    if (complaint) log::warn(*complaint);
     if (should_stop && should_stop()) break;
   }
   return last;
 }
 
-StepResult Trainer::run(std::span<const Batch> micro_batches, int64_t epoch, double data_seconds) {
-  StepResult result = train_step(*model_, micro_batches, state_);
-  result.epoch = epoch;
-  result.data_seconds = data_seconds;
+StepResult Trainer::run(const data::StepData& data) {
+  StepResult result = train_step(*model_, data.micro_batches, state_);
+  result.epoch = data.epoch;
+  result.data_seconds = data.data_seconds;
+  result.data_read_seconds = data.read_seconds;
+  result.data_transform_seconds = data.transform_seconds;
   result.tokens_per_second =
-      static_cast<double>(result.tokens) / (result.step_seconds + data_seconds);
+      static_cast<double>(result.tokens) / (result.step_seconds + result.data_seconds);
   if (options_.peak_flops_per_second > 0) {
-    const double flops_per_second = step_flops(*model_, micro_batches) / result.step_seconds;
+    const double flops_per_second = step_flops(*model_, data.micro_batches) / result.step_seconds;
     result.sol_percent = 100 * flops_per_second / options_.peak_flops_per_second;
   }
   for (const auto& callback : callbacks_) callback(result);

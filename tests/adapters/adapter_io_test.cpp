@@ -4,7 +4,7 @@
 #include <fstream>
 #include <iterator>
 
-#include "adapters/captured_log.h"
+#include "captured_log.h"
 #include "adapters/fake_llama.h"
 #include "lora/adapters/inject.h"
 #include "lora/core/error.h"

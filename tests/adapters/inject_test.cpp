@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "adapters/captured_log.h"
+#include "captured_log.h"
 #include "adapters/fake_llama.h"
 #include "lora/core/error.h"
 #include "support.h"

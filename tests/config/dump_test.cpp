@@ -54,7 +54,8 @@ RunConfig unusual() {
   c.data.require_end_token = true;
   c.data.prompt_column = "\xF0\x9F\x92\xA1";
   c.data.response_column = "0x10";
-  c.data.loader = {0, 5, false};
+  c.data.cache_dir = "/to kens";
+  c.data.loader = {std::nullopt, 5, false};
   c.train.epochs = 4;
   c.train.max_steps = 0;
   c.train.micro_batch = 2;

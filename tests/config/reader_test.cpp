@@ -39,6 +39,7 @@ TEST_CASE("a bad value is refused with file, line, key and what must hold", "[co
       {"train: {grad_accum: -1}", "train.grad_accum", "must be at least 1"},
       {"  loader: {workers: 100000}", "data.loader.workers",
        "must be at least 0 and at most 256; found 100000"},
+      {"  loader: {workers: many}", "data.loader.workers", "must be an integer; found many"},
       {"adapter: {r: 0}", "adapter.r", "must be at least 1"},
       {"checkpoint: {keep: 0}", "checkpoint.keep", "must be at least 1"},
       // numbers
@@ -172,7 +173,6 @@ TEST_CASE("parts that this version does not have accept their off state only", "
       {"model.residual_alpha_layers", "null", "28"},
       {"adapter.use_dora", "false", "true"},
       {"adapter.quantization", "null", "{bits: 4, type: nf4, double: true}"},
-      {"data.cache_dir", "null", "cache"},
       {"data.train_on_sop", "false", "true"},
       {"data.ignore_pad_in_loss", "true", "false"},
       {"data.eval.shuffle", "false", "true"},

@@ -232,3 +232,12 @@ TEST_CASE("digests are XXH3-128", "[core]") {
   CHECK(lora::file_digest(scratch.path() / "empty") == lora::digest({}));
   message_of<IoError>([&] { lora::file_digest(scratch.path() / "none"); });
 }
+
+TEST_CASE("pieces are written and digested like their whole", "[core]") {
+  const ScratchFolder scratch;
+  const std::vector<std::string_view> pieces = {"one", "", std::string_view("\0two", 4), "three"};
+  const std::string whole("one\0twothree", 12);
+  lora::write_file_atomically(scratch / "f", pieces);
+  CHECK(lora::read_file(scratch / "f") == whole);
+  CHECK(lora::digest_of_pieces(pieces) == lora::digest(std::as_bytes(std::span(whole))));
+}

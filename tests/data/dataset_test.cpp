@@ -1,5 +1,11 @@
 #include "lora/data/dataset.h"
 
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+
 #include "data/small_tokenizer.h"
 #include "lora/core/error.h"
 
@@ -47,14 +53,14 @@ TEST_CASE("adgen rows are prompt and answer, each within its limit", "[data]") {
       text,
       {.format = "adgen", .max_source_length = 5, .max_target_length = 4, .keep_text_pairs = 1});
   REQUIRE(dataset.size() == 2);
-  CHECK(dataset.examples[0].input_ids == ids_of("^abcde$"));
-  CHECK(dataset.examples[0].labels == labels_of("___cde$"));
-  CHECK(dataset.examples[0].row == 1);
-  CHECK(dataset.examples[0].num_targets() == 4);
+  CHECK(dataset.example(0).input_ids == ids_of("^abcde$"));
+  CHECK(dataset.example(0).labels == labels_of("___cde$"));
+  CHECK(dataset.example(0).row == 1);
+  CHECK(dataset.example(0).num_targets() == 4);
   // Both parts are cut; the end is taught all the same.
-  CHECK(dataset.examples[1].input_ids == ids_of("^abcduvw$"));
-  CHECK(dataset.examples[1].labels == labels_of("_____uvw$"));
-  CHECK(dataset.examples[1].row == 3);
+  CHECK(dataset.example(1).input_ids == ids_of("^abcduvw$"));
+  CHECK(dataset.example(1).labels == labels_of("_____uvw$"));
+  CHECK(dataset.example(1).row == 3);
   CHECK(dataset.num_rows == 2);
   CHECK(dataset.num_truncated == 1);
   REQUIRE(dataset.text_pairs.size() == 1);
@@ -66,20 +72,20 @@ TEST_CASE("other columns, and the short form for adgen", "[data]") {
   const Folder folder;
   const Dataset renamed = folder.load(R"({"q": "a", "a": "b", "more": [1]})",
                                       {.prompt_column = "q", .response_column = "a"});
-  CHECK(renamed.examples.at(0).input_ids == ids_of("^ab$"));
+  CHECK(renamed.example(0).input_ids == ids_of("^ab$"));
   const testing::ByteTokenizer tokenizer;
   const Path file = folder.write("adgen.json", R"({"content": "abc", "summary": "defg"})");
   const Dataset dataset = data::adgen(file, tokenizer, {.max_source = 2, .max_target = 3});
-  CHECK(dataset.examples.at(0).input_ids == ids_of("^ade$"));
+  CHECK(dataset.example(0).input_ids == ids_of("^ade$"));
 }
 
 TEST_CASE("completion rows share one limit and are cut at the end", "[data]") {
   const Folder folder;
   const std::string text = R"({"prompt": "ab", "completion": "cdefg"})";
-  CHECK(folder.load(text, {.format = "completion"}).examples.at(0).labels ==
+  CHECK(folder.load(text, {.format = "completion"}).example(0).labels ==
         labels_of("___cdefg$"));
   const Dataset cut = folder.load(text, {.format = "completion", .max_length = 5});
-  CHECK(cut.examples.at(0).input_ids == ids_of("^abcd"));
+  CHECK(cut.example(0).input_ids == ids_of("^abcd"));
   CHECK(cut.num_truncated == 1);
   CHECK_THROWS_AS(folder.load(text, {.format = "completion", .max_length = 3}), DataError);
   CHECK_THROWS_AS(
@@ -93,7 +99,7 @@ TEST_CASE("completion rows share one limit and are cut at the end", "[data]") {
 TEST_CASE("alpaca rows go through the chat template", "[data]") {
   const Folder folder;
   const auto first = [&](const std::string& text) {
-    return folder.load(text, {.format = "alpaca"}).examples.at(0).input_ids;
+    return folder.load(text, {.format = "alpaca"}).example(0).input_ids;
   };
   CHECK(first(R"({"instruction": "do", "output": "ok"})") == ids_of("^[INST] do [/INST]ok $"));
   CHECK(first(R"({"instruction": "do", "input": "", "output": "ok", "system": ""})") ==
@@ -111,19 +117,19 @@ TEST_CASE("chat rows of both kinds", "[data]") {
       R"({"messages": [{"role":"user","content":"a"},{"role":"assistant","content":"b"},)"
       R"({"role":"user","content":"c"},{"role":"assistant","content":"d"}]})",
       {.format = "chat", .keep_text_pairs = 5});
-  CHECK(messages.examples.at(0).input_ids == expected);
+  CHECK(messages.example(0).input_ids == expected);
   CHECK(messages.text_pairs.at(0).prompt == "c");
   CHECK(messages.text_pairs.at(0).response == "d");
   const Dataset conversations =
       folder.load(R"({"conversations": [{"from":"human","value":"a"},{"from":"gpt","value":"b"},)"
                   R"({"from":"user","value":"c"},{"from":"assistant","value":"d"}]})",
                   {.format = "chat"});
-  CHECK(conversations.examples.at(0).input_ids == expected);
+  CHECK(conversations.example(0).input_ids == expected);
   const Dataset system =
       folder.load(R"({"messages": [{"role":"system","content":"S"},{"role":"user","content":"a"},)"
                   R"({"role":"assistant","content":"b"}]})",
                   {.format = "chat"});
-  CHECK(system.examples.at(0).input_ids == ids_of("^[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST]b $"));
+  CHECK(system.example(0).input_ids == ids_of("^[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST]b $"));
 }
 
 TEST_CASE("token rows are taken as they are", "[data]") {
@@ -138,9 +144,9 @@ TEST_CASE("token rows are taken as they are", "[data]") {
       "{\"input_ids\": [4]}\n",
       options);
   REQUIRE(dataset.size() == 3);
-  CHECK(dataset.examples[0].labels == Ids{-100, -100, 3});
-  CHECK(dataset.examples[1].labels == Ids{9, 0});
-  CHECK(dataset.examples[2].num_targets() == 0);
+  CHECK(dataset.example(0).labels == Ids{-100, -100, 3});
+  CHECK(dataset.example(1).labels == Ids{9, 0});
+  CHECK(dataset.example(2).num_targets() == 0);
   for (const char* bad :
        {R"({"input_ids": []})", R"({"input_ids": [10]})", R"({"input_ids": [-1]})",
         R"({"input_ids": [1.0]})", R"({"input_ids": ["1"]})", R"({"input_ids": [true]})",
@@ -153,7 +159,7 @@ TEST_CASE("token rows are taken as they are", "[data]") {
     CHECK_THROWS_AS(load(std::string("{\"input_ids\": [1]}\n") + bad, options), DataError);
   }
   const Dataset cut = load(R"({"input_ids": [1, 2, 3, 4]})", {.format = "tokens", .max_length = 3});
-  CHECK(cut.examples.at(0).input_ids == Ids{1, 2, 3});
+  CHECK(cut.example(0).input_ids == Ids{1, 2, 3});
   CHECK(cut.num_truncated == 1);
   CHECK_THROWS_AS(load(R"({"input_ids": [1, 2, 3, 4]})",
                        {.format = "tokens", .max_length = 3, .truncate_long = false}),
@@ -170,8 +176,8 @@ TEST_CASE("a JSON array of rows is read like lines", "[data]") {
       "{\"prompt\": \"\", \"completion\": \"b\"},\n {\"prompt\": \"c\", \"completion\": \"d\"} ]\n",
       {.format = "completion", .skip_bad_rows = true}, "x.json");
   REQUIRE(dataset.size() == 2);
-  CHECK(dataset.examples[1].input_ids == ids_of("^cd$"));
-  CHECK(dataset.examples[1].row == 3);
+  CHECK(dataset.example(1).input_ids == ids_of("^cd$"));
+  CHECK(dataset.example(1).row == 3);
   CHECK(dataset.num_bad_rows == 1);
   CHECK(dataset.bad_row_reasons.at(0).find("element 2") != std::string::npos);
   CHECK_THROWS_AS(folder.load("[{\"prompt\": ", {.format = "completion"}), FormatError);
@@ -194,7 +200,7 @@ TEST_CASE("the first bad row stops with file and line, or is left out and counte
   REQUIRE(dataset.bad_row_reasons.size() == 10);
   CHECK(dataset.bad_row_reasons[1].find("x.jsonl:3") != std::string::npos);
   CHECK(dataset.bad_row_reasons[1].find("completion") != std::string::npos);
-  CHECK(dataset.examples[1].row == 15);
+  CHECK(dataset.example(1).row == 15);
 }
 
 TEST_CASE("rows with a field missing, empty or of another type are bad", "[data]") {
@@ -241,17 +247,17 @@ TEST_CASE("documents are joined and cut into blocks", "[data]") {
   const Dataset dataset = folder.load("{\"text\": \"abc\"}\n{\"text\": \"defg\"}\n",
                                       {.format = "text", .max_length = 4});
   REQUIRE(dataset.size() == 3);  // ^abc $^de fg$
-  CHECK(dataset.examples[0].input_ids == ids_of("^abc"));
-  CHECK(dataset.examples[1].input_ids == ids_of("$^de"));
-  CHECK(dataset.examples[2].input_ids == ids_of("fg$"));
-  CHECK(dataset.examples[2].labels == ids_of("fg$"));
-  CHECK(dataset.examples[2].row == 3);
+  CHECK(dataset.example(0).input_ids == ids_of("^abc"));
+  CHECK(dataset.example(1).input_ids == ids_of("$^de"));
+  CHECK(dataset.example(2).input_ids == ids_of("fg$"));
+  CHECK(dataset.example(2).labels == ids_of("fg$"));
+  CHECK(dataset.example(2).row == 3);
   CHECK(dataset.num_rows == 2);
   // 9 tokens: the block of one token has no target and is left out.
   CHECK(folder.load("{\"text\": \"abcdefg\"}", {.format = "text", .max_length = 4}).size() == 2);
 
   const Dataset plain = folder.load("ab\ncd\n", {.format = "text"}, "x.txt");
-  CHECK(plain.examples.at(0).input_ids == ids_of("^ab\ncd\n$"));
+  CHECK(plain.example(0).input_ids == ids_of("^ab\ncd\n$"));
   CHECK(plain.num_rows == 1);
   const std::string message = testing::message_of<DataError>(
       [&] { folder.load("ok\nbad \xff byte\n", {.format = "text"}, "x.txt"); });
@@ -286,7 +292,9 @@ TEST_CASE("real data sets are read whole", "[data]") {
       *folder / "adgen/dev.json",
       {.max_source_length = 64, .max_target_length = 64, .vocab_size = 512}, tokenizer.get());
   CHECK(adgen.size() == 1070);
-  for (const data::Example& example : adgen.examples) {
+  for (int64_t row = 0; row < adgen.size(); ++row) {
+    const data::Example example = adgen.example(row);
+    CHECK(adgen.length(row) == static_cast<int64_t>(example.input_ids.size()));
     CHECK(example.input_ids.size() <= 128);
     CHECK(example.labels.back() == tokenizer->eos_id());
   }
@@ -294,9 +302,47 @@ TEST_CASE("real data sets are read whole", "[data]") {
   const Dataset text =
       data::load_dataset(novel, {.format = "text", .max_length = 256}, tokenizer.get());
   std::vector<int64_t> ids;
-  for (const data::Example& example : text.examples) {
+  for (int64_t row = 0; row < text.size(); ++row) {
+    const data::Example example = text.example(row);
     ids.insert(ids.end(), example.input_ids.begin(), example.input_ids.end());
   }
   const std::string decoded = tokenizer->decode(ids);
   CHECK(decoded.size() == std::filesystem::file_size(novel));
+}
+
+TEST_CASE("rows that a set cannot hold are refused", "[data]") {
+  Dataset dataset;
+  CHECK_THROWS_AS(dataset.add({.input_ids = {5, 6}, .labels = {5}, .row = 3}), DataError);
+  CHECK_THROWS_AS(dataset.add({.input_ids = {}, .labels = {}}), DataError);
+  CHECK_THROWS_AS(dataset.add({.input_ids = {5}, .labels = {6}}), DataError);
+  CHECK_THROWS_AS(dataset.add({.input_ids = {-1}, .labels = {-1}}), DataError);
+  CHECK(dataset.size() == 0);
+  constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
+  dataset.add({.input_ids = {0, kMost, 0}, .labels = {-100, kMost, 0}, .row = 7});
+  CHECK(dataset.example(0).input_ids == Ids{0, kMost, 0});
+  CHECK(dataset.example(0).labels == Ids{-100, kMost, 0});
+  CHECK(dataset.example(0).row == 7);
+}
+
+TEST_CASE("any number of threads gives the same rows and the same bad rows", "[data]") {
+  const Folder folder;
+  std::string text;
+  for (int i = 0; i < 5000; ++i) {
+    text += i % 7 == 3 ? "broken\n" : fmt::format("{{\"prompt\": \"p{}\", \"completion\": \"c{}\"}}\n", i, i * i);
+  }
+  const DatasetOptions options{.format = "completion", .skip_bad_rows = true, .keep_text_pairs = 3};
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  const Dataset one = folder.load(text, options);
+  at::set_num_threads(4);
+  const Dataset four = folder.load(text, options);
+  CHECK(testing::message_of<DataError>([&] { folder.load(text, {.format = "completion"}); })
+            .find("x.jsonl:4") != std::string::npos);
+  at::set_num_threads(threads);
+  CHECK(one.size() == 4286);
+  CHECK(one.bad_row_reasons == four.bad_row_reasons);
+  CHECK(std::ranges::equal(one.rows().tokens, four.rows().tokens));
+  CHECK(std::ranges::equal(one.rows().ends, four.rows().ends));
+  CHECK(std::ranges::equal(one.rows().numbers, four.rows().numbers));
+  CHECK(four.text_pairs.at(2).prompt == "p2");
 }

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "catch.h"
+#include "data/listed_rows.h"
 #include "lora/core/error.h"
 #include "lora/core/random.h"
 #include "lora/core/stopwatch.h"
@@ -15,12 +16,13 @@
 using namespace lora;
 using data::Loader;
 using data::LoaderOptions;
+using testing::ListedRows;
 
 namespace {
 
 /// Row i holds the token i, i % 5 + 1 times.
-data::Dataset counting_dataset(int64_t num_rows) {
-  data::Dataset dataset;
+ListedRows counting_dataset(int64_t num_rows) {
+  ListedRows dataset;
   for (int64_t i = 0; i < num_rows; ++i) {
     const std::vector<int32_t> ids(static_cast<size_t>(i % 5 + 1), static_cast<int32_t>(i));
     dataset.examples.push_back({.input_ids = ids, .labels = ids, .row = i + 1});
@@ -39,6 +41,8 @@ std::vector<std::vector<int64_t>> drain(Loader& loader, int64_t first_step = 0) 
     for (const Batch& batch : data->micro_batches) {
       CHECK(batch.input_ids_BS.size(0) == static_cast<int64_t>(batch.rows.size()));
       CHECK(batch.input_ids_BS[0][0].item<int64_t>() + 1 == batch.rows[0]);
+      CHECK(data->read_seconds > 0);
+      CHECK(data->transform_seconds > 0);
       rows.insert(rows.end(), batch.rows.begin(), batch.rows.end());
     }
     steps.push_back(rows);
@@ -55,14 +59,14 @@ double resident_megabytes() {
 }  // namespace
 
 TEST_CASE("any number of workers gives the same steps in the same order", "[data]") {
-  const data::Dataset dataset = counting_dataset(53);
+  const ListedRows dataset = counting_dataset(53);
   LoaderOptions options{.batch_size = 3, .grad_accum = 2, .seed = 4, .workers = 0, .num_steps = 30};
   Loader plain(dataset, options);
   CHECK(plain.steps_per_epoch() == 8);
   CHECK(plain.num_steps() == 30);
   const auto expected = drain(plain);
   CHECK(expected.size() == 30);
-  for (const int64_t workers : {1, 2, 5}) {
+  for (const std::optional<int64_t> workers : {std::optional<int64_t>(), {1}, {2}, {5}}) {
     for (const int64_t prefetch : {1, 2, 7}) {
       options.workers = workers;
       options.prefetch = prefetch;
@@ -74,7 +78,7 @@ TEST_CASE("any number of workers gives the same steps in the same order", "[data
 }
 
 TEST_CASE("a loader continues after the steps already done", "[data]") {
-  const data::Dataset dataset = counting_dataset(40);
+  const ListedRows dataset = counting_dataset(40);
   LoaderOptions options{.batch_size = 4, .seed = 9, .num_steps = 25};
   Loader whole(dataset, options);
   const auto expected = drain(whole);
@@ -91,15 +95,15 @@ TEST_CASE("a loader continues after the steps already done", "[data]") {
 }
 
 TEST_CASE("one epoch is the default", "[data]") {
-  const data::Dataset dataset = counting_dataset(10);
+  const ListedRows dataset = counting_dataset(10);
   Loader loader(dataset, {.batch_size = 4, .shuffle = false, .drop_last = false});
   CHECK(drain(loader) == std::vector<std::vector<int64_t>>{{1, 2, 3, 4}, {5, 6, 7, 8}, {9, 10}});
 }
 
 TEST_CASE("a worker's exception reaches next() in its step's turn, and stays", "[data]") {
-  data::Dataset dataset = counting_dataset(12);
+  ListedRows dataset = counting_dataset(12);
   dataset.examples[7].labels.clear();
-  for (const int64_t workers : {0, 1, 3}) {
+  for (const std::optional<int64_t> workers : {std::optional<int64_t>(), {0}, {1}, {3}}) {
     Loader loader(dataset, {.batch_size = 2, .shuffle = false, .workers = workers});
     for (int step = 1; step <= 3; ++step) CHECK(loader.next().value().step == step);
     for (int again = 0; again < 3; ++again) CHECK_THROWS_AS(loader.next(), DataError);
@@ -107,8 +111,8 @@ TEST_CASE("a worker's exception reaches next() in its step's turn, and stays", "
 }
 
 TEST_CASE("a loader can be moved and dropped at any time", "[data]") {
-  const data::Dataset dataset = counting_dataset(64);
-  data::Dataset broken = counting_dataset(64);
+  const ListedRows dataset = counting_dataset(64);
+  ListedRows broken = counting_dataset(64);
   broken.examples[20].input_ids.clear();
   SplitMix64 random(1);
   for (int round = 0; round < 1000; ++round) {
@@ -128,7 +132,7 @@ TEST_CASE("a loader can be moved and dropped at any time", "[data]") {
 }
 
 TEST_CASE("waiting is measured", "[data]") {
-  const data::Dataset dataset = counting_dataset(64);
+  const ListedRows dataset = counting_dataset(64);
   for (const int64_t workers : {0, 2}) {
     Loader loader(dataset, {.batch_size = 32, .workers = workers});
     const Stopwatch watch;
@@ -140,7 +144,7 @@ TEST_CASE("waiting is measured", "[data]") {
 
 TEST_CASE("only prefetch steps are made ahead", "[data]") {
   constexpr int64_t kTokens = 1'000'000;  // 16 MB a step
-  data::Dataset dataset;
+  ListedRows dataset;
   const std::vector<int32_t> ids(kTokens, 1);
   dataset.examples = {{.input_ids = ids, .labels = ids}};
   const double before = resident_megabytes();
@@ -151,12 +155,50 @@ TEST_CASE("only prefetch steps are made ahead", "[data]") {
 }
 
 TEST_CASE("options out of range are refused", "[data]") {
-  const data::Dataset dataset = counting_dataset(4);
-  CHECK_THROWS_AS(Loader(data::Dataset(), LoaderOptions{}), ConfigError);
+  const ListedRows dataset = counting_dataset(4);
+  CHECK_THROWS_AS(Loader(ListedRows(), LoaderOptions{}), ConfigError);
   CHECK_THROWS_AS(Loader(dataset, LoaderOptions{.workers = -1}), ConfigError);
   CHECK_THROWS_AS(Loader(dataset, LoaderOptions{.workers = 1'000'000}), ConfigError);
   CHECK_THROWS_AS(Loader(dataset, LoaderOptions{.prefetch = 0}), ConfigError);
   CHECK_THROWS_AS(Loader(dataset, LoaderOptions{.first_step = -1}), ConfigError);
   CHECK_THROWS_AS(Loader(dataset, LoaderOptions{.num_steps = -2}), ConfigError);
   CHECK_THROWS_AS(Loader(dataset, LoaderOptions{.batch_size = 0}), ConfigError);
+}
+
+TEST_CASE("a loader says how many workers it has", "[data]") {
+  const ListedRows dataset = counting_dataset(64);
+  Loader chosen(dataset, {.batch_size = 2, .workers = std::nullopt});
+  CHECK(chosen.num_workers() == 1);
+  CHECK(chosen.chooses_workers());
+  Loader given(dataset, {.batch_size = 2, .workers = 3});
+  CHECK(given.num_workers() == 3);
+  CHECK_FALSE(given.chooses_workers());
+  Loader none(dataset, {.batch_size = 2, .workers = 0});
+  CHECK(none.num_workers() == 0);
+  Loader done(dataset, {.batch_size = 2, .first_step = 9, .num_steps = 9});
+  CHECK(done.num_workers() == 0);
+}
+
+namespace {
+
+/// A source that keeps every reader waiting for a while.
+struct SlowRows : ListedRows {
+  void read(int64_t row, data::Example& example) const override {
+    std::this_thread::sleep_for(std::chrono::milliseconds(8));
+    ListedRows::read(row, example);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("workers are added while steps wait, and the steps stay the same", "[data]") {
+  SlowRows slow;
+  slow.examples = counting_dataset(60).examples;
+  LoaderOptions options{.batch_size = 1, .seed = 3, .workers = std::nullopt, .num_steps = 60};
+  Loader loader(slow, options);
+  const auto steps = drain(loader);
+  CHECK(loader.num_workers() > 1);
+  options.workers = 0;
+  Loader plain(slow, options);
+  CHECK(steps == drain(plain));
 }

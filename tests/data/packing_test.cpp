@@ -7,6 +7,7 @@
 #include <set>
 
 #include "catch.h"
+#include "data/listed_rows.h"
 #include "lora/core/error.h"
 #include "lora/core/random.h"
 #include "lora/data/collate.h"
@@ -16,8 +17,8 @@ using namespace lora;
 
 namespace {
 
-data::Dataset dataset_of(const std::vector<int64_t>& lengths) {
-  data::Dataset dataset;
+testing::ListedRows dataset_of(const std::vector<int64_t>& lengths) {
+  testing::ListedRows dataset;
   for (size_t i = 0; i < lengths.size(); ++i) {
     const std::vector<int32_t> ids(static_cast<size_t>(lengths[i]), static_cast<int32_t>(i + 1));
     dataset.examples.push_back({.input_ids = ids, .labels = ids, .row = static_cast<int64_t>(i) + 1});

@@ -1,11 +1,13 @@
 #include "lora/data/supervision.h"
 
+#include "data/listed_rows.h"
 #include "data/small_tokenizer.h"
+#include "lora/data/dataset.h"
 
 using namespace lora;
 
 TEST_CASE("targets, rows without any and taught ends are counted", "[data]") {
-  data::Dataset dataset;
+  testing::ListedRows dataset;
   dataset.examples = {{.input_ids = {1, 5, 6}, .labels = {-100, -100, -100}},
                       {.input_ids = {1, 5, 6, 2}, .labels = {-100, -100, 6, 2}},
                       {.input_ids = {1, 7}, .labels = {1, 7}},
@@ -24,7 +26,7 @@ TEST_CASE("targets, rows without any and taught ends are counted", "[data]") {
 }
 
 TEST_CASE("the first token of a row is shown as masked, whatever its label", "[data]") {
-  data::Dataset dataset;
+  testing::ListedRows dataset;
   dataset.examples = {{.input_ids = {1, 7}, .labels = {1, 7}}};
   CHECK(data::check_supervision(dataset, nullptr, 2).shown == "[masked] 1 [target] 7");
 }
@@ -40,7 +42,7 @@ TEST_CASE("a row is shown as text with its mask", "[data]") {
 }
 
 TEST_CASE("a set that teaches nothing still shows a row; long rows are shortened", "[data]") {
-  data::Dataset dataset;
+  testing::ListedRows dataset;
   CHECK(data::check_supervision(dataset, nullptr, 2).teaches_nothing());
   CHECK(data::check_supervision(dataset, nullptr, 2).shown.empty());
   const std::vector<int32_t> ids(1000, 5);

@@ -12,7 +12,7 @@ using namespace lora::testing;
 
 namespace {
 
-train::EvalResult evaluate(nn::CausalLMImpl& model, const data::Dataset& dataset,
+train::EvalResult evaluate(nn::CausalLMImpl& model, const ListedRows& dataset,
                            int64_t batch_size, at::ScalarType amp_dtype = at::kFloat) {
   return train::evaluate(model, dataset, batch_size, at::kCPU, amp_dtype, /*pad_id=*/0);
 }

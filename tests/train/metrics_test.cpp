@@ -29,6 +29,9 @@ StepResult step_of(int64_t number) {
   result.targets = 56;
   result.step_seconds = 0.125;
   result.data_seconds = 5e-324;
+  result.data_read_seconds = 0.25;
+  result.data_transform_seconds = 1e-3 / 7;
+  result.copy_seconds = 0.5;
   result.tokens_per_second = 1e22 / 7;
   result.peak_bytes = uint64_t{1} << 40;
   return result;
@@ -54,7 +57,8 @@ TEST_CASE("a metrics line holds the documented fields", "[train]") {
   for (const auto& [key, value] : line.items()) keys.insert(key);
   CHECK(keys == std::set<std::string>{"step", "epoch", "loss", "lr", "grad_norm", "loss_scale",
                                       "overflow", "tokens", "targets", "step_seconds",
-                                      "data_seconds", "tokens_per_second", "peak_memory_bytes"});
+                                      "data_seconds", "data_read_seconds",
+                                      "data_transform_seconds", "copy_seconds", "tokens_per_second", "peak_memory_bytes"});
   CHECK(line["step"] == 7);
   CHECK(line["lr"].get<double>() == 1e-5 / 3);
   CHECK(line["overflow"] == false);
@@ -108,6 +112,9 @@ TEST_CASE("metrics read back as the same numbers", "[train]") {
   CHECK(read.targets == written.targets);
   CHECK(read.step_seconds == written.step_seconds);
   CHECK(read.data_seconds == written.data_seconds);
+  CHECK(read.data_read_seconds == written.data_read_seconds);
+  CHECK(read.data_transform_seconds == written.data_transform_seconds);
+  CHECK(read.copy_seconds == written.copy_seconds);
   CHECK(read.tokens_per_second == written.tokens_per_second);
   CHECK(read.peak_bytes == written.peak_bytes);
   CHECK(read.eval_loss == written.eval_loss);

@@ -10,7 +10,7 @@
 
 #include "lora/core/random.h"
 #include "lora/data/collate.h"
-#include "lora/data/dataset.h"
+#include "data/listed_rows.h"
 #include "lora/nn/causal_lm.h"
 #include "lora/nn/embedding.h"
 #include "lora/nn/norm.h"
@@ -68,10 +68,9 @@ class TinyModelImpl : public nn::CausalLMImpl {
 TORCH_MODULE(TinyModel);
 
 /// Rows of different lengths, numbered from 1; the first two tokens of each are no targets.
-inline data::Dataset tiny_dataset(int64_t rows, uint64_t seed = 1) {
+inline ListedRows tiny_dataset(int64_t rows, uint64_t seed = 1) {
   SplitMix64 random(seed);
-  data::Dataset dataset;
-  dataset.num_rows = rows;
+  ListedRows dataset;
   for (int64_t row = 1; row <= rows; ++row) {
     data::Example example;
     example.row = row;
@@ -86,7 +85,7 @@ inline data::Dataset tiny_dataset(int64_t rows, uint64_t seed = 1) {
 }
 
 /// The rows in batches of `size`.
-inline std::vector<Batch> batches_of(const data::Dataset& dataset, size_t size) {
+inline std::vector<Batch> batches_of(const ListedRows& dataset, size_t size) {
   std::vector<const data::Example*> examples;
   for (const auto& example : dataset.examples) examples.push_back(&example);
   std::vector<Batch> batches;

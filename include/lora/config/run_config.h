@@ -73,7 +73,8 @@ struct DataFile {
 };
 
 struct LoaderSection {
-  int64_t workers = 1, prefetch = 2;
+  std::optional<int64_t> workers = 1;  ///< nothing: `auto`, one and more while the steps wait
+  int64_t prefetch = 2;
   bool drop_last = true;
   bool operator==(const LoaderSection&) const = default;
 };
@@ -90,6 +91,7 @@ struct DataSection {
   bool require_end_token = false;
   std::optional<std::string> prompt_column,
       response_column;  ///< adgen, completion: other field names
+  std::optional<Path> cache_dir;  ///< of tokens; default: `cache` in run.output_dir
   LoaderSection loader;
   bool operator==(const DataSection&) const = default;
 };

@@ -38,6 +38,8 @@ class OutputFile {
 /// Replaces `path` by `text` in one step: a temporary file beside it, fsync, rename. Throws
 /// IoError, and then leaves the old file as it was.
 void write_file_atomically(const Path& path, std::string_view text);
+/// The same from pieces, one after the other, so that a large file need not be put together in memory first.
+void write_file_atomically(const Path& path, std::span<const std::string_view> pieces);
 
 /// Flushes a directory's entries, so that a rename in it survives power loss. Throws IoError.
 void sync_directory(const Path& directory);
@@ -73,6 +75,8 @@ void remove_stale_temporaries(const Path& directory);
 
 /// XXH3-128 of a byte range, as 32 hexadecimal digits.
 std::string digest(std::span<const std::byte> bytes);
+/// The same of pieces, one after the other.
+std::string digest_of_pieces(std::span<const std::string_view> pieces);
 /// The same over a whole file, read in pieces. Throws IoError.
 std::string file_digest(const Path& path);
 

@@ -1,14 +1,18 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "lora/core/mapped_file.h"
 #include "lora/core/path.h"
 #include "lora/data/example.h"
+#include "lora/data/row_source.h"
 #include "lora/data/tokenizer.h"
+#include "lora/formats/token_cache.h"
 
 namespace lora::data {
 
@@ -24,18 +28,42 @@ struct DatasetOptions {
   /// `text`.
   std::optional<std::string> prompt_column = std::nullopt, response_column = std::nullopt;
   int64_t keep_text_pairs = 0;  ///< how many first rows keep their text in text_pairs
+  /// Where tokens are kept for the next time, in one file for every content, tokenizer and settings; nothing: nowhere.
+  std::optional<Path> cache_dir = std::nullopt;
 };
 
-/// A data set in memory, as tokens.
-struct Dataset {
-  std::vector<Example> examples;
+/// A data set as tokens, in memory or in a mapped cache file.
+class Dataset : public RowSource {
+ public:
   std::vector<TextPair> text_pairs;
   int64_t num_rows = 0;                      ///< rows read, good and bad; `text`: documents
   int64_t num_bad_rows = 0;                  ///< left out; always 0 unless skip_bad_rows
   int64_t num_truncated = 0;                 ///< rows cut to the limits
   std::vector<std::string> bad_row_reasons;  ///< the first ten
+  /// The cache file that the tokens were read from; nothing: the tokenizer made them just now.
+  std::optional<Path> cache_file;
 
-  int64_t size() const { return static_cast<int64_t>(examples.size()); }
+  Dataset() = default;
+  /// The rows of a parsed cache file, read where they lie.
+  Dataset(std::shared_ptr<const MappedFile> file, formats::TokenCache cache);
+
+  /// Adds a row at the end. Throws DataError when it has no tokens, a negative id, or a label that is neither its
+  /// token's id nor kIgnoreLabel; ConfigError for a set in a cache file, which cannot grow.
+  void add(const Example& example);
+  /// A row (from 0) by itself.
+  Example example(int64_t row) const;
+
+  int64_t size() const override { return static_cast<int64_t>(rows().ends.size()); }
+  int64_t length(int64_t row) const override;
+  void read(int64_t row, Example& example) const override;
+  /// All rows as they are kept.
+  formats::TokenRows rows() const;
+
+ private:
+  std::vector<int32_t> tokens_;
+  std::vector<int64_t> ends_, numbers_;
+  std::shared_ptr<const MappedFile> file_;  ///< null: the rows are above
+  formats::TokenRows mapped_;
 };
 
 /// Reads and tokenises a file. JSON lines, or one JSON array of objects, for every format but
@@ -55,6 +83,11 @@ struct Dataset {
 /// a
 ///   target. A last block of a single token is left out.
 /// - tokens: {"input_ids", "labels"?}; labels unshifted, default input_ids. Needs no tokenizer.
+///
+/// Rows are tokenised by at::get_num_threads() threads; they and their order do not depend on the number. With a
+/// cache_dir, tokens that an earlier call left there are used instead; a file there that is damaged is named in a warning
+/// and made anew, and a directory that cannot be written is warned about. Tokenizers without a fingerprint and sources
+/// that are no regular files are not cached.
 ///
 /// A bad row (not JSON, missing or empty field, wrong type, id outside the vocabulary, label that
 /// is neither the id nor -100, longer than allowed, no target left after the cut) throws DataError

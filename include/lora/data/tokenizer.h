@@ -26,6 +26,8 @@ class Tokenizer {
   virtual int64_t bos_id() const = 0;
   virtual int64_t eos_id() const = 0;
   virtual int64_t pad_id() const = 0;
+  /// Digest of all that the ids of a text depend on; empty: not known, and tokens are not kept for later.
+  virtual std::string fingerprint() const { return {}; }
 };
 
 /// Loads a SentencePiece model file (Llama's tokenizer.model). Throws IoError, FormatError; a

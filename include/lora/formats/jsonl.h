@@ -6,6 +6,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "lora/core/path.h"
 
@@ -23,9 +25,14 @@ class LineReader {
   int64_t line_number() const { return line_number_; }
 
  private:
+  /// False at the end of the file.
+  bool read_block();
+
   Path path_;
   size_t max_line_bytes_;
   std::unique_ptr<std::FILE, int (*)(std::FILE*)> file_;
+  std::vector<char> block_;
+  std::string_view rest_;  ///< of the block: what no line has taken yet
   int64_t line_number_ = 0;
 };
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "lora/data/dataset.h"
+#include "lora/data/row_source.h"
 #include "lora/nn/causal_lm.h"
 
 namespace lora::train {
@@ -12,7 +12,7 @@ struct EvalResult {
 
 /// Loss of a data set in the order of its rows, dropout off, without gradients; afterwards every
 /// module has its mode back. Throws ConfigError for a batch size below 1.
-EvalResult evaluate(nn::CausalLMImpl& model, const data::Dataset& dataset, int64_t batch_size,
+EvalResult evaluate(nn::CausalLMImpl& model, const data::RowSource& rows, int64_t batch_size,
                     const at::Device& device, at::ScalarType amp_dtype, int64_t pad_id);
 
 }  // namespace lora::train

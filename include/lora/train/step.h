@@ -36,6 +36,9 @@ struct StepResult {
   bool overflow = false;     ///< loss or gradients were not finite; nothing was updated
   int64_t tokens = 0, targets = 0;
   double step_seconds = 0, data_seconds = 0, tokens_per_second = 0;
+  /// What a loader needed to read the step's rows and to make tensors of them, however many steps before; and what the
+  /// step itself (it is part of step_seconds) needed to hand them to a GPU.
+  double data_read_seconds = 0, data_transform_seconds = 0, copy_seconds = 0;
   /// Useful operations per second as a share of the device's matrix products, in percent (see
   /// speed_of_light.h); nothing when the latter were not measured.
   std::optional<double> sol_percent;

@@ -42,14 +42,15 @@ class Trainer {
   /// One step on the given micro-batches, callbacks included.
   StepResult step(std::span<const Batch> micro_batches);
   /// Steps until the loader ends, options.steps are done, or `should_stop` says so after a step.
-  /// Returns the last result, or nothing when there was no step to do.
+  /// Returns the last result, or nothing when there was no step to do. One warning, once, when loading takes more than
+  /// 5 % of 50 steps in a row, with its cause and the setting to change.
   std::optional<StepResult> fit(data::Loader& loader,
                                 const std::function<bool()>& should_stop = {});
 
   StepState& state() { return state_; }
 
  private:
-  StepResult run(std::span<const Batch> micro_batches, int64_t epoch, double data_seconds);
+  StepResult run(const data::StepData& data);
 
   std::shared_ptr<nn::CausalLMImpl> model_;
   TrainerOptions options_;
