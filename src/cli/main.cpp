@@ -69,6 +69,7 @@ int main(int argc, char** argv) {
   add_convert_command(program, action);
   add_inspect_command(program, action);
   add_plan_command(program, action);
+  add_bench_command(program, action);
   add_completion_command(program, action);
 
   try {

@@ -298,13 +298,21 @@ void attend_one(const T* q, const T* k, const T* v, Wide<T> scale, int64_t keys,
   for (int64_t i = 0; i < size; ++i) store(out[i], sum[i] / total);
 }
 
+template <class T>
+float squares(const T* x, int64_t count) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += load(x[i]) * load(x[i]);
+  return sum;
+}
+
 /// Elements begin .. end.
 template <class T>
 void adamw_elements(const AdamWNumbers& s, const T* gradient, float* master, float* exp_avg, float* exp_avg_sq, T* parameter,
                     int64_t begin, int64_t end) {
 #pragma omp simd
   for (int64_t i = begin; i < end; ++i) {
-    const float g = load(gradient[i]);
+    const float g = load(gradient[i]) * s.gradient_factor;
     const float m = exp_avg[i] + (g - exp_avg[i]) * s.one_minus_beta1;
     const float v = exp_avg_sq[i] * s.beta2 + g * g * s.one_minus_beta2;
     const float p = master[i] * s.decay - s.rate * m / (std::sqrt(v) * s.inverse_root_correction2 + s.eps);
@@ -440,3 +448,4 @@ constexpr RowKernels<T> kRowKernels = {swiglu_rows<T>,           swiglu_backward
                                        widen<T>};
 
 constexpr auto kAdamW = adamw_elements<Bf16>;
+constexpr auto kSquares = squares<Bf16>;

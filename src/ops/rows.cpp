@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "core/check.h"
@@ -68,9 +69,11 @@ struct RowKernels {
   void (*widen)(const T* x, int64_t count, Wide<T>* wide);
 };
 
+using SquaresKernel = float (*)(const Bf16* x, int64_t count);
+
 /// An AdamWStep as the kernel wants it.
 struct AdamWNumbers {
-  float one_minus_beta1, beta2, one_minus_beta2, eps, decay, rate, inverse_root_correction2;
+  float gradient_factor, one_minus_beta1, beta2, one_minus_beta2, eps, decay, rate, inverse_root_correction2;
 };
 using AdamWKernel = void (*)(const AdamWNumbers& s, const Bf16* gradient, float* master, float* exp_avg, float* exp_avg_sq,
                              Bf16* parameter, int64_t begin, int64_t end);
@@ -137,6 +140,14 @@ AdamWKernel adamw_kernel() {
   if (instruction_set() == InstructionSet::kAvx2) return avx2::kAdamW;
 #endif
   return plain::kAdamW;
+}
+
+SquaresKernel squares_kernel() {
+#ifdef LORA_HAS_VECTOR_KERNELS
+  if (instruction_set() == InstructionSet::kAvx512) return avx512::kSquares;
+  if (instruction_set() == InstructionSet::kAvx2) return avx2::kSquares;
+#endif
+  return plain::kSquares;
 }
 
 template <class T>
@@ -415,9 +426,23 @@ void softmax_backward(const Tensor& scores, const Tensor& dp, const Tensor& out,
   });
 }
 
+double sum_of_squares(const Tensor& x) {
+  constexpr int64_t kBlock = 4096;
+  const int64_t count = x.numel(), blocks = (count + kBlock - 1) / kBlock;
+  std::vector<double> sums(static_cast<size_t>(blocks));
+  at::parallel_for(0, blocks, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kBlock;
+      sums[static_cast<size_t>(block)] = squares_kernel()(pointer<const Bf16>(x) + first, std::min(kBlock, count - first));
+    }
+  });
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
+}
+
 void adamw(const AdamWStep& step, const Tensor& gradient, Tensor& master, Tensor& exp_avg, Tensor& exp_avg_sq,
            Tensor& parameter) {
-  const AdamWNumbers numbers{.one_minus_beta1 = static_cast<float>(1 - step.beta1),
+  const AdamWNumbers numbers{.gradient_factor = static_cast<float>(step.gradient_factor),
+                             .one_minus_beta1 = static_cast<float>(1 - step.beta1),
                              .beta2 = static_cast<float>(step.beta2),
                              .one_minus_beta2 = static_cast<float>(1 - step.beta2),
                              .eps = static_cast<float>(step.eps),

@@ -77,10 +77,14 @@ void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Te
 void softmax_backward(const Tensor& scores, const Tensor& dp, const Tensor& out, const Tensor& dout,
                       const Tensor& log_sum, double scale, int64_t queries, int64_t first, Tensor& p, Tensor& ds);
 
+/// Sum of the squares of a contiguous bf16 tensor on the CPU: in fp32 within blocks of 4096 numbers, in double over them.
+double sum_of_squares(const Tensor& x);
+
 /// One AdamW update with the numbers of torch.optim.AdamW.
 struct AdamWStep {
   double learning_rate, beta1, beta2, eps, weight_decay;
-  double correction1, correction2;  ///< 1 - beta^steps, or 1 without bias correction
+  double correction1 = 1, correction2 = 1;  ///< 1 - beta^steps, or 1 without bias correction
+  double gradient_factor = 1;               ///< of joint_adamw: 1
 };
 /// Updates a bf16 parameter and its fp32 master from its bf16 gradient in one pass over memory. All contiguous, of one
 /// size; the moments in fp32.

@@ -50,7 +50,7 @@ class SlotOptimizer : public Optimizer {
     }
   }
 
-  void step(double learning_rate) override {
+  void step(double learning_rate, double gradient_factor) override {
     const at::NoGradGuard no_grad;
     for (size_t i = 0; i < groups_.size(); ++i) {
       std::vector<Slot*> with_gradient;
@@ -58,7 +58,7 @@ class SlotOptimizer : public Optimizer {
         if (slot.parameter.grad().defined()) with_gradient.push_back(&slot);
       }
       if (with_gradient.empty()) continue;
-      update(with_gradient, learning_rate * groups_[i].lr_ratio, groups_[i].weight_decay);
+      update(with_gradient, {learning_rate * groups_[i].lr_ratio, groups_[i].weight_decay, gradient_factor});
     }
   }
 
@@ -86,9 +86,19 @@ class SlotOptimizer : public Optimizer {
   }
 
  protected:
+  /// The numbers of one group's update.
+  struct Numbers {
+    double learning_rate, weight_decay, gradient_factor;
+  };
   /// Updates values and parameters.
-  virtual void update(const std::vector<Slot*>& slots, double learning_rate,
-                      double weight_decay) = 0;
+  virtual void update(const std::vector<Slot*>& slots, const Numbers& numbers) = 0;
+
+  static void multiply_gradients(const std::vector<Slot*>& slots, double factor) {
+    if (factor == 1 || slots.empty()) return;
+    Tensors gradients;
+    for (const Slot* slot : slots) gradients.push_back(slot->parameter.grad());
+    at::_foreach_mul_(gradients, factor);
+  }
 
   static void copy_to_parameters(const std::vector<Slot*>& slots) {
     for (Slot* slot : slots) {
@@ -162,23 +172,21 @@ class AdamW : public SlotOptimizer {
   }
 
  private:
-  void update(const std::vector<Slot*>& slots, double learning_rate, double weight_decay) override {
+  void update(const std::vector<Slot*>& slots, const Numbers& numbers) override {
     at::_foreach_add_(states_of(slots, "step"), 1);
-    std::vector<Slot*> others;
-    std::vector<ops::rows::AdamWTensors> on_gpu;
+    std::vector<Slot*> on_gpu, others;
     for (Slot* slot : slots) {
       if (has_kernel(*slot)) {
-        update_with_kernel(*slot, learning_rate, weight_decay);
-      } else if (ops::rows::has_joint_adamw(slot->parameter, slot->parameter.grad())) {
-        on_gpu.push_back({slot->parameter.grad(), slot->value, slot->state.at("exp_avg"),
-                          slot->state.at("exp_avg_sq"), slot->parameter.detach(),
-                          slot->state.at("step")});
+        update_with_kernel(*slot, numbers);
       } else {
-        others.push_back(slot);
+        const bool joint = ops::rows::has_joint_adamw(slot->parameter, slot->parameter.grad());
+        (joint ? on_gpu : others).push_back(slot);
       }
     }
-    update_on_gpu(on_gpu, learning_rate, weight_decay);
-    if (!others.empty()) update_with_stock(others, learning_rate, weight_decay);
+    multiply_gradients(on_gpu, numbers.gradient_factor);
+    multiply_gradients(others, numbers.gradient_factor);
+    update_on_gpu(on_gpu, numbers);
+    if (!others.empty()) update_with_stock(others, numbers);
   }
 
   /// A bf16 parameter on the CPU: gradient, master, moments and parameter in one pass.
@@ -190,49 +198,48 @@ class AdamW : public SlotOptimizer {
     return is_plain_bf16(slot.parameter) && is_plain_bf16(slot.parameter.grad());
   }
 
-  void update_with_kernel(Slot& slot, double learning_rate, double weight_decay) const {
-    const double steps = slot.state.at("step").item<double>();
-    const auto correction = [&](double beta) {
-      return options_.bias_correction ? 1 - std::pow(beta, steps) : 1.0;
-    };
+  /// The update as the kernels want it, with bias corrections yet to come.
+  ops::rows::AdamWStep rule(const Numbers& numbers) const {
+    return {.learning_rate = numbers.learning_rate,
+            .beta1 = options_.beta1,
+            .beta2 = options_.beta2,
+            .eps = options_.eps,
+            .weight_decay = numbers.weight_decay};
+  }
+
+  void update_with_kernel(Slot& slot, const Numbers& numbers) const {
+    auto step = rule(numbers);
+    step.gradient_factor = numbers.gradient_factor;
+    if (options_.bias_correction) {
+      const double steps = slot.state.at("step").item<double>();
+      step.correction1 = 1 - std::pow(options_.beta1, steps);
+      step.correction2 = 1 - std::pow(options_.beta2, steps);
+    }
     at::Tensor parameter = slot.parameter.detach();
-    ops::rows::adamw({.learning_rate = learning_rate,
-                      .beta1 = options_.beta1,
-                      .beta2 = options_.beta2,
-                      .eps = options_.eps,
-                      .weight_decay = weight_decay,
-                      .correction1 = correction(options_.beta1),
-                      .correction2 = correction(options_.beta2)},
-                     slot.parameter.grad(), slot.value, slot.state.at("exp_avg"),
+    ops::rows::adamw(step, slot.parameter.grad(), slot.value, slot.state.at("exp_avg"),
                      slot.state.at("exp_avg_sq"), parameter);
   }
 
   /// Parameters of one type at a time.
-  void update_on_gpu(const std::vector<ops::rows::AdamWTensors>& tensors, double learning_rate,
-                     double weight_decay) const {
-    const ops::rows::AdamWStep step = {.learning_rate = learning_rate,
-                                       .beta1 = options_.beta1,
-                                       .beta2 = options_.beta2,
-                                       .eps = options_.eps,
-                                       .weight_decay = weight_decay,
-                                       .correction1 = 1,
-                                       .correction2 = 1};
+  void update_on_gpu(const std::vector<Slot*>& slots, const Numbers& numbers) const {
     for (const auto dtype : {at::kBFloat16, at::kHalf}) {
       std::vector<ops::rows::AdamWTensors> of_type;
-      for (const auto& one : tensors) {
-        if (one.parameter.scalar_type() == dtype) of_type.push_back(one);
+      for (const Slot* slot : slots) {
+        if (slot->parameter.scalar_type() != dtype) continue;
+        of_type.push_back({slot->parameter.grad(), slot->value, slot->state.at("exp_avg"),
+                           slot->state.at("exp_avg_sq"), slot->parameter.detach(),
+                           slot->state.at("step")});
       }
-      if (!of_type.empty()) ops::rows::joint_adamw(step, options_.bias_correction, of_type);
+      if (!of_type.empty()) ops::rows::joint_adamw(rule(numbers), options_.bias_correction, of_type);
     }
   }
 
-  void update_with_stock(const std::vector<Slot*>& slots, double learning_rate,
-                         double weight_decay) const {
+  void update_with_stock(const std::vector<Slot*>& slots, const Numbers& numbers) const {
     const Tensors steps = states_of(slots, "step");
     at::_fused_adamw_(values_of(slots), gradients_of(slots), states_of(slots, "exp_avg"),
-                      states_of(slots, "exp_avg_sq"), {}, correction_steps(steps), learning_rate,
-                      options_.beta1, options_.beta2, weight_decay, options_.eps,
-                      /*amsgrad=*/false, /*maximize=*/false);
+                      states_of(slots, "exp_avg_sq"), {}, correction_steps(steps),
+                      numbers.learning_rate, options_.beta1, options_.beta2, numbers.weight_decay,
+                      options_.eps, /*amsgrad=*/false, /*maximize=*/false);
     copy_to_parameters(slots);
   }
 
@@ -255,17 +262,20 @@ class Sgd : public SlotOptimizer {
   }
 
  private:
-  void update(const std::vector<Slot*>& slots, double learning_rate, double weight_decay) override {
+  void update(const std::vector<Slot*>& slots, const Numbers& numbers) override {
+    multiply_gradients(slots, numbers.gradient_factor);
     const Tensors values = values_of(slots);
     Tensors directions = gradients_of(slots);
-    if (weight_decay != 0) directions = at::_foreach_add(directions, values, weight_decay);
+    if (numbers.weight_decay != 0) {
+      directions = at::_foreach_add(directions, values, numbers.weight_decay);
+    }
     if (momentum_ != 0) {
       const Tensors momenta = states_of(slots, "momentum");
       at::_foreach_mul_(momenta, momentum_);
       at::_foreach_add_(momenta, directions);
       directions = momenta;
     }
-    at::_foreach_add_(values, directions, -learning_rate);
+    at::_foreach_add_(values, directions, -numbers.learning_rate);
     copy_to_parameters(slots);
   }
 

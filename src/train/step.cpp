@@ -101,7 +101,7 @@ Sums accumulate_gradients(nn::CausalLMImpl& model, std::span<const Batch> micro_
   return sums;
 }
 
-/// Unscales and clips, and fills in the losses. False when something is not finite: without a scale
+/// Unscales, and fills in losses and norm. False when something is not finite: without a scale
 /// the norm alone tells, which saves a pass over all gradients.
 bool finish_gradients(const StepState& state, const Sums& sums, StepResult& result) {
   const bool is_scaled = state.scaler.scale() != 1;
@@ -118,7 +118,7 @@ bool finish_gradients(const StepState& state, const Sums& sums, StepResult& resu
   if (sums.regularizer.defined()) result.reg_loss = read[1];
   bool finite = std::isfinite(read[0] + read[1]) && read[2] == 0;
   if (finite) {
-    result.grad_norm = clip_to_norm(gradients, read[3], state.options.clip_norm);
+    result.grad_norm = checked_norm(gradients, read[3]);
     finite = std::isfinite(result.grad_norm);
   }
   if (!finite) result.grad_norm = std::numeric_limits<double>::quiet_NaN();
@@ -152,7 +152,7 @@ void skip_update(nn::CausalLMImpl& model, std::span<const Batch> micro_batches, 
 }
 
 void update(StepState& state, const StepResult& result) {
-  state.optimizer->step(result.learning_rate);
+  state.optimizer->step(result.learning_rate, clip_factor(result.grad_norm, state.options.clip_norm));
   state.scaler.update(/*overflow=*/false);
   state.nonfinite_in_a_row = 0;
 }

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
+
 #include "support.h"
 
 using lora::train::clip_gradients;
@@ -32,4 +34,14 @@ TEST_CASE("clipping survives squares that overflow fp32", "[train]") {
 TEST_CASE("clipping takes types mixed and nothing at all", "[train]") {
   CHECK(clip_gradients({}, 1) == 0);
   CHECK(clip_gradients({at::tensor({3.0f}), at::tensor({4.0}, at::kDouble)}, 0) == Approx(5));
+}
+
+TEST_CASE("the norm of bf16 gradients equals that in double", "[train]") {
+  at::manual_seed(5);
+  const std::vector<at::Tensor> gradients = {at::randn({10'007}).to(at::kBFloat16), at::randn({3}).to(at::kBFloat16)};
+  const double expected = at::cat(gradients).to(at::kDouble).norm().item<double>();
+  CHECK(clip_gradients(gradients, 0) == Approx(expected).epsilon(1e-6));
+  CHECK(clip_gradients({at::full({2}, 1e30).to(at::kBFloat16)}, 0) == Approx(std::sqrt(2) * 1e30).epsilon(0.01));
+  gradients[1][1] = std::nan("");
+  CHECK(std::isnan(clip_gradients(gradients, 1)));
 }

@@ -196,6 +196,24 @@ TEST_CASE("a parameter without gradient keeps its value and its count of updates
   CHECK(optimizer->gradients().empty());
 }
 
+TEST_CASE("a gradient factor is as good as gradients multiplied before", "[train]") {
+  const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
+  const std::string type = GENERATE("adamw", "sgd");
+  const OptimizerOptions options{.type = type, .momentum = 0.5};
+  const auto with_factor = two_parameters(dtype), multiplied = two_parameters(dtype);
+  const auto first = make_optimizer(parameter_groups(with_factor, options), options);
+  const auto second = make_optimizer(parameter_groups(multiplied, options), options);
+  for (int step = 0; step < 3; ++step) {
+    set_gradients(with_factor, step);
+    set_gradients(multiplied, step);
+    for (const auto& entry : multiplied) entry.second.mutable_grad().mul_(0.25);  // exact in every type
+    first->step(0.01, 0.25);
+    second->step(0.01);
+  }
+  for (size_t i = 0; i < multiplied.size(); ++i) CHECK(with_factor[i].second.equal(multiplied[i].second));
+  CHECK_FALSE(with_factor[0].second.equal(two_parameters(dtype)[0].second));
+}
+
 TEST_CASE("a saved optimizer goes on bit by bit", "[train]") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
   const std::string type = GENERATE("adamw", "sgd");

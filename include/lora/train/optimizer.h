@@ -47,8 +47,9 @@ std::vector<ParameterGroup> parameter_groups(const NamedParameters& parameters,
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
-  /// One update at this learning rate.
-  virtual void step(double learning_rate) = 0;
+  /// One update at this learning rate, from the gradients times `gradient_factor` (how clipping reaches an update that
+  /// reads each gradient once; gradients may be changed by it).
+  virtual void step(double learning_rate, double gradient_factor = 1) = 0;
   void zero_grad();
   /// The gradients that step() will use, changed in place by whoever scales or clips them. With
   /// `widen` those of parameters in half precision are turned into fp32 first, as unscaling needs.
