@@ -154,7 +154,7 @@ double max_elements_for(const FileTensors& tensors) {
 /// in place.
 void check_base_copy(const AdapterSet::Slot& slot, const std::string& file_name,
                      const at::Tensor& value, Mismatches& mismatches) {
-  const auto& weight = adapters::weight_of(slot);
+  const auto weight = adapters::weight_value_of(slot);
   if (!fits(value, weight)) {
     mismatches.misshapen(file_name, value, weight);
   } else if (!value.to(weight.options()).equal(weight)) {

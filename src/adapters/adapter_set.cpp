@@ -77,14 +77,14 @@ void AdapterSet::merge() {
   // weights change.
   for (const auto& slot : slots()) {
     nn::AdapterSlot trial = adapters::slot_of(slot);
-    at::Tensor weight = adapters::weight_of(slot).detach().clone();
+    at::Tensor weight = adapters::weight_value_of(slot).detach().clone();
     trial.merge(weight);
   }
-  for (const auto& slot : slots()) adapters::slot_of(slot).merge(adapters::weight_of(slot));
+  for (const auto& slot : slots()) adapters::merge(slot);
 }
 
 void AdapterSet::unmerge() {
-  for (const auto& slot : slots()) adapters::slot_of(slot).unmerge(adapters::weight_of(slot));
+  for (const auto& slot : slots()) adapters::unmerge(slot);
 }
 
 }  // namespace lora

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <map>
+#include <memory>
 #include <set>
 #include <utility>
 
@@ -14,12 +16,24 @@
 namespace lora {
 namespace {
 
-using NamedParameters = std::vector<std::pair<std::string, at::Tensor>>;
+struct Parameter {
+  std::string name;
+  at::Tensor value;
+  std::shared_ptr<nn::LinearImpl> layer;  ///< whose weight it is; null for other parameters
+};
+using Parameters = std::vector<Parameter>;
 
-NamedParameters parameters_of(const torch::nn::Module& model) {
-  NamedParameters found;
-  for (const auto& parameter : model.named_parameters())
-    found.emplace_back(parameter.key(), parameter.value());
+Parameters parameters_of(const torch::nn::Module& model) {
+  std::map<const at::TensorImpl*, std::shared_ptr<nn::LinearImpl>> layers;
+  for (const auto& module : model.modules(/*include_self=*/false)) {
+    const auto layer = std::dynamic_pointer_cast<nn::LinearImpl>(module);
+    if (layer) layers.emplace(layer->weight.unsafeGetTensorImpl(), layer);
+  }
+  Parameters found;
+  for (const auto& entry : model.named_parameters()) {
+    const auto layer = layers.find(entry.value().unsafeGetTensorImpl());
+    found.push_back({entry.key(), entry.value(), layer == layers.end() ? nullptr : layer->second});
+  }
   return found;
 }
 
@@ -35,20 +49,26 @@ void free_for_training(at::Tensor& parameter) {
   parameter.set_requires_grad(true);
 }
 
+/// Whoever trains a weight must find it: a released one is made anew.
+void free_for_training(Parameter& parameter) {
+  if (parameter.layer) parameter.layer->restore_weight();
+  free_for_training(parameter.value);
+}
+
 template <class Change>
-void apply_to_matching(NamedParameters& parameters, const std::vector<std::string>& expressions,
+void apply_to_matching(Parameters& parameters, const std::vector<std::string>& expressions,
                        const char* option, const Change& change) {
   for (const auto& expression : expressions) {
     const NamePattern pattern(expression, option);
     bool matched = false;
-    for (auto& [name, parameter] : parameters) {
-      if (!pattern.matches_part(name)) continue;
+    for (auto& parameter : parameters) {
+      if (!pattern.matches_part(parameter.name)) continue;
       change(parameter);
       matched = true;
     }
     if (matched) continue;
     std::vector<std::string> names;
-    for (const auto& entry : parameters) names.push_back(entry.first);
+    for (const auto& entry : parameters) names.push_back(entry.name);
     fail<ConfigError>(
         "[{}] every expression must match a parameter; found no match for {:?}; near names are: "
         "{}; correct "
@@ -57,10 +77,10 @@ void apply_to_matching(NamedParameters& parameters, const std::vector<std::strin
   }
 }
 
-FreezeReport report_of(const NamedParameters& parameters) {
+FreezeReport report_of(const Parameters& parameters) {
   FreezeReport report;
   std::set<const at::TensorImpl*> seen;
-  for (const auto& [name, parameter] : parameters) {
+  for (const auto& [name, parameter, layer] : parameters) {
     if (!seen.insert(parameter.unsafeGetTensorImpl()).second) continue;
     report.total += parameter.numel();
     if (!parameter.requires_grad()) continue;
@@ -70,9 +90,9 @@ FreezeReport report_of(const NamedParameters& parameters) {
   return report;
 }
 
-FreezeReport apply_rules(NamedParameters& parameters, const FreezeRules& rules) {
-  apply_to_matching(parameters, rules.freeze, "freeze", freeze);
-  apply_to_matching(parameters, rules.train, "train", free_for_training);
+FreezeReport apply_rules(Parameters& parameters, const FreezeRules& rules) {
+  apply_to_matching(parameters, rules.freeze, "freeze", [](Parameter& parameter) { freeze(parameter.value); });
+  apply_to_matching(parameters, rules.train, "train", [](Parameter& parameter) { free_for_training(parameter); });
   auto report = report_of(parameters);
   require<ConfigError>(report.trainable > 0,
                        "[adapters.freeze] something must be left to train; found none of {} "
@@ -98,18 +118,16 @@ FreezeReport freeze_base(torch::nn::Module& model, const AdapterSet& adapters,
       "[adapters.freeze] the adapter that trains must be active; found {:?} inactive; call "
       "set_active_adapters first",
       adapters.name());
-  nn::restore_weights(model);  // whoever trains a weight must find it
   auto parameters = parameters_of(model);
   auto trained = adapters.parameters();
-  for (auto& entry : parameters) freeze(entry.second);
+  for (auto& entry : parameters) freeze(entry.value);
   for (auto& parameter : trained) free_for_training(parameter);
   return apply_rules(parameters, rules);
 }
 
 FreezeReport train_all(torch::nn::Module& model, const FreezeRules& rules) {
-  nn::restore_weights(model);  // whoever trains a weight must find it
   auto parameters = parameters_of(model);
-  for (auto& entry : parameters) free_for_training(entry.second);
+  for (auto& entry : parameters) free_for_training(entry);
   return apply_rules(parameters, rules);
 }
 

@@ -165,7 +165,7 @@ std::vector<PlannedSlot> plan_slots(const std::vector<NamedModule>& targets,
 double num_elements(const std::vector<PlannedSlot>& planned, const NamedParameters& whole) {
   double sum = 0;
   for (const auto& [slot, size] : planned) {
-    const auto& weight = adapters::weight_of(slot);
+    const auto& weight = adapters::weight_form_of(slot);
     sum += static_cast<double>(size.rank) * static_cast<double>(weight.size(0) + weight.size(1));
   }
   for (const auto& entry : whole) sum += static_cast<double>(entry.second.numel());
@@ -184,7 +184,7 @@ AdapterSet::Slot make_slot(PlannedSlot plan, const LoraOptions& options) {
         std::make_shared<LoraLinear>(slot.linear->layout(), plan.size.rank, plan.size.alpha, options);
     training = slot.linear->is_training();
   }
-  slot.adapter->to(adapters::weight_of(slot).device());
+  slot.adapter->to(adapters::weight_form_of(slot).device());
   slot.adapter->train(training);
   return slot;
 }
@@ -260,6 +260,7 @@ AdapterSet adapters::inject_within(torch::nn::Module& model, const LoraOptions& 
 
   // All checks are done; only from here on does the model change.
   set_active_adapters(model, {});
+  for (const auto& module : modules_to_save) nn::restore_weights(*module.module);
   state->saved = trained_copies(saved);
   state->biases = trained_copies(biases);
   for (const auto& slot : state->slots) attach(slot, name);
@@ -279,7 +280,7 @@ void set_active_adapters(torch::nn::Module& model, const std::vector<std::string
     set.state().active_position.reset();
     set.state().set_requires_grad(false);
     for (const auto& slot : set.slots()) {
-      adapters::slot_of(slot).unmerge(adapters::weight_of(slot));
+      adapters::unmerge(slot);
       adapters::slot_of(slot).set_enabled(true);
       adapters::slot_of(slot).set_active(names);
     }

@@ -53,10 +53,20 @@ nn::AdapterSlot& slot_of(const AdapterSet::Slot& slot) {
   return slot.linear.is_empty() ? slot.embedding.ptr()->slot : slot.linear.ptr()->slot;
 }
 
-at::Tensor& weight_of(const AdapterSet::Slot& slot) {
-  if (slot.linear.is_empty()) return slot.embedding.ptr()->weight;
-  slot.linear.ptr()->restore_weight();
-  return slot.linear.ptr()->weight;
+const at::Tensor& weight_form_of(const AdapterSet::Slot& slot) {
+  return slot.linear.is_empty() ? slot.embedding->weight : slot.linear->weight;
+}
+
+at::Tensor weight_value_of(const AdapterSet::Slot& slot) {
+  return slot.linear.is_empty() ? slot.embedding->weight : slot.linear->weight_value();
+}
+
+void merge(const AdapterSet::Slot& slot) {
+  slot.linear.is_empty() ? slot.embedding.ptr()->merge() : slot.linear.ptr()->merge();
+}
+
+void unmerge(const AdapterSet::Slot& slot) {
+  slot.linear.is_empty() ? slot.embedding.ptr()->unmerge() : slot.linear.ptr()->unmerge();
 }
 
 }  // namespace adapters

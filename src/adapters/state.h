@@ -45,8 +45,13 @@ std::vector<std::shared_ptr<Registry>> registries_in(torch::nn::Module& model);
 
 /// The slot of whichever layer this is.
 nn::AdapterSlot& slot_of(const AdapterSet::Slot& slot);
-/// Its base weight, restored when it was released.
-at::Tensor& weight_of(const AdapterSet::Slot& slot);
+/// Its base weight for its shape, type and device; the values of a released one are not there.
+const at::Tensor& weight_form_of(const AdapterSet::Slot& slot);
+/// The values; of a released weight a copy.
+at::Tensor weight_value_of(const AdapterSet::Slot& slot);
+/// Folds the slot's adapters into its weight, and takes them out again.
+void merge(const AdapterSet::Slot& slot);
+void unmerge(const AdapterSet::Slot& slot);
 
 }  // namespace adapters
 }  // namespace lora

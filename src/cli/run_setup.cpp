@@ -77,14 +77,36 @@ int64_t row_limit(const RunConfig& config, int64_t context) {
   return limit;
 }
 
+nn::Offload offload(const RunConfig& config) {
+  if (config.model.offload == "disk") return nn::Offload::kDisk;
+  return config.model.offload == "cpu" ? nn::Offload::kCpu : nn::Offload::kNone;
+}
+
 std::shared_ptr<llama::LlamaForCausalLMImpl> load_or_make(const RunConfig& config, const at::Device& device) {
-  if (config.model.path) return llama::load(*config.model.path, {.device = device, .dtype = model_dtype(config)});
+  const nn::Offload where = offload(config);
+  if (where == nn::Offload::kCpu && device.is_cpu()) {
+    log::info("model.offload: cpu changes nothing here: the device is the CPU, in whose memory the base is anyway");
+  }
+  if (config.model.path) {
+    return llama::load(*config.model.path, {.device = device, .dtype = model_dtype(config), .offload = where});
+  }
   require<ConfigError>(config.model.arch == "llama", "[model.arch] this version makes llama; found {}",
                        config.model.arch.value_or("none"));
   llama::LlamaConfig fresh = llama::fresh_llama_config(config.model.preset, config.model.fields);
   const auto dtype = model_dtype(config).value_or(at::kFloat);
   fresh.dtype = io::from_torch(dtype);
-  return std::make_shared<llama::LlamaForCausalLMImpl>(fresh, nn::ParameterOptions{dtype, device, true});
+  const at::Device first = where == nn::Offload::kCpu ? at::Device(at::kCPU) : device;
+  auto model = std::make_shared<llama::LlamaForCausalLMImpl>(fresh, nn::ParameterOptions{dtype, first, true});
+  if (where == nn::Offload::kCpu) llama::offload_to_host(*model, device);
+  return model;
+}
+
+/// Null where what recomputation keeps stays on the device.
+std::shared_ptr<nn::ActivationStore> activation_store(const RunConfig& config, const at::Device& device) {
+  if (!config.train.offload_activations) return nullptr;
+  if (!device.is_cpu()) return std::make_shared<nn::ActivationStore>(device);
+  log::info("train.offload_activations changes nothing here: the device is the CPU, in whose memory they are anyway");
+  return nullptr;
 }
 
 /// The program looks at parameters only where the library restores them first, so packed weights need no plain twin.
@@ -105,6 +127,7 @@ std::shared_ptr<llama::LlamaForCausalLMImpl> make_model(const RunConfig& config,
   model->fast_paths = fast_paths(config);
   if (config.train.recompute == "selective") model->recompute = nn::Recompute::kSelective;
   if (config.train.recompute == "full") model->recompute = nn::Recompute::kFull;
+  model->activations = activation_store(config, device);
   return model;
 }
 

@@ -68,7 +68,7 @@ void describe_model(Visitor& v, ModelSection& model) {
   v.key("preset", model.preset);
   v.key("dtype", model.dtype, one_of({"fp32", "bf16", "fp16"}));
   describe_fields(v, model.fields);
-  v.only("offload", "none");
+  v.key("offload", model.offload, one_of({"none", "cpu", "disk"}).with_effect(Effect::kNone));
   v.only("fp32_modules", "[]");
   v.only("rope_inv_freq_dtype", "null");
   v.only("residual_alpha_layers", "null");
@@ -179,6 +179,7 @@ void describe_train(Visitor& v, TrainSection& train) {
   v.key("eval_interval", train.eval_interval, at_least(0).with_effect(Effect::kNone));
   v.key("recompute", train.recompute,
         one_of({"none", "selective", "full"}).with_effect(Effect::kNone));
+  v.key("offload_activations", train.offload_activations, with_effect(Effect::kNone));
 }
 
 /// Several processes and the metrics of generated text: settings that only their defaults fit.

@@ -47,6 +47,16 @@ void check_model(const WholeCheck& check, const ModelSection& model) {
   check.holds(!model.path || !model.arch, "model.arch", kFresh);
   check.holds(!model.path || !model.preset, "model.preset", kFresh);
   for (const auto& [name, text] : model.fields) check.holds(!model.path, "model." + name, kFresh);
+  check.holds(model.offload != "disk" || model.path, "model.offload",
+              "disk streams the weights from the files of model.path; found no model.path; use cpu or none");
+}
+
+void check_offload(const WholeCheck& check, const RunConfig& config, std::string_view mode) {
+  check.holds(config.model.offload == "none" || mode == "finetune", "model.offload",
+              fmt::format("streams the frozen base of lora finetune; found {} with lora {}, which trains the base; remove "
+                          "the key", config.model.offload, mode));
+  check.holds(!config.train.offload_activations || config.train.recompute != "none", "train.offload_activations",
+              "moves what recomputation keeps; found train.recompute: none; set it to selective or full");
 }
 
 void check_training(const WholeCheck& check, const RunConfig& config) {
@@ -76,6 +86,7 @@ void check_whole(const RunConfig& config, const Places& places, std::string_view
   check_required(check, config);
   check_model(check, config.model);
   check_training(check, config);
+  check_offload(check, config, mode);
 }
 
 }  // namespace lora::config

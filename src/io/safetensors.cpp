@@ -1,5 +1,6 @@
 #include "lora/io/safetensors.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
 #include <fcntl.h>
@@ -35,6 +36,7 @@ class ReadableFile {
       fail<IoError>("[{}] must be a regular file", path.string());
     }
     size_ = static_cast<uint64_t>(status.st_size);
+    changed_ = status.st_mtim;
   }
   ~ReadableFile() { ::close(descriptor_); }
   ReadableFile(const ReadableFile&) = delete;
@@ -42,6 +44,16 @@ class ReadableFile {
 
   const Path& path() const { return path_; }
   uint64_t size() const { return size_; }
+
+  /// A file that others write to while it is open gives values of which nobody knows what they are.
+  void require_unchanged() const {
+    struct stat status {};
+    const bool known = ::fstat(descriptor_, &status) == 0;
+    require<IoError>(known && static_cast<uint64_t>(status.st_size) == size_ &&
+                         status.st_mtim.tv_sec == changed_.tv_sec && status.st_mtim.tv_nsec == changed_.tv_nsec,
+                     "[{}] must not change while in use; it was written to; start again with a file that stays as it is",
+                     path_.string());
+  }
 
   void read(void* target, uint64_t size, uint64_t offset) const {
     auto* out = static_cast<std::byte*>(target);
@@ -62,6 +74,7 @@ class ReadableFile {
   Path path_;
   int descriptor_;
   uint64_t size_ = 0;
+  timespec changed_ = {};
 };
 
 formats::SafetensorsHeader read_header(const ReadableFile& file) {
@@ -125,6 +138,22 @@ struct SafetensorsFile::OpenFile {
 
   void read(const formats::TensorEntry& entry, void* target) const {
     file.read(target, entry.end - entry.begin, header.data_start + entry.begin);
+    file.require_unchanged();
+  }
+
+  /// Through a piece of the file at a time, small enough to be converted where it was read.
+  void read_converted(const formats::TensorEntry& entry, c10::ScalarType type, const at::Tensor& target) const {
+    const at::Tensor flat = target.view(-1);
+    const int64_t piece = std::min(at::internal::GRAIN_SIZE, flat.numel());
+    const at::Tensor values = at::empty({piece}, type);
+    for (int64_t begin = 0; begin < flat.numel(); begin += piece) {
+      const int64_t count = std::min(piece, flat.numel() - begin);
+      const uint64_t item = c10::elementSize(type);
+      file.read(values.data_ptr(), static_cast<uint64_t>(count) * item,
+                header.data_start + entry.begin + static_cast<uint64_t>(begin) * item);
+      flat.narrow(0, begin, count).copy_(values.narrow(0, 0, count));
+    }
+    file.require_unchanged();
   }
 
   ReadableFile file;
@@ -174,12 +203,15 @@ void SafetensorsFile::read_into(const std::string& name, at::Tensor target) cons
                       "[{}] {} must fit the tensor it is loaded into; the file has {}, expected {}",
                       path().string(), name, describe(found.shape, type),
                       describe(target.sizes(), target.scalar_type()));
-  if (same_type && type != c10::kBool && target.is_cpu() && target.is_contiguous()) {
-    file_->read(found, target.data_ptr());
-    return;
-  }
   const c10::NoGradGuard no_grad;
-  target.copy_(read(name));
+  const bool in_place = type != c10::kBool && target.is_cpu() && target.is_contiguous();
+  if (in_place && same_type) {
+    file_->read(found, target.data_ptr());
+  } else if (in_place) {
+    file_->read_converted(found, type, target);
+  } else {
+    target.copy_(read(name));
+  }
 }
 
 void save_safetensors(const Path& path, const std::vector<TensorSource>& tensors,

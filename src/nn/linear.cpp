@@ -3,18 +3,43 @@
 #include <ATen/autocast_mode.h>
 
 #include <cmath>
-#include <limits>
+#include <unordered_map>
 
 #include "core/check.h"
 #include "lora/nn/probe.h"
+#include "lora/nn/recompute.h"
 #include "nn/parameters.h"
 
 namespace lora::nn {
+namespace {
+
+/// Under autocast the product casts its own inputs and keeps the cast of a trained weight for the step.
+Tensor product(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  if (weight.scalar_type() == x.scalar_type() || at::autocast::is_autocast_enabled(x.device().type())) {
+    return at::linear(x, weight, bias);
+  }
+  return at::linear(x, weight.to(x.scalar_type()), bias.defined() ? bias.to(x.scalar_type()) : bias);
+}
+
+/// The same without autograd keeping the weight: the backward pass asks the stream for it again.
+Tensor streamed_product(const Tensor& x, const std::shared_ptr<WeightStream>& stream, const WeightStream::Place& place,
+                        const Tensor& bias) {
+  const auto body = [stream, place, bias](const std::vector<Tensor>& inputs) {
+    return std::vector<Tensor>{product(inputs.front(), stream->get(place), bias)};
+  };
+  const bool learns = x.requires_grad() || (bias.defined() && bias.requires_grad());
+  return (learns ? recomputed(body, {x}) : body({x})).front();
+}
+
+}  // namespace
 
 LinearImpl::LinearImpl(const LinearOptions& options_) : options(options_) {
-  weight = register_parameter("weight", new_parameter({options.out_features, options.in_features}, options.parameters));
+  const std::vector<int64_t> shape = {options.out_features, options.in_features};
+  const auto& parameters = options.parameters;
+  weight = register_parameter("weight", parameters.allocate ? new_parameter(shape, parameters)
+                                                            : placeholder(shape, tensor_options(parameters)));
   if (options.bias) bias = register_parameter("bias", new_parameter({options.out_features}, options.parameters));
-  if (!options.parameters.initialize) return;
+  if (!options.parameters.initialize || !options.parameters.allocate) return;
   const torch::NoGradGuard no_grad;
   const double bound = 1 / std::sqrt(static_cast<double>(options.in_features));
   weight.uniform_(-bound, bound);
@@ -25,12 +50,9 @@ Tensor LinearImpl::base_forward(const Tensor& x) {
   require<ShapeError>(x.size(-1) == options.in_features,
                       "[nn.Linear] the input's last size must be {}; found shape [{}]", options.in_features,
                       fmt::join(x.sizes(), ", "));
+  if (weight_is_streamed()) return streamed_product(x, stream_, place_, bias);
   restore_weight();
-  // Under autocast the product casts its own inputs and keeps the cast of a trained weight for the step.
-  if (weight.scalar_type() == x.scalar_type() || at::autocast::is_autocast_enabled(x.device().type())) {
-    return at::linear(x, weight, bias);
-  }
-  return at::linear(x, weight.to(x.scalar_type()), bias.defined() ? bias.to(x.scalar_type()) : bias);
+  return product(x, weight, bias);
 }
 
 Tensor LinearImpl::forward(const Tensor& x) {
@@ -66,7 +88,21 @@ void LinearImpl::tie_weight(const Tensor& shared) {
 void LinearImpl::release_weight(std::function<Tensor()> again) {
   const torch::NoGradGuard no_grad;
   again_ = std::move(again);
-  weight.set_data(at::full({1}, std::numeric_limits<double>::quiet_NaN(), weight.options()).expand(weight.sizes()));
+  weight.set_data(placeholder(weight.sizes(), weight.options()));
+}
+
+void LinearImpl::stream_weight(const std::shared_ptr<WeightStream>& stream, size_t block, WeightStream::Read read) {
+  const torch::NoGradGuard no_grad;
+  place_ = stream->add(block, weight.sizes().vec(), weight.scalar_type(), std::move(read));
+  stream_ = stream;
+  again_ = [stream, place = place_] { return stream->copy(place); };
+  weight.set_data(placeholder(weight.sizes(), weight.options().device(stream->device())));
+}
+
+Tensor LinearImpl::passing_weight() {
+  if (weight_is_streamed()) return stream_->get(place_);
+  restore_weight();
+  return weight;
 }
 
 void LinearImpl::restore_weight() {
@@ -74,6 +110,8 @@ void LinearImpl::restore_weight() {
   const torch::NoGradGuard no_grad;
   weight.set_data(again_());
   again_ = nullptr;
+  if (stream_) stream_->drop(place_);
+  stream_ = nullptr;
 }
 
 void LinearImpl::merge() {
@@ -82,6 +120,7 @@ void LinearImpl::merge() {
 }
 
 void LinearImpl::unmerge() {
+  if (slot.merged().empty()) return;
   restore_weight();
   slot.unmerge(weight);
 }
@@ -107,6 +146,25 @@ void restore_weights(torch::nn::Module& model) {
   for (const auto& module : model.modules(/*include_self=*/false)) {
     if (auto* linear = module->as<LinearImpl>()) linear->restore_weight();
   }
+}
+
+std::vector<ReadableParameter> readable_parameters(const torch::nn::Module& model) {
+  std::unordered_map<const at::TensorImpl*, std::shared_ptr<const LinearImpl>> released;
+  for (const auto& module : model.modules(/*include_self=*/false)) {
+    const auto linear = std::dynamic_pointer_cast<const LinearImpl>(module);
+    if (linear && linear->weight_is_released()) released.emplace(linear->weight.unsafeGetTensorImpl(), linear);
+  }
+  std::vector<ReadableParameter> found;
+  for (const auto& entry : model.named_parameters()) {
+    const Tensor& parameter = entry.value();
+    const auto owner = released.find(parameter.unsafeGetTensorImpl());
+    if (owner == released.end()) {
+      found.push_back({entry.key(), parameter, [parameter] { return parameter; }});
+    } else {
+      found.push_back({entry.key(), parameter, [linear = owner->second] { return linear->weight_value(); }});
+    }
+  }
+  return found;
 }
 
 void LinearImpl::pretty_print(std::ostream& stream) const {

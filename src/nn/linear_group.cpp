@@ -25,12 +25,12 @@ bool is_held_by_layer_alone(const Tensor& weight) {
   return weight.use_count() <= 2 && weight.storage().use_count() == 1;
 }
 
-ops::FrozenWeights frozen_weights(const std::vector<Linear>& layers) {
+/// What the products need beside the weights themselves.
+ops::FrozenWeights without_weights(const std::vector<Linear>& layers) {
   ops::FrozenWeights weights;
   const bool has_bias = std::any_of(layers.begin(), layers.end(), [](const Linear& layer) { return layer->bias.defined(); });
   for (const Linear& layer : layers) {
     weights.outputs.push_back(layer->options.out_features);
-    weights.plain.push_back(layer->weight);
     if (!has_bias) continue;
     weights.biases.push_back(layer->bias.defined() ? layer->bias
                                                    : at::zeros({layer->options.out_features}, layer->weight.options()));
@@ -45,12 +45,8 @@ Tensor LinearGroup::forward(const Tensor& x, const FastPaths& fast) {
   require<ShapeError>(x.size(-1) == layers_.front()->options.in_features,
                       "[nn.Linear] the input's last size must be {}; found shape [{}]",
                       layers_.front()->options.in_features, fmt::join(x.sizes(), ", "));
-  const auto packed = packed_for(compute_dtype(x.device().type(), x.scalar_type()), fast);
-  if (!packed) {
-    for (Linear& layer : layers_) layer->restore_weight();
-  }
-  ops::FrozenWeights weights = frozen_weights(layers_);
-  weights.packed = packed;
+  const auto dtype = compute_dtype(x.device().type(), x.scalar_type());
+  const ops::FrozenWeights weights = is_streamed() ? streamed_weights(dtype, fast) : held_weights(dtype, fast);
 
   std::vector<ops::LowRankUpdate> updates;
   std::vector<std::pair<size_t, std::shared_ptr<Adapter>>> others;
@@ -70,11 +66,41 @@ Tensor LinearGroup::forward(const Tensor& x, const FastPaths& fast) {
   return at::cat(parts, -1);
 }
 
+ops::FrozenWeights LinearGroup::held_weights(at::ScalarType dtype, const FastPaths& fast) {
+  ops::FrozenWeights weights = without_weights(layers_);
+  weights.packed = packed_for(dtype, fast);
+  for (Linear& layer : layers_) {
+    if (!weights.packed) layer->restore_weight();
+    weights.plain.push_back(layer->weight);
+  }
+  return weights;
+}
+
+/// Packed and plain products differ in their last bits: those that held weights would have are packed here too.
+ops::FrozenWeights LinearGroup::streamed_weights(at::ScalarType dtype, const FastPaths& fast) {
+  ops::FrozenWeights weights = without_weights(layers_);
+  weights.bring = [layers = layers_]() mutable {
+    std::vector<Tensor> brought;
+    for (Linear& layer : layers) brought.push_back(layer->passing_weight());
+    return brought;
+  };
+  if (can_pack_now(dtype) && fast.packed_weights) packs_streamed_ = dtype;
+  weights.packs_brought = fast.packed_weights && packs_streamed_ == dtype;
+  return weights;
+}
+
+bool LinearGroup::is_streamed() const {
+  return std::any_of(layers_.begin(), layers_.end(), [](const Linear& layer) { return layer->weight_is_streamed(); });
+}
+
+bool LinearGroup::can_pack_now(at::ScalarType dtype) const {
+  return at::GradMode::is_enabled() && layers_.front()->weight.device().is_cpu() && ops::PackedWeight::pays(dtype);
+}
+
 std::shared_ptr<const ops::PackedWeight> LinearGroup::packed_for(at::ScalarType dtype, const FastPaths& fast) {
   if (!fast.packed_weights || !can_join(fast)) return nullptr;
   if (packed_ != nullptr && packed_->dtype() == dtype && packed_is_current()) return packed_;
-  const bool on_cpu = layers_.front()->weight.device().is_cpu();
-  if (!at::GradMode::is_enabled() || !on_cpu || !ops::PackedWeight::pays(dtype)) return nullptr;
+  if (!can_pack_now(dtype)) return nullptr;
   pack(dtype, fast.release_plain);
   return packed_;
 }

@@ -39,18 +39,24 @@ struct FirstRun : torch::CustomClassHolder {
   at::ScalarType autocast_dtype;  ///< kFloat: off
   at::Tensor generator;
   std::vector<bool> wants_gradient;  ///< by input
+  std::shared_ptr<ActivationStore> store;  ///< null: autograd keeps the inputs
+  std::shared_ptr<ActivationStore::Kept> kept;
 };
 
 struct Recomputed : torch::autograd::Function<Recomputed> {
   static variable_list forward(AutogradContext* context, at::TensorList inputs, const c10::intrusive_ptr<FirstRun>& run) {
-    context->save_for_backward(inputs.vec());
+    if (run->store) {
+      run->kept = run->store->put(inputs.vec());
+    } else {
+      context->save_for_backward(inputs.vec());
+    }
     context->saved_data["run"] = c10::IValue::make_capsule(run);
     return run->body(inputs.vec());
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const auto run = c10::static_intrusive_pointer_cast<FirstRun>(context->saved_data["run"].toCapsule());
-    const auto saved = context->get_saved_variables();
+    const auto saved = run->store ? run->store->take(*run->kept) : context->get_saved_variables();
     const at::AutoGradMode with_gradients(true);
     variable_list inputs;
     for (size_t i = 0; i < saved.size(); ++i) {
@@ -74,9 +80,11 @@ struct Recomputed : torch::autograd::Function<Recomputed> {
 }  // namespace
 
 std::vector<at::Tensor> recomputed(std::function<std::vector<at::Tensor>(const std::vector<at::Tensor>&)> function,
-                                   const std::vector<at::Tensor>& inputs) {
+                                   const std::vector<at::Tensor>& inputs,
+                                   const std::shared_ptr<ActivationStore>& store) {
   if (!at::GradMode::is_enabled()) return function(inputs);
   auto run = c10::make_intrusive<FirstRun>(std::move(function), inputs.front().device());
+  run->store = store;
   variable_list given = inputs;
   for (const at::Tensor& input : given) run->wants_gradient.push_back(input.requires_grad());
   // Autograd calls backward only when an input asks for a gradient; parameters inside may need it all the same.

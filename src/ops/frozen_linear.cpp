@@ -41,11 +41,13 @@ struct Plan : torch::CustomClassHolder {
 
   Tensor times(const Tensor& x_NI) const {
     if (uses_packed) return weights.packed->times(x_NI);
-    const bool few_rows = reads_weights_as_they_are(x_NI);
-    if (weights.plain.size() == 1 && !few_rows) return x_NI.mm(weights.plain[0].to(dtype).t());
+    const std::vector<Tensor> plain = weights_now();
+    if (weights.packs_brought) return PackedWeight::times_once(plain, x_NI);
+    const bool few_rows = reads_as_they_are(plain, x_NI);
+    if (plain.size() == 1 && !few_rows) return x_NI.mm(plain[0].to(dtype).t());
     Tensor y_NO = at::empty({x_NI.size(0), outputs}, x_NI.options());
     int64_t begin = 0;
-    for (const Tensor& weight : weights.plain) {
+    for (const Tensor& weight : plain) {
       if (few_rows) {
         rows::few_rows_product(x_NI, weight, y_NO, begin);
       } else {
@@ -57,17 +59,21 @@ struct Plan : torch::CustomClassHolder {
     return y_NO;
   }
 
-  bool reads_weights_as_they_are(const Tensor& x_NI) const {
-    return rows::are_few_rows(x_NI) && std::all_of(weights.plain.begin(), weights.plain.end(), [&](const Tensor& weight) {
+  std::vector<Tensor> weights_now() const { return weights.bring ? weights.bring() : weights.plain; }
+
+  bool reads_as_they_are(const std::vector<Tensor>& plain, const Tensor& x_NI) const {
+    return rows::are_few_rows(x_NI) && std::all_of(plain.begin(), plain.end(), [&](const Tensor& weight) {
              return weight.scalar_type() == dtype && weight.is_contiguous();
            });
   }
 
   Tensor times_transposed(const Tensor& dy_NO) const {
     if (uses_packed) return weights.packed->times_transposed(dy_NO);
+    const std::vector<Tensor> plain = weights_now();
+    if (weights.packs_brought) return PackedWeight::times_transposed_once(plain, dy_NO);
     Tensor dx_NI;
     int64_t begin = 0;
-    for (const Tensor& weight : weights.plain) {
+    for (const Tensor& weight : plain) {
       const Tensor part = dy_NO.narrow(1, begin, weight.size(0));
       if (dx_NI.defined()) {
         dx_NI.addmm_(part, weight.to(dtype));

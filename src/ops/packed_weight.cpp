@@ -25,6 +25,22 @@ Tensor multiplied(const Tensor& x_NI, const Tensor& reordered_OI) {
   return op.call(x_NI, reordered_OI, std::nullopt, "none", c10::List<std::optional<at::Scalar>>(), "");
 }
 
+/// Below each other, (sum of O, I).
+Tensor joined(const std::vector<Tensor>& weights, at::ScalarType dtype) {
+  if (weights.size() == 1) return weights.front().detach().to(dtype);
+  std::vector<Tensor> parts;
+  for (const Tensor& weight : weights) parts.push_back(weight.detach().to(dtype));
+  return at::cat(parts);
+}
+
+/// (I, sum of O).
+Tensor joined_transposed(const std::vector<Tensor>& weights, at::ScalarType dtype) {
+  if (weights.size() == 1) return weights.front().detach().to(dtype).t().contiguous();
+  std::vector<Tensor> parts;
+  for (const Tensor& weight : weights) parts.push_back(weight.detach().to(dtype).t());
+  return at::cat(parts, 1);
+}
+
 bool processor_multiplies(const char* schema) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(schema, "").typed<bool()>().call();
 }
@@ -40,13 +56,8 @@ bool PackedWeight::pays(at::ScalarType dtype) {
 PackedWeight::PackedWeight(const std::vector<Tensor>& weights, at::ScalarType dtype)
     : dtype_(dtype), inputs_(weights.front().size(1)) {
   const at::NoGradGuard no_grad;
-  std::vector<Tensor> parts;
-  for (const Tensor& weight : weights) {
-    rows_.push_back(weight.size(0));
-    parts.push_back(weight.detach().to(dtype));
-  }
-  const Tensor joined = parts.size() == 1 ? parts.front() : at::cat(parts);
-  forward_ = reordered(joined);
+  for (const Tensor& weight : weights) rows_.push_back(weight.size(0));
+  forward_ = reordered(joined(weights, dtype));
 }
 
 Tensor PackedWeight::times(const Tensor& x_NI) const { return multiplied(x_NI, forward_); }
@@ -59,11 +70,22 @@ Tensor PackedWeight::times_transposed(const Tensor& dy_NO) const {
   return multiplied(dy_NO, backward_);
 }
 
+Tensor PackedWeight::times_once(const std::vector<Tensor>& weights, const Tensor& x_NI) {
+  const at::NoGradGuard no_grad;
+  const Tensor packed = reordered(joined(weights, x_NI.scalar_type()));
+  return multiplied(x_NI, packed);
+}
+
+Tensor PackedWeight::times_transposed_once(const std::vector<Tensor>& weights, const Tensor& dy_NO) {
+  const at::NoGradGuard no_grad;
+  const Tensor packed = reordered(joined_transposed(weights, dy_NO.scalar_type()));
+  return multiplied(dy_NO, packed);
+}
+
 std::vector<Tensor> PackedWeight::unpacked() const {
   const at::NoGradGuard no_grad;
-  const Tensor joined = forward_.to_dense(dtype_);
   std::vector<Tensor> weights;
-  for (const Tensor& part : joined.split_with_sizes(rows_)) weights.push_back(part.clone());
+  for (const Tensor& part : forward_.to_dense(dtype_).split_with_sizes(rows_)) weights.push_back(part.clone());
   return weights;
 }
 

@@ -43,9 +43,9 @@ constexpr const char* kGenerator = "generator.safetensors";
 io::NamedTensors all_parameters(const nn::CausalLMImpl& model) {
   io::NamedTensors found;
   std::set<const at::TensorImpl*> seen;
-  for (const auto& entry : model.named_parameters()) {
-    if (seen.insert(entry.value().unsafeGetTensorImpl()).second) {
-      found.emplace_back(entry.key(), entry.value());
+  for (const auto& entry : nn::readable_parameters(model)) {
+    if (seen.insert(entry.parameter.unsafeGetTensorImpl()).second) {
+      found.emplace_back(entry.name, entry.read());
     }
   }
   return found;

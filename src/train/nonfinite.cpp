@@ -21,9 +21,9 @@ bool is_finite(const at::Tensor& tensor) {
 }
 
 std::string nonfinite_parameter(const nn::CausalLMImpl& model) {
-  for (const auto& entry : model.named_parameters()) {
-    if (!is_finite(entry.value())) {
-      return fmt::format("the parameter {} holds values that are not finite", entry.key());
+  for (const auto& parameter : nn::readable_parameters(model)) {
+    if (!is_finite(parameter.read())) {
+      return fmt::format("the parameter {} holds values that are not finite", parameter.name);
     }
   }
   return {};
@@ -109,7 +109,6 @@ std::string nonfinite_gradient(const nn::CausalLMImpl& model,
 std::string locate_nonfinite(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,
                              at::ScalarType amp_dtype) {
   const at::NoGradGuard no_grad;
-  nn::restore_weights(model);
   std::string finding = nonfinite_parameter(model);
   if (finding.empty()) finding = nonfinite_output(model, micro_batches, amp_dtype);
   if (finding.empty()) finding = nonfinite_gradient(model, micro_batches);

@@ -162,6 +162,42 @@ class CliTest(unittest.TestCase):
                     self.assertAlmostEqual(line["loss"], loss, delta=1e-5)
         self.assertIn("fused_loss", self.finetune("--set", "run.disable_fast_paths=[fused_los]", code=2))
 
+    def test_a_streamed_base_trains_to_the_same_bits(self):
+        def outcome(name, *settings):
+            self.finetune("--set", f"run.output_dir={name}", *(word for s in settings for word in ("--set", s)))
+            numbers = [(line["loss"], line["grad_norm"], line.get("eval_loss")) for line in self.metrics(name)]
+            return numbers, (self.folder / name / "adapter/adapter_model.safetensors").read_bytes()
+
+        common = ["data.eval.path=rows.jsonl", "train.eval_interval=2", "train.grad_accum=2", "adapter.lora_dropout=0.1"]
+        for dtype in ("fp32", "bf16"):
+            with self.subTest(dtype):
+                expected = outcome(f"held_{dtype}", *common, f"model.dtype={dtype}")
+                for name, *settings in (("disk", "model.offload=disk"),
+                                        ("cpu", "model.offload=cpu", "train.recompute=full",
+                                         "train.offload_activations=true"),
+                                        ("full", "model.offload=disk", "train.recompute=full")):
+                    self.assertEqual(outcome(f"{name}_{dtype}", *common, f"model.dtype={dtype}", *settings), expected)
+
+    def test_a_streamed_run_goes_on_from_its_checkpoint_and_saves_freed_base_weights(self):
+        common = ["--set", "freeze.train=[layers.0.mlp.up_proj]", "--set", "log.report=false"]
+        self.finetune(*common, "--set", "run.output_dir=held")
+        streamed = [*common, "--set", "model.offload=disk"]
+        self.finetune(*streamed, "--set", "train.max_steps=2")
+        self.finetune(*streamed)
+        for name in ("adapter/adapter_model.safetensors", "model/model.safetensors"):
+            self.assertEqual((self.folder / "out" / name).read_bytes(), (self.folder / "held" / name).read_bytes(), name)
+
+    def test_offloading_says_what_it_needs(self):
+        self.assertIn("recompute", self.finetune("--set", "train.offload_activations=true", code=2))
+        self.assertIn("model.offload", self.finetune("--set", "model={arch: llama, preset: tiny, offload: disk}", code=2))
+        error = self.run_command("train", "-c", "run.yaml", "--set", "adapter={method: none}", "--set", "model.offload=disk", code=2)
+        self.assertIn("lora finetune", error)
+        result = lora("finetune", "-c", "run.yaml", "--set", "model.offload=cpu", "--set", "train.recompute=full", "--set",
+                      "train.offload_activations=true", cwd=self.folder)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for words in ("model.offload: cpu changes nothing here", "train.offload_activations changes nothing here"):
+            self.assertEqual(result.stderr.count(words), 1, result.stderr)
+
     def test_a_changed_run_file_is_not_resumed(self):
         self.finetune()
         changed = ["--set", "train.optimizer.weight_decay=0.5", "--set", "train.max_steps=6"]

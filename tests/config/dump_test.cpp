@@ -22,6 +22,7 @@ RunConfig unusual() {
   c.run = {"finetune", "/a dir/#1: x", INT64_MAX, "/a/step 3", "cuda:7", 3, {"joined"}};
   c.model.path = "/mod\"el's\\dir";
   c.model.dtype = "bf16";
+  c.model.offload = "disk";
   c.tokenizer.path = "/\xE6\x97\xA5\xE6\x9C\xAC/tok.model";
   c.adapter.method = "none";
   c.adapter.r = 3;
@@ -50,6 +51,7 @@ RunConfig unusual() {
   c.data.on_long = "error";
   c.data.packing = true;
   c.train.recompute = "full";
+  c.train.offload_activations = true;
   c.data.on_bad_row = "skip";
   c.data.require_end_token = true;
   c.data.prompt_column = "\xF0\x9F\x92\xA1";

@@ -155,6 +155,8 @@ TEST_CASE("other bad values of the required sections", "[config]") {
        "must be true or false"},
       {"model: {path: base, dtype: int8}", "model.dtype",
        "must be one of fp32, bf16, fp16; found int8"},
+      {"model: {path: base, offload: gpu}", "model.offload",
+       "must be one of none, cpu, disk; found gpu"},
       {"data: {format: alpacca}", "data.format", "found alpacca; did you mean alpaca?"},
       {"data: {format: records}", "data.format", "in this version; found records"},
       {"data: {format: 3}", "data.format", "must be text; found 3"},
@@ -167,7 +169,6 @@ TEST_CASE("other bad values of the required sections", "[config]") {
 
 TEST_CASE("parts that this version does not have accept their off state only", "[config]") {
   const auto [key, off, other] = GENERATE(table<std::string, std::string, std::string>({
-      {"model.offload", "none", "cpu"},
       {"model.fp32_modules", "[]", "[norm]"},
       {"model.rope_inv_freq_dtype", "null", "fp32"},
       {"model.residual_alpha_layers", "null", "28"},

@@ -42,6 +42,20 @@ TEST_CASE("a model is loaded or made", "[config]") {
              Contains("[run.yaml:3] model.rope_theta needs fresh weights"));
 }
 
+TEST_CASE("offloading needs a base that is frozen and in files, and something that is kept", "[config]") {
+  const std::string rest = "run: {output_dir: o}\ndata: {format: text, train: {path: t}}\n";
+  CHECK(error_of(rest + "model: {path: b, offload: disk}").empty());
+  CHECK(error_of(rest + "model: {arch: llama, offload: cpu}").empty());
+  CHECK_THAT(error_of(rest + "model: {arch: llama, offload: disk}"),
+             Contains("[run.yaml:3] model.offload disk streams the weights from the files of model.path"));
+  CHECK_THAT(error_of(rest + "model: {path: b, offload: disk}", {}, "train"),
+             Contains("model.offload streams the frozen base of lora finetune; found disk with lora train"));
+  CHECK(error_of(rest + "model: {path: b, offload: none}", {}, "train").empty());
+  CHECK(error_of(kMinimal + "train: {recompute: selective, offload_activations: true}").empty());
+  CHECK_THAT(error_of(kMinimal + "train: {offload_activations: true}"),
+             Contains("[run.yaml:6] train.offload_activations moves what recomputation keeps; found train.recompute: none"));
+}
+
 TEST_CASE("keys that bound each other", "[config]") {
   CHECK(error_of(kMinimal + "train: {optimizer: {lr: 1e-3}, lr_schedule: {end: 1e-3}}").empty());
   CHECK_THAT(error_of(kMinimal + "train:\n  optimizer: {lr: 1e-3}\n  lr_schedule: {end: 2e-3}"),

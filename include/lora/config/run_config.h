@@ -37,7 +37,8 @@ struct ModelSection {
   std::optional<std::string> arch, preset;
   /// fp32 | bf16 | fp16; default: config.json's (fresh weights: fp32)
   std::optional<std::string> dtype;
-  ModelFields fields;  ///< for fresh weights
+  std::string offload = "none";  ///< none | cpu | disk: where the frozen layers' weights stay
+  ModelFields fields;            ///< for fresh weights
   bool operator==(const ModelSection&) const = default;
 };
 
@@ -134,6 +135,7 @@ struct TrainSection {
   OptimizerSection optimizer;
   ScheduleSection lr_schedule;
   std::string recompute = "none";               ///< none | selective | full
+  bool offload_activations = false;             ///< what recompute keeps stays in host memory
   std::string loss_reduction = "valid_tokens";  ///< valid_tokens | all_positions
   std::string on_nonfinite = "skip";            ///< skip | stop
   int64_t max_nonfinite = 10;                   ///< stop after so many skips in a row

@@ -3,6 +3,8 @@
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 
+#include <memory>
+
 #include "lora/nn/kv_cache.h"
 #include "lora/nn/linear_group.h"
 #include "lora/nn/recompute.h"
@@ -36,6 +38,7 @@ class CausalLMImpl : public torch::nn::Module {
 
   FastPaths fast_paths;                       ///< which optimisations run
   Recompute recompute = Recompute::kNone;  ///< what is computed again in the backward pass
+  std::shared_ptr<ActivationStore> activations;  ///< keeps what recomputation keeps; null: the device does
 };
 TORCH_MODULE(CausalLM);
 

@@ -4,9 +4,13 @@
 #include <torch/nn/pimpl.h>
 
 #include <functional>
+#include <memory>
+#include <string>
+#include <vector>
 
 #include "lora/nn/adapter.h"
 #include "lora/nn/parameter.h"
+#include "lora/nn/weight_stream.h"
 
 namespace lora::nn {
 
@@ -55,6 +59,13 @@ class LinearImpl : public torch::nn::Module {
   /// shape and type, and reads as NaN. See LinearGroup.
   void release_weight(std::function<Tensor()> again);
   bool weight_is_released() const { return again_ != nullptr; }
+  /// Gives the weight up to a stream, which brings it for each use; as a weight of `block`. Until it is restored.
+  void stream_weight(const std::shared_ptr<WeightStream>& stream, size_t block, WeightStream::Read read);
+  bool weight_is_streamed() const { return stream_ != nullptr; }
+  /// The weight for one use now, not to be kept: the stream's when it is streamed, else restored.
+  Tensor passing_weight();
+  /// The weight's values; of a released one a copy for the caller, while the layer stays as it is.
+  Tensor weight_value() const { return again_ ? again_() : weight; }
   /// Makes a released weight anew. Everything in this library that reads or changes a weight calls it first; a program
   /// does so before it reads parameters of a model that trained with FastPaths::release_plain.
   void restore_weight();
@@ -72,10 +83,21 @@ class LinearImpl : public torch::nn::Module {
 
  private:
   std::function<Tensor()> again_;
+  std::shared_ptr<WeightStream> stream_;
+  WeightStream::Place place_ = {};
 };
 TORCH_MODULE(Linear);
 
 /// Makes every released weight of a model anew.
 void restore_weights(torch::nn::Module& model);
+
+/// A parameter of a model, and how to read it now: for a released weight a copy is made.
+struct ReadableParameter {
+  std::string name;
+  Tensor parameter;
+  std::function<Tensor()> read;
+};
+/// All of them, in the order of named_parameters().
+std::vector<ReadableParameter> readable_parameters(const torch::nn::Module& model);
 
 }  // namespace lora::nn

@@ -12,6 +12,9 @@ struct ParameterOptions {
   at::Device device = at::kCPU;
   /// false leaves the memory uninitialised, for weights that are read from a file next.
   bool initialize = true;
+  /// false: the weights of a model's layers hold no memory, read as NaN and come from elsewhere (nn::WeightStream). For
+  /// Linear only.
+  bool allocate = true;
 };
 
 }  // namespace lora::nn

@@ -3,7 +3,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
+#include <memory>
 #include <vector>
+
+#include "lora/nn/activation_store.h"
 
 namespace lora::nn {
 
@@ -17,8 +20,10 @@ enum class Recompute {
 /// function(inputs), keeping the inputs alone: what the backward pass needs is computed again then, with the random
 /// numbers and the mixed precision of the first time, so that results are the same bit for bit on the CPU. Gradients
 /// reach the inputs that ask for one, and the parameters that the function uses. Without gradients: just the function.
+/// With a store the inputs are kept there instead of on their device.
 /// Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
 std::vector<at::Tensor> recomputed(std::function<std::vector<at::Tensor>(const std::vector<at::Tensor>&)> function,
-                                   const std::vector<at::Tensor>& inputs);
+                                   const std::vector<at::Tensor>& inputs,
+                                   const std::shared_ptr<ActivationStore>& store = nullptr);
 
 }  // namespace lora::nn

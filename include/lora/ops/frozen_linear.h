@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -29,6 +30,10 @@ class PackedWeight {
   /// The plain weights again, bit for bit in `dtype`.
   std::vector<Tensor> unpacked() const;
 
+  /// The same products, bit for bit, of weights that are packed for this one and forgotten.
+  static Tensor times_once(const std::vector<Tensor>& weights, const Tensor& x_NI);
+  static Tensor times_transposed_once(const std::vector<Tensor>& weights, const Tensor& dy_NO);
+
   at::ScalarType dtype() const { return dtype_; }
   /// What the packed forms hold now; the transpose is made when it is first needed.
   uint64_t bytes() const;
@@ -48,6 +53,9 @@ struct FrozenWeights {
   std::shared_ptr<const PackedWeight> packed = nullptr;  ///< of the compute type
   std::vector<Tensor> biases = {};                     ///< (out_i) each; empty: none
   std::vector<int64_t> outputs = {};                   ///< out_i
+  /// Weights that are not kept: brought for each product, forward and backward, and let go after it. `plain` is empty.
+  std::function<std::vector<Tensor>()> bring = nullptr;
+  bool packs_brought = false;  ///< brought weights are multiplied as a PackedWeight of them would be, bit for bit
 };
 
 /// scale x A^T B^T, added to the outputs of one of the layers.

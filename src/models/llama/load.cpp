@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 
 #include <array>
+#include <functional>
+#include <map>
 #include <set>
 
 #include "core/check.h"
@@ -55,20 +57,60 @@ void check_fit(const io::ModelFiles& files, const LlamaConfig& config) {
                    files.directory().string(), fmt::join(problems, "; "));
 }
 
+/// visit(layer's number, name of the weight, layer) for every product of every layer.
+template <class Visit>
+void for_each_product(LlamaForCausalLMImpl& model, Visit visit) {
+  for (size_t i = 0; i < model.model->layers->size(); ++i) {
+    const auto prefix = fmt::format("model.layers.{}", i);
+    for (const auto& module : model.model->layers[i]->named_modules(prefix)) {
+      if (auto* linear = module.value()->as<nn::LinearImpl>()) visit(i, module.key() + ".weight", *linear);
+    }
+  }
+}
+
+void stream_from_files(LlamaForCausalLMImpl& model, const at::Device& device, std::shared_ptr<const io::ModelFiles> files) {
+  const auto stream = std::make_shared<nn::WeightStream>(device);
+  for_each_product(model, [&](size_t layer, const std::string& name, nn::LinearImpl& linear) {
+    linear.stream_weight(stream, layer, nn::WeightStream::from_files(files, name));
+  });
+}
+
 }  // namespace
+
+void offload_to_host(LlamaForCausalLMImpl& model, const at::Device& device) {
+  if (device.is_cpu()) return;
+  const auto stream = std::make_shared<nn::WeightStream>(device);
+  for_each_product(model, [&](size_t layer, const std::string&, nn::LinearImpl& linear) {
+    linear.restore_weight();
+    const Tensor host = linear.weight.detach().to(at::kCPU).pin_memory();
+    linear.stream_weight(stream, layer, nn::WeightStream::from_host(host));
+  });
+  model.to(device);
+}
 
 std::shared_ptr<LlamaForCausalLMImpl> load(const Path& directory, const LoadOptions& options) {
   LlamaConfig config = read_llama_config(directory);
-  const io::ModelFiles files(directory);
-  check_fit(files, config);
+  const auto files = std::make_shared<const io::ModelFiles>(directory);
+  check_fit(*files, config);
   const auto dtype = options.dtype.value_or(io::to_torch(config.dtype, "config.json"));
   config.dtype = io::from_torch(dtype);
 
-  auto model = std::make_shared<LlamaForCausalLMImpl>(config, nn::ParameterOptions{dtype, options.device, false});
-  if (options.device.is_meta()) return model;
+  const bool is_meta = options.device.is_meta();  // shapes alone: nothing to stream
+  const bool on_disk = options.offload == nn::Offload::kDisk && !is_meta, on_host = options.offload == nn::Offload::kCpu && !is_meta;
+  auto model = std::make_shared<LlamaForCausalLMImpl>(
+      config, nn::ParameterOptions{dtype, on_host ? at::Device(at::kCPU) : options.device, false, !on_disk});
+  if (is_meta) return model;
   const torch::NoGradGuard no_grad;
   auto parameters = model->named_parameters();
-  for (const auto& [name, shape] : llama_weight_shapes(config)) files.read_into(name, parameters[name]);
+  if (on_disk) stream_from_files(*model, options.device, files);
+  std::set<const at::TensorImpl*> elsewhere;
+  for_each_product(*model, [&](size_t, const std::string&, const nn::LinearImpl& linear) {
+    if (linear.weight_is_streamed()) elsewhere.insert(linear.weight.unsafeGetTensorImpl());
+  });
+  for (const auto& [name, shape] : llama_weight_shapes(config)) {
+    if (!elsewhere.contains(parameters[name].unsafeGetTensorImpl())) files->read_into(name, parameters[name]);
+  }
+  if (on_host) offload_to_host(*model, options.device);
   return model;
 }
 
@@ -77,14 +119,13 @@ std::shared_ptr<const data::Tokenizer> load_tokenizer(const Path& directory) {
 }
 
 void save(LlamaForCausalLMImpl& model, const Path& directory, const SaveOptions& options) {
-  nn::restore_weights(model);
   LlamaConfig config = model.config;
-  const auto parameters = model.named_parameters();
+  std::map<std::string, std::function<Tensor()>> readers;
+  for (auto& parameter : nn::readable_parameters(model)) readers.emplace(parameter.name, std::move(parameter.read));
   if (options.dtype) config.dtype = *options.dtype;
   std::vector<io::TensorSource> tensors;
   for (const auto& [name, shape] : llama_weight_shapes(config)) {
-    const Tensor weight = parameters[name];
-    tensors.push_back({name, config.dtype, shape, [weight] { return weight.detach(); }});
+    tensors.push_back({name, config.dtype, shape, [read = readers.at(name)] { return read().detach(); }});
   }
   io::save_model_files(directory, tensors, options.shard_bytes);
   write_file_atomically(directory / "config.json", write_llama_config(config));

@@ -62,7 +62,7 @@ Tensor positions_of(const Batch& batch, const ops::Segments& segments, int64_t c
 
 /// nn::recomputed for a part of the stream.
 template <class Body>
-Residual recomputed(const Residual& stream, Body body) {
+Residual recomputed(const Residual& stream, const AttentionContext& context, Body body) {
   std::vector<Tensor> inputs = {stream.x_BSD};
   if (stream.pending_BSD.defined()) inputs.push_back(stream.pending_BSD);
   const auto outputs = nn::recomputed(
@@ -70,7 +70,7 @@ Residual recomputed(const Residual& stream, Body body) {
         const Residual result = body(Residual{given[0], given.size() > 1 ? given[1] : Tensor()});
         return std::vector<Tensor>{result.x_BSD, result.pending_BSD};
       },
-      inputs);
+      inputs, context.activations);
   return {outputs[0], outputs[1]};
 }
 
@@ -174,7 +174,7 @@ Residual LlamaDecoderLayerImpl::forward(const Residual& stream, const AttentionC
   const auto [x_BSD, normed_BSD] = input_layernorm->forward_sum(stream.x_BSD, stream.pending_BSD, context.fast);
   const Residual attended{x_BSD, self_attn->forward(normed_BSD, context)};
   if (context.recompute != nn::Recompute::kSelective) return feed_forward(attended, context.fast);
-  return recomputed(attended, [this, fast = context.fast](const Residual& half) { return feed_forward(half, fast); });
+  return recomputed(attended, context, [this, fast = context.fast](const Residual& half) { return feed_forward(half, fast); });
 }
 
 Residual LlamaDecoderLayerImpl::feed_forward(const Residual& stream, const nn::FastPaths& fast) {
@@ -192,7 +192,7 @@ LlamaModelImpl::LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOpt
 }
 
 Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache, const nn::FastPaths& fast,
-                               nn::Recompute recompute) {
+                               nn::Recompute recompute, const std::shared_ptr<nn::ActivationStore>& activations) {
   AttentionContext context;
   const auto& lengths = batch.segment_lengths;
   if (!lengths.empty()) {
@@ -214,12 +214,13 @@ Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache, const nn:
   context.cache = cache;
   context.fast = fast;
   context.recompute = recompute;
+  context.activations = activations;
 
   Residual stream{embed_tokens->forward(batch.input_ids_BS), Tensor()};
   for (const auto& module : *layers) {
     auto* layer = module->as<LlamaDecoderLayerImpl>();
     if (recompute == nn::Recompute::kFull) {
-      stream = recomputed(stream, [layer, context](const Residual& part) { return layer->forward(part, context); });
+      stream = recomputed(stream, context, [layer, context](const Residual& part) { return layer->forward(part, context); });
     } else {
       stream = layer->forward(stream, context);
     }
@@ -234,14 +235,16 @@ LlamaForCausalLMImpl::LlamaForCausalLMImpl(const LlamaConfig& config_, const nn:
   nn::ParameterOptions uninitialized = parameters;
   uninitialized.initialize = false;
   model = register_module("model", LlamaModel(config, uninitialized));
-  lm_head = register_module("lm_head", linear(config.hidden_size, config.vocab_size, false, uninitialized));
+  nn::ParameterOptions resident = uninitialized;
+  resident.allocate = true;
+  lm_head = register_module("lm_head", linear(config.hidden_size, config.vocab_size, false, resident));
   if (config.tie_word_embeddings) lm_head->tie_weight(model->embed_tokens->weight);
   head_group_ = nn::LinearGroup({lm_head});
   if (parameters.initialize) initialize(*this);
 }
 
 Tensor LlamaForCausalLMImpl::hidden(const Batch& batch, nn::KvCache* cache) {
-  return model->forward(batch, cache, fast_paths, recompute);
+  return model->forward(batch, cache, fast_paths, recompute, activations);
 }
 
 }  // namespace lora::llama

@@ -11,7 +11,9 @@ namespace lora::llama {
 
 struct LoadOptions {
   at::Device device = at::kCPU;
-  std::optional<at::ScalarType> dtype;  ///< default: config.json's
+  std::optional<at::ScalarType> dtype = std::nullopt;  ///< default: config.json's
+  /// Where the weights of the layers stay until somebody restores them; embedding, head and norms are on the device.
+  nn::Offload offload = nn::Offload::kNone;
 };
 
 /// Loads a model directory in Hugging Face's layout (config.json, model.safetensors or shards), tensor by tensor into
@@ -19,6 +21,10 @@ struct LoadOptions {
 /// otherwise ShapeError names up to five of each. On the meta device the files are checked and no weight is read: a model of
 /// shapes alone. Throws IoError, FormatError.
 std::shared_ptr<LlamaForCausalLMImpl> load(const Path& directory, const LoadOptions& options = {});
+
+/// Moves the weights of the layers' products into (pinned) host memory, from where they stream to `device`; the rest moves
+/// there. Nothing where `device` is the CPU.
+void offload_to_host(LlamaForCausalLMImpl& model, const at::Device& device);
 
 /// tokenizer.model of a model directory. Throws IoError when there is none.
 std::shared_ptr<const data::Tokenizer> load_tokenizer(const Path& directory);

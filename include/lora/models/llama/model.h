@@ -2,6 +2,8 @@
 
 #include <torch/nn/modules/container/modulelist.h>
 
+#include <memory>
+
 #include "lora/models/llama/config.h"
 #include "lora/nn/causal_lm.h"
 #include "lora/nn/embedding.h"
@@ -24,6 +26,7 @@ struct AttentionContext {
   nn::KvCache* cache = nullptr;
   nn::FastPaths fast;
   nn::Recompute recompute = nn::Recompute::kNone;
+  std::shared_ptr<nn::ActivationStore> activations;  ///< where recomputation keeps its inputs; null: on the device
   ops::Segments segments;        ///< of a packed row; empty: not packed
 };
 
@@ -80,7 +83,8 @@ TORCH_MODULE(LlamaDecoderLayer);
 class LlamaModelImpl : public torch::nn::Module {
  public:
   LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters);
-  Tensor forward(const Batch& batch, nn::KvCache* cache, const nn::FastPaths& fast, nn::Recompute recompute);
+  Tensor forward(const Batch& batch, nn::KvCache* cache, const nn::FastPaths& fast, nn::Recompute recompute,
+                 const std::shared_ptr<nn::ActivationStore>& activations = nullptr);
 
   nn::Embedding embed_tokens{nullptr};
   torch::nn::ModuleList layers;
@@ -95,7 +99,7 @@ TORCH_MODULE(LlamaModel);
 class LlamaForCausalLMImpl : public nn::CausalLMImpl {
  public:
   /// Fresh weights (normal with initializer_range, norms one, biases zero) from torch's default generator, unless the
-  /// options leave them uninitialised.
+  /// options leave them uninitialised. `allocate` false concerns the layers; embedding, head and norms hold memory.
   explicit LlamaForCausalLMImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters = {});
 
   Tensor hidden(const Batch& batch, nn::KvCache* cache = nullptr) override;
