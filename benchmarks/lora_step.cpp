@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <ctime>
+#include <functional>
 #include <iostream>
 
 #include "lora/core/stopwatch.h"
@@ -97,18 +98,18 @@ class Run {
   }
 
   /// The matrix products that a step cannot do without, alone: the frozen weights' both ways for every token, the head's
-  /// for every target. The lowest layer needs no gradient of its input.
+  /// for every target, the adapters' and attention's. The lowest layer needs no gradient of its input.
   void products(int count) {
     if (products_.empty()) {
       build_products();
-      for (const auto& product : products_) product.run();  // the transposes are made at their first use
+      for (const auto& product : products_) product();  // the transposes are made at their first use
     }
     double wall = 0, cpu = 0;
     for (int i = 0; i < count; ++i) {
       const torch::NoGradGuard no_grad;
       const Stopwatch watch;
       const double cpu_before = cpu_seconds();
-      for (const auto& product : products_) product.run();
+      for (const auto& product : products_) product();
       wait();
       wall += watch.seconds();
       cpu += cpu_seconds() - cpu_before;
@@ -132,45 +133,64 @@ class Run {
   }
 
  private:
-  /// One weight's product with `input` and the gradient's with it.
-  struct Product {
-    std::shared_ptr<const ops::PackedWeight> weight;  ///< null on a GPU, which multiplies by the plain one
-    at::Tensor input, gradient, plain;
-    bool backward;
-    void run() const {
-      if (weight == nullptr) {
-        input.mm(plain.t());
-        if (backward) gradient.mm(plain);
-        return;
-      }
-      weight->times(input);
-      if (backward) weight->times_transposed(gradient);
-    }
-  };
-
   void build_products() {
     const auto& config = model_->config;
     const int64_t hidden = config.hidden_size, inner = config.intermediate_size, heads = config.num_attention_heads * config.head_dim,
                   keys = config.num_key_value_heads * config.head_dim;
     for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-      add_product(heads + 2 * keys, hidden, batch_.num_tokens, layer > 0);
-      add_product(hidden, heads, batch_.num_tokens, true);
-      add_product(2 * inner, hidden, batch_.num_tokens, true);
-      add_product(hidden, inner, batch_.num_tokens, true);
+      add_weight(heads + 2 * keys, hidden, batch_.num_tokens, layer > 0);
+      add_weight(hidden, heads, batch_.num_tokens, true);
+      add_weight(2 * inner, hidden, batch_.num_tokens, true);
+      add_weight(hidden, inner, batch_.num_tokens, true);
+      add_attention(config.num_attention_heads, config.head_dim);
     }
-    add_product(config.vocab_size, hidden, batch_.num_targets, true);
+    add_weight(config.vocab_size, hidden, batch_.num_targets, true);
+    if (!adapters_) return;
+    for (const auto& [name, factor] : adapters_.named_parameters()) add_factor(factor.sizes());
   }
 
-  void add_product(int64_t outputs, int64_t inputs, int64_t rows, bool backward) {
-    const auto bf16 = at::TensorOptions(device_).dtype(at::kBFloat16);
+  at::Tensor numbers(const std::vector<int64_t>& sizes) const {
+    return at::randn(sizes, at::TensorOptions(device_).dtype(at::kBFloat16));
+  }
+
+  /// A frozen weight with the input and, for the gradient, the other way.
+  void add_weight(int64_t outputs, int64_t inputs, int64_t rows, bool backward) {
+    const at::Tensor weight = numbers({outputs, inputs}), input = numbers({rows, inputs}), gradient = numbers({rows, outputs});
     if (!device_.is_cpu()) {
-      products_.push_back({nullptr, at::randn({rows, inputs}, bf16), at::randn({rows, outputs}, bf16),
-                           at::randn({outputs, inputs}, bf16), backward});
+      products_.push_back([=] {
+        input.mm(weight.t());
+        if (backward) gradient.mm(weight);
+      });
       return;
     }
-    products_.push_back({std::make_shared<const ops::PackedWeight>(
-                             std::vector<at::Tensor>{at::randn({outputs, inputs}).to(at::kBFloat16)}, at::kBFloat16),
-                         at::ones({rows, inputs}, bf16), at::ones({rows, outputs}, bf16), at::Tensor(), backward});
+    const auto packed = std::make_shared<const ops::PackedWeight>(std::vector<at::Tensor>{weight}, at::kBFloat16);
+    products_.push_back([=] {
+      packed->times(input);
+      if (backward) packed->times_transposed(gradient);
+    });
+  }
+
+  /// A (R, I) or B (O, R): the product forward, and backward those for the input and for the factor.
+  void add_factor(at::IntArrayRef sizes) {
+    const int64_t in = sizes[1], out = sizes[0];
+    products_.push_back([factor = numbers({out, in}), input = numbers({batch_.num_tokens, in}), gradient = numbers({batch_.num_tokens, out})] {
+      input.mm(factor.t());
+      gradient.mm(factor);
+      gradient.t().mm(input);
+    });
+  }
+
+  /// Scores and values forward; backward the scores again, and the gradients of probabilities, values, queries, keys.
+  void add_attention(int64_t heads, int64_t size) {
+    const auto lengths = batch_.segment_lengths.empty()
+                             ? std::vector<int64_t>(static_cast<size_t>(batch_.input_ids_BS.size(0)), batch_.input_ids_BS.size(1))
+                             : batch_.segment_lengths;
+    for (const int64_t length : lengths) {
+      products_.push_back([x = numbers({heads, length, size}), p = numbers({heads, length, length})] {
+        for (int i = 0; i < 3; ++i) x.bmm(x.transpose(1, 2));
+        for (int i = 0; i < 4; ++i) p.bmm(x);
+      });
+    }
   }
 
   /// Until the device has done what it was given.
@@ -191,7 +211,7 @@ class Run {
   }
 
   at::Device device_ = at::kCPU;
-  std::vector<Product> products_;
+  std::vector<std::function<void()>> products_;
   std::vector<int32_t> first_row_;
   std::shared_ptr<llama::LlamaForCausalLMImpl> model_;
   AdapterSet adapters_;

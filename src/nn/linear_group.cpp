@@ -6,6 +6,7 @@
 #include <typeinfo>
 
 #include "core/check.h"
+#include "core/once.h"
 #include "lora/nn/probe.h"
 #include "lora/ops/autocast.h"
 
@@ -41,7 +42,10 @@ ops::FrozenWeights without_weights(const std::vector<Linear>& layers) {
 }  // namespace
 
 Tensor LinearGroup::forward(const Tensor& x, const FastPaths& fast) {
-  if (probing() || !can_join(fast)) return one_by_one(x);
+  if (probing() || !can_join(fast)) {
+    if (fast.joined && !probing()) say_why_not_joined();
+    return one_by_one(x);
+  }
   require<ShapeError>(x.size(-1) == layers_.front()->options.in_features,
                       "[nn.Linear] the input's last size must be {}; found shape [{}]",
                       layers_.front()->options.in_features, fmt::join(x.sizes(), ", "));
@@ -61,6 +65,7 @@ Tensor LinearGroup::forward(const Tensor& x, const FastPaths& fast) {
   }
   const Tensor y = ops::frozen_linear(x, weights, updates);
   if (others.empty()) return y;
+  say_once("fast path joined: an adapter with dropout, or of a method that is no low-rank update, is computed and added by itself");
   auto parts = y.split_with_sizes(weights.outputs, -1);
   for (const auto& [i, adapter] : others) parts[i] = parts[i] + adapter->delta(x).to(y.scalar_type());
   return at::cat(parts, -1);
@@ -100,7 +105,12 @@ bool LinearGroup::can_pack_now(at::ScalarType dtype) const {
 std::shared_ptr<const ops::PackedWeight> LinearGroup::packed_for(at::ScalarType dtype, const FastPaths& fast) {
   if (!fast.packed_weights || !can_join(fast)) return nullptr;
   if (packed_ != nullptr && packed_->dtype() == dtype && packed_is_current()) return packed_;
-  if (!can_pack_now(dtype)) return nullptr;
+  if (!can_pack_now(dtype)) {
+    if (at::GradMode::is_enabled() && layers_.front()->weight.is_cpu()) {
+      say_once(fmt::format("fast path packed_weights: products in {} gain nothing from it on this processor", c10::toString(dtype)));
+    }
+    return nullptr;
+  }
   pack(dtype, fast.release_plain);
   return packed_;
 }
@@ -109,6 +119,12 @@ bool LinearGroup::can_join(const FastPaths& fast) const {
   return fast.joined && std::all_of(layers_.begin(), layers_.end(), [](const Linear& layer) {
            return is_plain(*layer) && is_frozen(*layer);
          });
+}
+
+void LinearGroup::say_why_not_joined() const {
+  const bool all_plain = std::all_of(layers_.begin(), layers_.end(), [](const Linear& layer) { return is_plain(*layer); });
+  say_once(all_plain ? "fast path joined: layers whose weights train run one by one"
+                     : "fast path joined: layers of a derived type run one by one");
 }
 
 bool LinearGroup::packed_is_current() const {

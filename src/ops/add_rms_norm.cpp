@@ -76,7 +76,7 @@ struct AddRmsNorm : torch::autograd::Function<AddRmsNorm> {
 
 std::pair<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight_D, double eps,
                                        bool fused) {
-  if (fused && rows::supports(x, delta)) {
+  if (rows::applies(fused, x, "fused_norm") && rows::supports(x, delta)) {
     const auto results = applied<AddRmsNorm>(x, delta.defined() ? std::optional(delta) : std::nullopt, weight_D, eps);
     return {delta.defined() ? results[1] : x, results[0]};
   }

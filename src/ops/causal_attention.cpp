@@ -141,7 +141,9 @@ Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads) {
 
 Tensor causal_attention(const Heads& heads, bool fused) {
   const Tensor& q_BHSK = heads.q_BHSK;
-  if (fused && q_BHSK.is_cpu() && rows::supports(q_BHSK)) return applied<CausalAttention>(q_BHSK, heads.k_BGSK, heads.v_BGSK);
+  if (q_BHSK.is_cpu() && rows::applies(fused, q_BHSK, "fused_attention")) {
+    return applied<CausalAttention>(q_BHSK, heads.k_BGSK, heads.v_BGSK);
+  }
   const int64_t count = q_BHSK.size(1);
   // A GPU's kernels in half precision know shared key/value heads.
   const bool shares_heads = q_BHSK.is_cuda() && q_BHSK.element_size() == 2;

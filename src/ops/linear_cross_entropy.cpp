@@ -27,7 +27,7 @@ constexpr int64_t kTrainedChunkLogits = 2 * kChunkLogits;
 
 /// Cross-entropy of one chunk: the losses' sum; `logits_CV` becomes softmax - one-hot when `gradient` is set.
 Tensor chunk_loss(Tensor& logits_CV, const Tensor& labels_C, bool gradient, bool fused, at::ScalarType wide) {
-  if (fused && rows::supports(logits_CV)) {
+  if (rows::applies(fused, logits_CV, "fused_loss")) {
     Tensor losses_C = at::empty(labels_C.sizes(), logits_CV.options().dtype(wide));
     rows::cross_entropy(logits_CV, labels_C, gradient, losses_C);
     return losses_C.sum();

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/once.h"
 #include "ops/rows_cuda.h"
 
 #define LORA_INLINE inline __attribute__((always_inline))
@@ -208,6 +209,13 @@ bool supports(const Tensor& x, const Tensor& added) {
   if (!supports(x) || !supports(added) || x.device() != added.device()) return false;
   const auto narrow = added.scalar_type();
   return narrow == x.scalar_type() || (x.scalar_type() == at::kFloat && narrow != at::kDouble);
+}
+
+bool applies(bool asked_for, const Tensor& x, const char* name) {
+  if (!asked_for || supports(x)) return asked_for;
+  say_once(fmt::format("fast path {}: no kernel for {} on {}; LibTorch's own operations run", name, c10::toString(x.scalar_type()),
+                       c10::DeviceTypeName(x.device().type(), /*lower_case=*/true)));
+  return false;
 }
 
 at::ScalarType wide_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }

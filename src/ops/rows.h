@@ -17,6 +17,8 @@ using at::Tensor;
 bool supports(const Tensor& tensor);
 /// The same for a residual x and what is added to it (undefined: nothing): of one type, or narrower than an fp32 residual.
 bool supports(const Tensor& x, const Tensor& added);
+/// Whether a fast path of this name runs for `x`: when it is asked for and has kernels. When it has none that is said once.
+bool applies(bool asked_for, const Tensor& x, const char* name);
 /// The type in which they compute: fp32, or double for double.
 at::ScalarType wide_type(at::ScalarType type);
 

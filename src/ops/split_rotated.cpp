@@ -45,7 +45,7 @@ struct SplitRotated : torch::autograd::Function<SplitRotated> {
 
 Heads split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t num_heads, int64_t num_kv_heads,
                     bool fused) {
-  if (fused && rows::supports(qkv)) {
+  if (rows::applies(fused, qkv, "fused_rotary")) {
     const auto heads = applied<SplitRotated>(qkv, cos, sin, num_heads, num_kv_heads);
     return {heads[0], heads[1], heads[2]};
   }

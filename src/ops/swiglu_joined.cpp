@@ -36,7 +36,7 @@ struct SwiGluJoined : torch::autograd::Function<SwiGluJoined> {
 }  // namespace
 
 Tensor swiglu_joined(const Tensor& gate_up, bool fused) {
-  if (fused && rows::supports(gate_up)) return applied<SwiGluJoined>(gate_up);
+  if (rows::applies(fused, gate_up, "fused_swiglu")) return applied<SwiGluJoined>(gate_up);
   const auto halves = gate_up.chunk(2, -1);
   return swiglu(halves[0], halves[1]);
 }

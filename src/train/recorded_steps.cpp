@@ -10,6 +10,7 @@
 #include "core/check.h"
 #include "lora/core/log.h"
 #include "lora/core/stopwatch.h"
+#include "lora/nn/linear.h"
 #include "lora/nn/loss.h"
 #include "lora/ops/autocast.h"
 #include "lora/ops/device.h"
@@ -35,6 +36,12 @@ std::string obstacle(nn::CausalLMImpl& model, const Batch& batch) {
   if (!batch.segment_lengths.empty()) return "packed rows differ in their sequences from step to step";
   if (batch.attention_mask_BS.defined() || batch.position_ids_BS.defined()) return "the batch has a mask or positions of its own";
   if (model.recompute != nn::Recompute::kNone) return "train.recompute puts random number generators back";
+  const auto modules = model.modules(/*include_self=*/false);
+  const bool streams = std::any_of(modules.begin(), modules.end(), [](const auto& module) {
+    const auto* linear = module->template as<nn::LinearImpl>();
+    return linear != nullptr && linear->weight_is_streamed();
+  });
+  if (streams) return "model.offload brings other weights into the same memory";
   return "";
 }
 

@@ -162,6 +162,14 @@ class CliTest(unittest.TestCase):
                     self.assertAlmostEqual(line["loss"], loss, delta=1e-5)
         self.assertIn("fused_loss", self.finetune("--set", "run.disable_fast_paths=[fused_los]", code=2))
 
+    def test_a_fast_path_that_does_not_apply_is_named_once(self):
+        result = lora("finetune", "-c", "run.yaml", "--set", "adapter.lora_dropout=0.1", cwd=self.folder)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(result.stderr.count("fast path joined"), 1, result.stderr)
+        self.assertIn("dropout", next(line for line in result.stderr.splitlines() if "fast path joined" in line))
+        plain = lora("finetune", "-c", "run.yaml", "--set", "run.output_dir=other", cwd=self.folder)
+        self.assertEqual(plain.stderr.count("fast path joined"), 0, plain.stderr)
+
     def test_a_streamed_base_trains_to_the_same_bits(self):
         def outcome(name, *settings):
             self.finetune("--set", f"run.output_dir={name}", *(word for s in settings for word in ("--set", s)))
@@ -227,6 +235,43 @@ class CliTest(unittest.TestCase):
         self.assertIsNone(result["text"])
         self.write_rows("rows.jsonl", [{"input_ids": [1, 12, 14] + result["token_ids"]}])
         self.assertAlmostEqual(sum(self.score(None)[0]["logprobs"][2:]), result["score"], delta=1e-4)
+
+    def test_bench_measures_a_run_file_and_leaves_nothing(self):
+        before = sorted(self.folder.rglob("*"))
+        result = json.loads(self.run_command("bench", "-c", "run.yaml", "--steps", 2, "--new-tokens", 3, "--threads", 1, "--json"))
+        self.assertEqual(sorted(self.folder.rglob("*")), before)
+        self.assertEqual((result["tokens"], result["targets"], result["threads"]), (11, 9, 1))
+        self.assertEqual(result["generation"]["new_tokens"], 3)
+        self.assertEqual(len(result["training"]["wall_seconds"]), 2)
+        for value in (result["training"]["tokens_per_second"], result["training"]["sol_percent"], result["peak_memory_bytes"],
+                      result["training"]["first_step_seconds"], result["generation"]["tokens_per_second"]):
+            self.assertGreater(value, 0)
+        self.assertIn("trainable_parameters", result)
+
+    def test_bench_without_a_run_file_draws_model_and_rows(self):
+        small = ["model.hidden_size=32", "model.intermediate_size=64", "model.num_hidden_layers=1", "model.num_attention_heads=2",
+                 "model.vocab_size=50", "data.max_length=10", "train.micro_batch=3"]
+        arguments = [word for setting in small for word in ("--set", setting)]
+        out = self.run_command("bench", "--steps", 1, "--new-tokens", 0, "--output", "bench.json", *arguments)
+        self.assertIn("training", out)
+        result = json.loads((self.folder / "bench.json").read_text())
+        self.assertEqual((result["tokens"], result["dtype"]), (30, "bf16"))
+
+    def test_bench_reports_nothing_when_the_peer_differs_or_ends(self):
+        self.write("peer.py", """
+import json, struct, sys
+for line in sys.stdin:
+    words = line.split()
+    if words[0] == "grads":
+        head = json.dumps({"other": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+        open(words[1], "wb").write(struct.pack("<Q", len(head)) + head + bytes(4))
+    print(json.dumps({"wall": [0.1], "cpu": [0.1], "loss": 1.0, "first_step_seconds": 0.5}), flush=True)
+""")
+        self.write("gone.py", "raise SystemExit(3)")
+        peer = ["bench", "-c", "run.yaml", "--steps", 1, "--peer", sys.executable, "--json"]
+        self.assertIn("same parameters", self.run_command(*peer, "--peer-script", "peer.py", code=1))
+        self.assertIn("it ended", self.run_command(*peer, "--peer-script", "gone.py", code=1))
+        self.assertIn("must start", self.run_command("bench", "-c", "run.yaml", "--peer", "no-such-python", code=1))
 
     def test_train_from_fresh_weights(self):
         self.write("run.yaml", """

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <string>
 
+#include "core/once.h"
 #include "lora/core/file.h"
 #include "support.h"
 
@@ -58,4 +59,12 @@ TEST_CASE("the level decides what is logged", "[core]") {
 
 TEST_CASE("text from outside can neither format nor drive the terminal", "[core]") {
   CHECK(captured_stderr([] { lora::log::warn("{} %s \x1b[2J"); }) == "warning: {} %s \\x1b[2J\n");
+}
+
+TEST_CASE("what is said once is logged the first time", "[core]") {
+  const std::string text = captured_stderr([] {
+    for (int i = 0; i < 3; ++i) lora::say_once("no kernel");
+    lora::say_once("no plan");
+  });
+  CHECK(text == "no kernel\nno plan\n");
 }

@@ -29,6 +29,7 @@ class LinearGroup {
 
  private:
   bool can_join(const FastPaths& fast) const;
+  void say_why_not_joined() const;
   bool is_streamed() const;
   bool can_pack_now(at::ScalarType dtype) const;
   ops::FrozenWeights held_weights(at::ScalarType dtype, const FastPaths& fast);
