@@ -2,8 +2,8 @@
 # Usage: scripts/bench.sh [--rounds N] [CASE...]
 #
 # Measures training steps and decoding against transformers + peft, interleaved in one run per case, on the
-# 134-million-parameter Llama of random weights: see benchmarks/README.md. Cases are those of benchmarks/compare.py (all
-# without any). Results: benchmarks/results/CASE.json and a line each on the screen. The peers live in .venv-peers
+# 134-million-parameter Llama of random weights, and the way of the data: see benchmarks/README.md. Cases are those of
+# benchmarks/compare.py and benchmarks/data_path.py (all without any). Results: benchmarks/results/CASE.json and a line each on the screen. The peers live in .venv-peers
 # (several GB).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -14,21 +14,35 @@ case ${1:-} in
   --rounds) rounds=${2:?--rounds needs a number}; shift 2 ;;
 esac
 [ $# -gt 0 ] || set -- all
+data_cases=() step_cases=()
+for name in "$@"; do
+  case $name in
+    data | slow_source) data_cases+=("$name") ;;
+    all) data_cases=(data slow_source) step_cases+=(all) ;;
+    *) step_cases+=("$name") ;;
+  esac
+done
 
 peers=${LORA_PEERS:-$LORA_ROOT/.venv-peers}
-if ! "$peers/bin/python" -c 'import peft, transformers, torch' 2> /dev/null; then
+if ! "$peers/bin/python" -c 'import peft, transformers, torch, sentencepiece' 2> /dev/null; then
   say "installing the peers (torch, transformers, peft) into $peers"
   python3 -m venv "$peers"
-  "$peers/bin/pip" install -q torch==2.11.0 transformers==5.23.0 peft==0.21.2 safetensors accelerate
+  "$peers/bin/pip" install -q torch==2.11.0 transformers==5.23.0 peft==0.21.2 safetensors accelerate sentencepiece==0.2.3
 fi
 lora_setup
 lora_build release
 
-inputs=$LORA_ROOT/build/bench_inputs
+cd "$LORA_ROOT"
+inputs=build/bench_inputs
+if [ ${#data_cases[@]} -gt 0 ]; then
+  mkdir -p "$inputs"
+  "$peers/bin/python" benchmarks/data_path.py "${data_cases[@]}" --ours build/release/bin/bench_data_path \
+    --inputs "$inputs" --rounds "$rounds" --out benchmarks/results
+fi
+[ ${#step_cases[@]} -gt 0 ] || exit 0
 if [ ! -e "$inputs/rows_adgen.jsonl" ]; then
   say "making a random model, adapters and rows in build/bench_inputs"
-  "$peers/bin/python" "$LORA_ROOT/benchmarks/make_inputs.py" "$inputs"
+  "$peers/bin/python" benchmarks/make_inputs.py "$inputs"
 fi
-cd "$LORA_ROOT"
-"$peers/bin/python" benchmarks/compare.py "$@" --ours build/release/bin/bench_lora_step --inputs build/bench_inputs \
+"$peers/bin/python" benchmarks/compare.py "${step_cases[@]}" --ours build/release/bin/bench_lora_step --inputs "$inputs" \
   --rounds "$rounds" --out benchmarks/results
