@@ -13,7 +13,8 @@ namespace {
 
 constexpr char32_t kSpace = 0x2581;  // how spaces are written inside pieces
 constexpr size_t kMaxBytes = 1u << 30;
-constexpr uint64_t kBytePairEncoding = 2;  // TrainerSpec.ModelType
+constexpr uint64_t kBytePairEncoding = 2;          // TrainerSpec.ModelType
+constexpr uint64_t kUserDefined = 4, kUnused = 5;  // SentencePiece.Type
 
 /// Fields of a message in the protocol-buffer format that SentencePiece has read before; what cannot be read ends it.
 class MessageReader {
@@ -76,9 +77,11 @@ struct ModelSettings {
   uint64_t model_type = 1;
   bool space_is_suffix = false, has_bytes = false;
   bool adds_prefix = true, removes_spaces = true, escapes_spaces = true, normalizes = false;
+  bool has_special_pieces = false;  ///< defined by users, or out of use
 
   explicit ModelSettings(std::string_view model) {
     for (MessageReader fields(model); fields.next();) {
+      if (fields.field() == 1) read_piece(fields.bytes());
       if (fields.field() == 2) read_trainer(fields.bytes());
       if (fields.field() == 3) read_normalizer(fields.bytes());
     }
@@ -86,10 +89,17 @@ struct ModelSettings {
 
   bool are_plain() const {
     return model_type == kBytePairEncoding && !space_is_suffix && !removes_spaces && escapes_spaces &&
-           !normalizes;
+           !normalizes && !has_special_pieces;
   }
 
  private:
+  void read_piece(std::string_view piece) {
+    for (MessageReader fields(piece); fields.next();) {
+      const bool is_special = fields.number() == kUserDefined || fields.number() == kUnused;
+      if (fields.field() == 3 && is_special) has_special_pieces = true;
+    }
+  }
+
   void read_trainer(std::string_view spec) {
     for (MessageReader fields(spec); fields.next();) {
       if (fields.field() == 3) model_type = fields.number();
@@ -215,7 +225,6 @@ bool BpeEncoder::add_pieces(const sentencepiece::SentencePieceProcessor& process
       if (is_one_char) return false;
       continue;
     }
-    if (processor.IsUnused(id)) return false;
     symbols.emplace(piece, id);
     std::string_view text = piece;
     if (is_one_char) char_symbol(take_char(text)) = id;

@@ -1,5 +1,7 @@
 #include "data/text_encoder.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <optional>
 
@@ -63,6 +65,20 @@ std::optional<size_t> find_cut(const SegmentEncoder& encoder, std::string_view t
   return std::nullopt;
 }
 
+/// The text in parts that can be encoded each by itself.
+std::vector<std::string_view> segments_of(const SegmentEncoder& encoder, std::string_view text,
+                                          size_t segment_bytes) {
+  std::vector<std::string_view> segments;
+  while (text.size() > segment_bytes) {
+    const auto cut = find_cut(encoder, text, segment_bytes);
+    if (!cut) break;
+    segments.push_back(text.substr(0, *cut));
+    text.remove_prefix(*cut);
+  }
+  if (!text.empty()) segments.push_back(text);
+  return segments;
+}
+
 }  // namespace
 
 std::vector<int64_t> encode_long_text(const Tokenizer& tokenizer, std::string_view text,
@@ -71,15 +87,16 @@ std::vector<int64_t> encode_long_text(const Tokenizer& tokenizer, std::string_vi
   // No segment may be shorter than what is looked at around a cut.
   segment_bytes = std::max(segment_bytes, kWindowBytes);
   const SegmentEncoder encoder(tokenizer);
+  const auto segments = segments_of(encoder, text, segment_bytes);
+  std::vector<std::vector<int64_t>> parts(segments.size());
+  at::parallel_for(0, static_cast<int64_t>(segments.size()), 1, [&](int64_t i, int64_t end) {
+    for (; i < end; ++i) {
+      const auto place = static_cast<size_t>(i);
+      parts[place] = i == 0 ? tokenizer.encode(segments[place]) : encoder.encode_inner(segments[place]);
+    }
+  });
   std::vector<int64_t> ids;
-  size_t begin = 0;
-  while (begin < text.size()) {
-    const bool is_last = text.size() - begin <= segment_bytes;
-    const auto cut = is_last ? std::nullopt : find_cut(encoder, text, begin + segment_bytes);
-    const std::string_view segment = text.substr(begin, cut.value_or(text.size()) - begin);
-    append(ids, begin == 0 ? tokenizer.encode(segment) : encoder.encode_inner(segment));
-    begin += segment.size();
-  }
+  for (const auto& part : parts) append(ids, part);
   return ids;
 }
 

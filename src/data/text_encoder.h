@@ -10,7 +10,7 @@ namespace lora::data {
 
 constexpr size_t kTextSegmentBytes = 64u << 10;
 
-/// Ids of a long text, equal to tokenizer.encode(text) but in bounded memory (SentencePiece needs
+/// Ids of a long text, equal to tokenizer.encode(text) but by several threads and in bounded memory (SentencePiece needs
 /// about 150 bytes for each byte that it encodes at once).
 ///
 /// The text is cut after about `segment_bytes`, and only where cutting does not show: before a

@@ -73,7 +73,7 @@ class CliTest(unittest.TestCase):
         lines = self.metrics()
         self.assertEqual([line["step"] for line in lines], [1, 2, 3, 4])
         for key in ("loss", "lr", "grad_norm", "loss_scale", "overflow", "tokens", "targets", "step_seconds", "data_seconds",
-                    "tokens_per_second"):
+                    "data_read_seconds", "data_transform_seconds", "copy_seconds", "tokens_per_second"):
             self.assertIn(key, lines[0])
         self.assertEqual((lines[0]["tokens"], lines[0]["targets"]), (11, 9))
         config = json.loads((out / "adapter/adapter_config.json").read_text())
@@ -312,6 +312,42 @@ train: {max_steps: 2, micro_batch: 2}
         result = lora("finetune", "-c", "run.yaml", "--set", "data.on_bad_row=skip", cwd=self.folder)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("4 rows, 0 truncated, 2 bad", result.stderr)
+
+    def test_tokens_are_kept_for_the_next_run(self):
+        self.write("rows.jsonl", '{"input_ids": [1, 2, 3]}\nnot json\n{"input_ids": [1, 4, 5]}\n')
+
+        def run(*arguments):
+            result = lora("finetune", "-c", "run.yaml", "--set", "data.on_bad_row=skip", *arguments, cwd=self.folder)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn("3 rows, 0 truncated, 1 bad", result.stderr)
+            self.assertIn("left out: [%s:2]" % (self.folder / "rows.jsonl"), result.stderr)
+            return result.stderr
+
+        self.assertNotIn("from the cache", run())
+        (cache,) = (self.folder / "out/cache").iterdir()
+        tokenised = self.metrics()
+        again = run("--overwrite")
+        self.assertIn(f"3 from the cache {cache}", again)
+        self.assertIn("from the cache", run("--set", "train.max_steps=6", "--set", "data.loader.workers=auto"))
+        self.assertEqual([line["loss"] for line in self.metrics()][:4], [line["loss"] for line in tokenised])
+
+        whole = cache.read_bytes()
+        cache.write_bytes(whole[:-1])
+        damaged = run("--overwrite")
+        self.assertEqual([line for line in damaged.splitlines() if line.startswith("warning: ") and str(cache) in line], [
+            line for line in damaged.splitlines() if "tokenised anew" in line])
+        self.assertNotIn("from the cache", damaged)
+        self.assertEqual(cache.read_bytes(), whole)
+
+        self.write("in the way", "")
+        unwritable = run("--set", "run.output_dir=other", "--set", "data.cache_dir=in the way/cache",
+                         "--set", "data.eval.path=rows.jsonl")
+        self.assertEqual(unwritable.count("[data.cache_dir]"), 1)
+        self.assertFalse((self.folder / "other/cache").exists())
+        shared = ["--set", "data.cache_dir=tokens", "--set", "run.output_dir=third"]
+        run(*shared)
+        self.assertFalse((self.folder / "third/cache").exists())
+        self.assertEqual(len(list((self.folder / "tokens").iterdir())), 1)
 
     def test_an_adapter_of_another_model_is_refused(self):
         adapter = SOURCE / "tests/reference/peft/lora_gqa/final"
