@@ -25,6 +25,21 @@ struct FirstRun : torch::CustomClassHolder {
         autocast_dtype(compute_dtype(device_.type(), at::kFloat)),
         generator(generator_state(device_)) {}
 
+  /// Inputs of their own that ask for gradients as the given ones did.
+  variable_list fresh(at::TensorList given) const {
+    variable_list inputs;
+    for (size_t i = 0; i < given.size(); ++i) inputs.push_back(given[i].detach().requires_grad_(wants_gradient[i]));
+    return inputs;
+  }
+
+  /// With gradients on, since layers choose their kernels by that and the second run has them on; its graph is dropped.
+  variable_list first(at::TensorList given) const {
+    const at::AutoGradMode with_gradients(true);
+    variable_list outputs = body(fresh(given));
+    for (at::Tensor& output : outputs) output = output.detach();
+    return outputs;
+  }
+
   variable_list again(const variable_list& inputs) const {
     const at::Tensor now = generator_state(device);
     set_generator_state(device, generator);
@@ -51,17 +66,14 @@ struct Recomputed : torch::autograd::Function<Recomputed> {
       context->save_for_backward(inputs.vec());
     }
     context->saved_data["run"] = c10::IValue::make_capsule(run);
-    return run->body(inputs.vec());
+    return run->first(inputs);
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const auto run = c10::static_intrusive_pointer_cast<FirstRun>(context->saved_data["run"].toCapsule());
     const auto saved = run->store ? run->store->take(*run->kept) : context->get_saved_variables();
     const at::AutoGradMode with_gradients(true);
-    variable_list inputs;
-    for (size_t i = 0; i < saved.size(); ++i) {
-      inputs.push_back(saved[i].detach().requires_grad_(run->wants_gradient[i]));
-    }
+    const variable_list inputs = run->fresh(saved);
     const variable_list outputs = run->again(inputs);
     variable_list roots, root_gradients;
     for (size_t i = 0; i < outputs.size(); ++i) {

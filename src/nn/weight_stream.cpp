@@ -9,15 +9,43 @@ namespace lora::nn {
 namespace {
 
 /// Nobody else reads this memory any more.
-bool is_free(const at::Tensor& buffer) { return buffer.use_count() == 1 && buffer.storage().use_count() == 1; }
+bool are_free(const std::vector<at::Tensor>& room) {
+  size_t defined = 0;
+  for (const at::Tensor& weight : room) {
+    if (weight.use_count() > 1) return false;
+    if (weight.defined()) ++defined;
+  }
+  return std::all_of(room.begin(), room.end(), [&](const at::Tensor& weight) {
+    return !weight.defined() || weight.storage().use_count() == defined;
+  });
+}
 
-/// `buffer` when it fits and is free, else new memory, which nobody else gets before what is copied into it has arrived.
-at::Tensor room_for(at::Tensor buffer, at::IntArrayRef shape, const at::TensorOptions& options, const ops::SideStream& side) {
-  const bool fits = buffer.defined() && buffer.sizes() == shape && buffer.scalar_type() == options.dtype().toScalarType();
-  if (fits && is_free(buffer)) return buffer;
-  buffer = at::empty(shape, options);
-  if (side.stream()) buffer.record_stream(*side.stream());
-  return buffer;
+template <class Weights>
+bool fit(const std::vector<at::Tensor>& room, const Weights& weights) {
+  return std::equal(room.begin(), room.end(), weights.begin(), weights.end(), [](const at::Tensor& memory, const auto& weight) {
+    if (!memory.defined() || !weight.read) return !memory.defined() && !weight.read;
+    return memory.sizes() == at::IntArrayRef(weight.shape) && memory.scalar_type() == weight.dtype;
+  });
+}
+
+/// One piece of memory for all weights of a block, one after the other: those that make one product lie side by side.
+template <class Weights>
+std::vector<at::Tensor> memory_for(const Weights& weights, const at::Device& device) {
+  std::vector<int64_t> begins;
+  int64_t bytes = 0;
+  for (const auto& weight : weights) {
+    const auto item = static_cast<int64_t>(c10::elementSize(weight.dtype));
+    begins.push_back((bytes + item - 1) / item);
+    if (weight.read) bytes = (begins.back() + c10::multiply_integers(weight.shape)) * item;
+  }
+  const at::Tensor whole = at::empty({bytes}, at::TensorOptions(device).dtype(at::kByte));
+  std::vector<at::Tensor> room(weights.size());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (!weights[i].read) continue;
+    room[i] = at::empty({0}, at::TensorOptions(device).dtype(weights[i].dtype));
+    room[i].set_(whole.storage(), begins[i], weights[i].shape);
+  }
+  return room;
 }
 
 }  // namespace
@@ -116,11 +144,13 @@ void WeightStream::send_for(Room& room, size_t block) {
   room.arrival = {};
   room.block = block;
   const auto& weights = blocks_.at(block);
-  room.weights.resize(weights.size());
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const auto options = at::TensorOptions(device_).dtype(weights[i].dtype);
-    at::Tensor& buffer = room.weights[i];
-    buffer = weights[i].read ? room_for(std::move(buffer), weights[i].shape, options, side_) : at::Tensor();
+  if (!fit(room.weights, weights) || !are_free(room.weights)) {
+    room.weights.clear();
+    room.weights = memory_for(weights, device_);
+    // Nobody else gets the memory before what is copied into it has arrived.
+    for (at::Tensor& weight : room.weights) {
+      if (weight.defined() && side_.stream()) weight.record_stream(*side_.stream());
+    }
   }
   // What computed from this memory may still be running.
   side_.wait_for_compute();

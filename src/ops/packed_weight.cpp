@@ -1,6 +1,8 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <algorithm>
+#include <functional>
 #include <numeric>
 
 #include "lora/ops/frozen_linear.h"
@@ -25,20 +27,28 @@ Tensor multiplied(const Tensor& x_NI, const Tensor& reordered_OI) {
   return op.call(x_NI, reordered_OI, std::nullopt, "none", c10::List<std::optional<at::Scalar>>(), "");
 }
 
-/// Below each other, (sum of O, I).
+/// Whether each weight begins in memory where the one before it ends.
+bool lie_side_by_side(const std::vector<Tensor>& weights) {
+  int64_t next = weights.front().storage_offset();
+  return std::all_of(weights.begin(), weights.end(), [&](const Tensor& weight) {
+    const bool follows = weight.is_contiguous() && weight.scalar_type() == weights.front().scalar_type() &&
+                         weight.storage_offset() == next &&
+                         weight.storage().is_alias_of(weights.front().storage());
+    next += weight.numel();
+    return follows;
+  });
+}
+
+/// Below each other, (sum of O, I); without a copy when they lie so already.
 Tensor joined(const std::vector<Tensor>& weights, at::ScalarType dtype) {
-  if (weights.size() == 1) return weights.front().detach().to(dtype);
+  const Tensor first = weights.front().detach();
+  if (weights.size() == 1) return first.to(dtype);
+  const auto rows = std::transform_reduce(weights.begin(), weights.end(), int64_t{0}, std::plus<>(),
+                                          [](const Tensor& weight) { return weight.size(0); });
+  if (lie_side_by_side(weights)) return first.as_strided({rows, first.size(1)}, {first.size(1), 1}).to(dtype);
   std::vector<Tensor> parts;
   for (const Tensor& weight : weights) parts.push_back(weight.detach().to(dtype));
   return at::cat(parts);
-}
-
-/// (I, sum of O).
-Tensor joined_transposed(const std::vector<Tensor>& weights, at::ScalarType dtype) {
-  if (weights.size() == 1) return weights.front().detach().to(dtype).t().contiguous();
-  std::vector<Tensor> parts;
-  for (const Tensor& weight : weights) parts.push_back(weight.detach().to(dtype).t());
-  return at::cat(parts, 1);
 }
 
 bool processor_multiplies(const char* schema) {
@@ -78,7 +88,7 @@ Tensor PackedWeight::times_once(const std::vector<Tensor>& weights, const Tensor
 
 Tensor PackedWeight::times_transposed_once(const std::vector<Tensor>& weights, const Tensor& dy_NO) {
   const at::NoGradGuard no_grad;
-  const Tensor packed = reordered(joined_transposed(weights, dy_NO.scalar_type()));
+  const Tensor packed = reordered(joined(weights, dy_NO.scalar_type()).t().contiguous());
   return multiplied(dy_NO, packed);
 }
 
