@@ -12,8 +12,8 @@
 #include "lora/io/dtype.h"
 #include "lora/io/model_files.h"
 #include "lora/models/llama/shapes.h"
-#include "lora/ops/autocast.h"
 #include "lora/ops/device.h"
+#include "lora/ops/frozen_linear.h"
 #include "lora/ops/memory.h"
 #include "lora/ops/segments.h"
 #include "lora/train/memory_plan.h"
@@ -207,6 +207,7 @@ OrderedJson to_json(const Planned& planned) {
           {"activations_bytes", plan.activations_bytes},
           {"logits_bytes", plan.logits_bytes},
           {"program_bytes", plan.program_bytes},
+          {"tensors_bytes", plan.tensors_bytes},
           {"kept_bytes", plan.kept_bytes},
           {"peak_bytes", plan.peak_bytes},
           {"memory_bytes", planned.memory_bytes},
