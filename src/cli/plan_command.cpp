@@ -185,6 +185,9 @@ Planned make_plan(const PlanCommand& command) {
   inputs.loading_bytes = loading_bytes(config, base_dtype);
   inputs.saves_base = adapters && !config.freeze.train.empty();
   look_at_rows(*model, planned);
+  require<ConfigError>(inputs.micro_batch <= train::kMostTokens / inputs.row_tokens,
+                       "[train.micro_batch] a micro-batch must have at most {} tokens; found {} rows of {}; use fewer rows",
+                       train::kMostTokens, inputs.micro_batch, inputs.row_tokens);
 
   planned.plan = train::plan_memory(inputs);
   planned.largest_micro_batch = train::largest_micro_batch(inputs, planned.memory_bytes);

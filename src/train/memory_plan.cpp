@@ -24,8 +24,8 @@ bool is_half(at::ScalarType type) { return type == at::kHalf || type == at::kBFl
 constexpr int64_t kMiB = int64_t{1} << 20;
 /// The program with LibTorch after a run of almost nothing.
 constexpr int64_t kProgramBytes = 150 * kMiB;
-/// What LibTorch's fp32 products on the CPU keep for themselves.
-constexpr int64_t kWideProductBytes = 45 * kMiB;
+/// What LibTorch's fp32 products on the CPU keep for themselves: so many times the largest weight, up to a limit.
+constexpr int64_t kWideProductTimes = 3, kWideProductLimit = 45 * kMiB;
 /// A CUDA context with LibTorch's kernels.
 constexpr int64_t kContextBytes = 600 * kMiB;
 /// From here on tensors are aligned to pages, and the C library's heap finds no use for many of the holes that they
@@ -200,8 +200,13 @@ class Rehearsal {
                                 kKeptOfLayers * static_cast<double>(layer_count() * large) +
                                 of_gradients * static_cast<double>(in_.parameters.gradients_bytes));
   }
-  /// Products in fp32 on the CPU.
-  bool has_wide_products() const { return on_cpu() && compute_type_ == at::kFloat; }
+  /// What products themselves keep.
+  int64_t product_bytes() const {
+    if (!on_cpu() || compute_type_ != at::kFloat) return 0;
+    int64_t largest = shapes_.head.numbers();
+    for (const auto& layer : shapes_.layers) largest = std::max(largest, layer.gate_up.front().numbers());
+    return std::min(kWideProductLimit, kWideProductTimes * largest * 4);
+  }
 
  private:
   int64_t tokens() const {
@@ -647,8 +652,8 @@ MemoryPlan plan_memory(const MemoryInputs& inputs) {
   plan.packed_bytes = static_cast<uint64_t>(rehearsal.packed_bytes());
   plan.activations_bytes = static_cast<uint64_t>(ledger.most(kActivations));
   plan.logits_bytes = static_cast<uint64_t>(ledger.most(kLogits));
-  const int64_t of_products = rehearsal.has_wide_products() ? kWideProductBytes : 0;
-  plan.program_bytes = static_cast<uint64_t>((on_cpu ? kProgramBytes : kContextBytes) + of_products) + inputs.data_bytes;
+  const int64_t program = (on_cpu ? kProgramBytes : kContextBytes) + rehearsal.product_bytes();
+  plan.program_bytes = static_cast<uint64_t>(program) + inputs.data_bytes;
   plan.tensors_bytes = static_cast<uint64_t>(ledger.peak());
   plan.kept_bytes = static_cast<uint64_t>(rehearsal.kept_bytes());
   plan.peak_bytes = plan.program_bytes + plan.tensors_bytes + plan.kept_bytes;
@@ -662,8 +667,7 @@ int64_t largest_micro_batch(MemoryInputs inputs, uint64_t memory_bytes) {
   };
   if (!fits(1)) return 0;
   int64_t fitting = 1, too_large = 2;
-  constexpr int64_t kEnough = int64_t{1} << 24;
-  while (too_large < kEnough && fits(too_large)) fitting = std::exchange(too_large, too_large * 2);
+  while (too_large * inputs.row_tokens < kMostTokens && fits(too_large)) fitting = std::exchange(too_large, too_large * 2);
   while (too_large - fitting > 1) {
     const int64_t middle = fitting + (too_large - fitting) / 2;
     (fits(middle) ? fitting : too_large) = middle;
