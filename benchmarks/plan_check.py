@@ -46,6 +46,8 @@ CASES = {
     "small_full_accumulated": ("train", SMALL, "fp32", "fp32", None, 4, 128, {"train": {"grad_accum": 3}}),
     "grouped_tied_bf16": ("finetune", GROUPED, "bf16", "fp32", ALL, 8, 256, {}),
     "grouped_tied_fp32": ("finetune", GROUPED, "fp32", "fp32", QV, 4, 256, {}),
+    "wide_bf16_3x384": ("finetune", model(1536, 4096, 4, 24, 8, 24000), "bf16", "fp32", ALL, 3, 384, {}),
+    "deep_amp_bf16_6x96": ("finetune", model(640, 1728, 20, 10, 10, 10000), "fp32", "bf16", ALL, 6, 96, {}),
     "small_dropout": ("finetune", SMALL, "bf16", "fp32", ALL | {"lora_dropout": 0.1}, 8, 128, {}),
 }
 

@@ -184,7 +184,9 @@ AdapterSet::Slot make_slot(PlannedSlot plan, const LoraOptions& options) {
         std::make_shared<LoraLinear>(slot.linear->layout(), plan.size.rank, plan.size.alpha, options);
     training = slot.linear->is_training();
   }
-  slot.adapter->to(adapters::weight_form_of(slot).device());
+  // Beside a model of shapes alone the factors, which are small, stay real.
+  const at::Device device = adapters::weight_form_of(slot).device();
+  if (!device.is_meta()) slot.adapter->to(device);
   slot.adapter->train(training);
   return slot;
 }

@@ -12,8 +12,8 @@
 #include "lora/io/dtype.h"
 #include "lora/io/model_files.h"
 #include "lora/models/llama/shapes.h"
-#include "lora/ops/autocast.h"
 #include "lora/ops/device.h"
+#include "lora/ops/frozen_linear.h"
 #include "lora/ops/memory.h"
 #include "lora/ops/segments.h"
 #include "lora/train/memory_plan.h"
@@ -185,6 +185,9 @@ Planned make_plan(const PlanCommand& command) {
   inputs.loading_bytes = loading_bytes(config, base_dtype);
   inputs.saves_base = adapters && !config.freeze.train.empty();
   look_at_rows(*model, planned);
+  require<ConfigError>(inputs.micro_batch <= train::kMostTokens / inputs.row_tokens,
+                       "[train.micro_batch] a micro-batch must have at most {} tokens; found {} rows of {}; use fewer rows",
+                       train::kMostTokens, inputs.micro_batch, inputs.row_tokens);
 
   planned.plan = train::plan_memory(inputs);
   planned.largest_micro_batch = train::largest_micro_batch(inputs, planned.memory_bytes);
@@ -207,6 +210,7 @@ OrderedJson to_json(const Planned& planned) {
           {"activations_bytes", plan.activations_bytes},
           {"logits_bytes", plan.logits_bytes},
           {"program_bytes", plan.program_bytes},
+          {"tensors_bytes", plan.tensors_bytes},
           {"kept_bytes", plan.kept_bytes},
           {"peak_bytes", plan.peak_bytes},
           {"memory_bytes", planned.memory_bytes},

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <set>
+#include <utility>
 
 // Legend: N tokens of a micro-batch, P places of attention (N without packed rows), D model, H heads, K head size, Q
 // width of all query heads, W of queries, keys and values, F feed-forward, V vocabulary, R rank.
@@ -23,8 +24,15 @@ bool is_half(at::ScalarType type) { return type == at::kHalf || type == at::kBFl
 constexpr int64_t kMiB = int64_t{1} << 20;
 /// The program with LibTorch after a run of almost nothing.
 constexpr int64_t kProgramBytes = 150 * kMiB;
+/// What LibTorch's fp32 products on the CPU keep for themselves: so many times the largest weight, up to a limit.
+constexpr int64_t kWideProductTimes = 3, kWideProductLimit = 45 * kMiB;
 /// A CUDA context with LibTorch's kernels.
 constexpr int64_t kContextBytes = 600 * kMiB;
+/// From here on tensors are aligned to pages, and the C library's heap finds no use for many of the holes that they
+/// leave: shares of the plain weights that packing gave up, of the large tensors of all layers, and of the gradients,
+/// within one backward pass and beside those of earlier micro-batches.
+constexpr int64_t kLargeTensor = 2 * kMiB;
+constexpr double kKeptOfReleased = 0.85, kKeptOfLayers = 0.45, kKeptOfGradients = 0.4, kKeptOfAccumulated = 1.2;
 
 // ---- Sizes that the operations themselves choose ----
 
@@ -175,9 +183,30 @@ class Rehearsal {
   }
 
   const Ledger& ledger() const { return ledger_; }
-  /// What every step finds, and leaves, in memory.
-  int64_t lasting() const { return lasting_; }
   int64_t packed_bytes() const { return packed_; }
+
+  /// Freed memory that the heap cannot use again; a GPU's allocator keeps blocks by size.
+  int64_t kept_bytes() const {
+    if (!on_cpu()) return 0;
+    int64_t large = 0;
+    const int64_t inner = layers_.front().down.inputs(), state = N_ * D_ * compute_, stream = N_ * D_ * stream_;
+    for (const int64_t bytes : {stream, stream, state, state, state, state, P_ * W_ * compute_, P_ * Q_ * compute_,
+                                P_ * Q_ * compute_, P_ * (W_ - Q_) / 2 * compute_, P_ * (W_ - Q_) / 2 * compute_,
+                                N_ * 2 * inner * compute_, N_ * inner * compute_}) {
+      if (bytes >= kLargeTensor) large += bytes;
+    }
+    const double of_gradients = in_.grad_accum > 1 ? kKeptOfAccumulated : kKeptOfGradients;
+    return static_cast<int64_t>(kKeptOfReleased * static_cast<double>(released_) +
+                                kKeptOfLayers * static_cast<double>(layer_count() * large) +
+                                of_gradients * static_cast<double>(in_.parameters.gradients_bytes));
+  }
+  /// What products themselves keep.
+  int64_t product_bytes() const {
+    if (!on_cpu() || compute_type_ != at::kFloat) return 0;
+    int64_t largest = shapes_.head.numbers();
+    for (const auto& layer : shapes_.layers) largest = std::max(largest, layer.gate_up.front().numbers());
+    return std::min(kWideProductLimit, kWideProductTimes * largest * 4);
+  }
 
  private:
   int64_t tokens() const {
@@ -209,7 +238,6 @@ class Rehearsal {
     { const Scope converted(ledger_, kWeights, static_cast<int64_t>(in_.loading_bytes)); }
     ledger_.hold(kWeights, static_cast<int64_t>(parameters.adapters_bytes + parameters.optimizer_bytes));
     if (in_.streams_layers) ledger_.hold(kWeights, std::min<int64_t>(2, layer_count()) * streamed_bytes() / layer_count());
-    lasting_ = ledger_.peak();
   }
 
   int64_t layer_count() const { return static_cast<int64_t>(layers_.size()); }
@@ -268,13 +296,16 @@ class Rehearsal {
     }
   }
 
-  /// A product's input, where something trained needs it again, with what low-rank updates keep beside it.
-  int64_t kept_by(const Group& group, bool input_is_kept_already = false) const {
-    int64_t bytes = N_ * group.ranks() * compute_;
-    const bool needs_input = group.has_trained_weight() || group.ranks() > 0 || dropouts(group) > 0;
-    if (needs_input && !input_is_kept_already) bytes += N_ * group.inputs() * compute_;
-    // The mask of each dropout; the weight's cast, which autocast keeps.
-    bytes += dropouts(group) * N_ * group.inputs() * compute_;
+  /// A product's input: until the scope's end, or where something trained needs it again for the backward pass.
+  void hold_input(const Group& group, bool keep, int64_t& kept, Scope& flow) {
+    const bool needs_input = group.has_trained_weight() || group.ranks() > 0;
+    hold(keep && needs_input, kept, N_ * group.inputs() * compute_, flow);
+    if (keep) hold_kept(kept, kept_beside_input(group));
+  }
+
+  /// Products with the A factors, each dropout's mask, and the cast of a trained weight, which autocast keeps.
+  int64_t kept_beside_input(const Group& group) const {
+    int64_t bytes = N_ * group.ranks() * compute_ + dropouts(group) * N_ * group.inputs() * compute_;
     if (group.has_trained_weight() && shapes_.stream_dtype != compute_type_) bytes += group.numbers() * compute_;
     return bytes;
   }
@@ -288,7 +319,7 @@ class Rehearsal {
   /// Outputs of layers that run one by one, or get an update by itself, exist apart before they stand side by side.
   void join_outputs(const Group& group) {
     const bool apart = (!is_joined(group) && group.shape->size() > 1) || dropouts(group) > 0;
-    const Scope parts(ledger_, kActivations, apart ? N_ * group.outputs() * compute_ : 0);
+    const Scope both(ledger_, kActivations, apart ? 2 * N_ * group.outputs() * compute_ : 0);
   }
 
   /// Gradients of what the group trains; from the second micro-batch on they are added to those that are there.
@@ -339,12 +370,7 @@ class Rehearsal {
     const bool norm_keeps = keep && (layer.input_has_gradient || layer.norms_trained);
     norm_forward(norm_keeps, layer.kept.norm1, flow);
     const bool qkv_has_gradient = norm_keeps || layer.qkv.trains();
-    const int64_t qkv_kept = keep && qkv_has_gradient ? kept_by(layer.qkv) : 0;
-    if (qkv_kept > N_ * D_ * compute_) {
-      hold_kept(layer.kept.qkv, qkv_kept);
-    } else {
-      flow.hold(N_ * D_ * compute_);  // the norm's output
-    }
+    hold_input(layer.qkv, keep && qkv_has_gradient, layer.kept.qkv, flow);
     multiply(layer.qkv, with_gradients);
     Scope inside(ledger_);
     join_outputs(layer.qkv);
@@ -356,13 +382,14 @@ class Rehearsal {
     if (shapes_.heads != shapes_.kv_heads && has_kernel(in_.fast_paths.fused_attention)) {
       const Scope repeated(ledger_, kActivations, 2 * P_ * Q_ * compute_);
     }
-    // The out projection's input is attention's output, which attention keeps already unless rows are packed.
-    const bool is_shared = attention_keeps && !in_.packed_rows;
+    // The out projection's input is attention's result; laid out anew when rows are packed.
+    const bool out_keeps = keep && (attention_keeps || layer.out.trains());
     if (in_.packed_rows) {
       const Scope joined(ledger_, kActivations, P_ * Q_ * compute_);
-      inside.hold(N_ * Q_ * compute_);
+      hold_input(layer.out, out_keeps, layer.kept.out, inside);
+    } else if (out_keeps) {
+      hold_kept(layer.kept.out, kept_beside_input(layer.out) + (attention_keeps ? 0 : N_ * Q_ * compute_));
     }
-    if (keep && (attention_keeps || layer.out.trains())) hold_kept(layer.kept.out, kept_by(layer.out, is_shared));
     multiply(layer.out, with_gradients);
     flow.hold(N_ * D_ * compute_);
   }
@@ -383,21 +410,11 @@ class Rehearsal {
     Scope flow(ledger_);
     norm_forward(keep && input_has_gradient, layer.kept.norm2, flow);
     const bool gate_up_keeps = keep && (input_has_gradient || layer.gate_up.trains());
-    const int64_t gate_up_kept = gate_up_keeps ? kept_by(layer.gate_up) : 0;
-    if (gate_up_kept > N_ * D_ * compute_) {
-      hold_kept(layer.kept.gate_up, gate_up_kept);
-    } else {
-      flow.hold(N_ * D_ * compute_);
-    }
+    hold_input(layer.gate_up, gate_up_keeps, layer.kept.gate_up, flow);
     multiply(layer.gate_up, with_gradients);
     join_outputs(layer.gate_up);
     hold(gate_up_keeps, layer.kept.swiglu, N_ * 2 * inner * compute_, flow);
-    const int64_t down_kept = keep && (gate_up_keeps || layer.down.trains()) ? kept_by(layer.down) : 0;
-    if (down_kept > N_ * inner * compute_) {
-      hold_kept(layer.kept.down, down_kept);
-    } else {
-      flow.hold(N_ * inner * compute_);
-    }
+    hold_input(layer.down, keep && (gate_up_keeps || layer.down.trains()), layer.kept.down, flow);
     multiply(layer.down, with_gradients);
     flow.hold(N_ * D_ * compute_);
   }
@@ -420,8 +437,8 @@ class Rehearsal {
   void whole_logits() {
     const int64_t logits = N_ * shapes_.vocabulary;
     multiply(head_, true);
-    // The product, in fp32, and its logarithm of the softmax; then the gradients of these two.
-    const Scope kept(ledger_, kLogits, logits * (2 * compute_ + 4 + 4) + logits * 4);
+    // The logarithm of the softmax, its gradient and that of the logits, all fp32; the latter in the product's type, too.
+    const Scope kept(ledger_, kLogits, logits * (3 * 4 + (compute_ < 4 ? compute_ : 0)));
     multiply_transposed(head_);
     add_gradients(head_);
   }
@@ -435,7 +452,7 @@ class Rehearsal {
     Scope chunk(ledger_, kLogits);
     if (shapes_.head.trained && shapes_.weight_dtype != compute_type_) chunk.hold(head_.numbers() * compute_);
     chunk.hold(rows * V * compute_);
-    if (!has_kernel(in_.fast_paths.fused_loss)) chunk.hold(rows * V * (4 + 4 + compute_));
+    if (!has_kernel(in_.fast_paths.fused_loss)) chunk.hold(rows * V * (4 + (compute_ < 4 ? 4 : 0)));
     chunk.hold(rows * D_ * compute_);
     if (output_has_gradient_) multiply_transposed(head_);
     if (!shapes_.head.trained) return;
@@ -475,11 +492,13 @@ class Rehearsal {
   }
 
   void backward(Layer& layer) {
+    Scope again(ledger_);  // outputs of the second forward pass
     if (in_.recompute == nn::Recompute::kFull) {
       forward(layer, true, true);
     } else if (in_.recompute == nn::Recompute::kSelective) {
       feed_forward(layer, true, true);
     }
+    if (in_.recompute == nn::Recompute::kFull) again.hold(N_ * D_ * (stream_ + compute_));
     feed_forward_backward(layer);
     if (in_.recompute == nn::Recompute::kSelective) release(layer.inputs_kept);
     attention_backward(layer);
@@ -544,16 +563,18 @@ class Rehearsal {
     release(layer.kept.norm1);
   }
 
-  /// HeadsBackward: scores and their gradients in fp32, and both once more in the products' type.
+  /// HeadsBackward: the result and its gradient head by head; of one block scores and their gradients in fp32, both once
+  /// more in the products' type, and the gradient of its queries; of long rows each block's part of every input.
   int64_t attention_block_bytes() const {
-    const int64_t apart = 2 * P_ * Q_ * compute_;  // the result and its gradient, head by head
     if (!has_kernel(in_.fast_paths.fused_attention)) return 0;
     const int64_t length = in_.row_tokens, group = shapes_.heads / shapes_.kv_heads;
     const int64_t queries = std::min(length, kBlockQueries), per_head = group * queries * length;
     const int64_t heads = in_.micro_batch * shapes_.kv_heads;
     const int64_t at_once = std::clamp<int64_t>(kBlockNumbers / per_head, 1, heads);
-    const int64_t rows = at_once * (group * queries + 2 * length) * shapes_.head_dim;
-    return apart + at_once * per_head * 2 * (4 + compute_) + rows * (4 + compute_);
+    const int64_t query_rows = at_once * group * queries * shapes_.head_dim, key_rows = at_once * length * shapes_.head_dim;
+    int64_t bytes = 2 * P_ * Q_ * compute_ + at_once * per_head * 2 * (4 + compute_) + query_rows * compute_;
+    if (length > kBlockQueries) bytes += 3 * query_rows * compute_ + 2 * key_rows * 4;
+    return bytes;
   }
 
   /// Dense, whatever few rows were used.
@@ -581,11 +602,9 @@ class Rehearsal {
   bool output_has_gradient_ = false;
   bool gradients_exist_ = false;  ///< of an earlier micro-batch of this step
   int64_t final_norm_ = 0, hidden_gradient_ = 0;
-  int64_t lasting_ = 0, packed_ = 0, released_ = 0;
+  int64_t packed_ = 0, released_ = 0;
   Ledger ledger_;
 };
-
-uint64_t kept_bytes(const Rehearsal&) { return 0; }
 
 uint64_t nbytes(const at::Tensor& tensor) { return static_cast<uint64_t>(tensor.numel()) * c10::elementSize(tensor.scalar_type()); }
 
@@ -633,9 +652,10 @@ MemoryPlan plan_memory(const MemoryInputs& inputs) {
   plan.packed_bytes = static_cast<uint64_t>(rehearsal.packed_bytes());
   plan.activations_bytes = static_cast<uint64_t>(ledger.most(kActivations));
   plan.logits_bytes = static_cast<uint64_t>(ledger.most(kLogits));
-  plan.program_bytes = static_cast<uint64_t>(on_cpu ? kProgramBytes : kContextBytes) + inputs.data_bytes;
+  const int64_t program = (on_cpu ? kProgramBytes : kContextBytes) + rehearsal.product_bytes();
+  plan.program_bytes = static_cast<uint64_t>(program) + inputs.data_bytes;
   plan.tensors_bytes = static_cast<uint64_t>(ledger.peak());
-  plan.kept_bytes = kept_bytes(rehearsal);
+  plan.kept_bytes = static_cast<uint64_t>(rehearsal.kept_bytes());
   plan.peak_bytes = plan.program_bytes + plan.tensors_bytes + plan.kept_bytes;
   return plan;
 }
@@ -647,8 +667,7 @@ int64_t largest_micro_batch(MemoryInputs inputs, uint64_t memory_bytes) {
   };
   if (!fits(1)) return 0;
   int64_t fitting = 1, too_large = 2;
-  constexpr int64_t kEnough = int64_t{1} << 24;
-  while (too_large < kEnough && fits(too_large)) fitting = std::exchange(too_large, too_large * 2);
+  while (too_large * inputs.row_tokens < kMostTokens && fits(too_large)) fitting = std::exchange(too_large, too_large * 2);
   while (too_large - fitting > 1) {
     const int64_t middle = fitting + (too_large - fitting) / 2;
     (fits(middle) ? fitting : too_large) = middle;

@@ -4,6 +4,8 @@
 #include <c10/core/Allocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 
+#include <set>
+
 #include "catch.h"
 #include "lora/adapters/freeze.h"
 #include "lora/adapters/inject.h"
@@ -276,7 +278,6 @@ TEST_CASE("recomputation saves activations, packing and streaming change the wei
   CHECK(plan_memory(inputs).packed_bytes == static_cast<uint64_t>(2 * (2 * products - qkv)));
   inputs.packing_pays = false;
   CHECK(plan_memory(inputs).packed_bytes == 0);
-  CHECK(plan_memory(inputs).activations_bytes == none.activations_bytes);
   const uint64_t held = plan_memory(inputs).tensors_bytes;
   inputs.streams_layers = true;
   CHECK(plan_memory(inputs).tensors_bytes < held);

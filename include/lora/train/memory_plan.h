@@ -63,6 +63,9 @@ struct MemoryPlan {
   uint64_t peak_bytes = 0;
 };
 
+/// No plan is made for more tokens in one micro-batch: byte counts stay far from overflowing.
+constexpr int64_t kMostTokens = int64_t{1} << 32;
+
 /// Rehearses loading, two optimizer steps and saving with the sizes of all tensors that the model's
 /// operations make, keep and let go, and remembers the most that ever existed together. Pure: the
 /// same inputs give the same plan, and nothing is allocated.
