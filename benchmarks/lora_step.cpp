@@ -58,7 +58,8 @@ class Run {
     for (const auto& example : dataset.examples) examples.push_back(&example);
     batch_ = options.packed ? data::collate_packed(examples, 0) : data::collate(examples, 0);
     first_row_ = dataset.examples.front().input_ids;
-    trainer_.emplace(model_, adapters_, train::TrainerOptions{.steps = 1'000'000, .learning_rate = options.lr, .device = device_});
+    trainer_.emplace(model_, adapters_,
+                     train::TrainerOptions{.steps = 1'000'000, .learning_rate = options.lr, .device = device_});
   }
 
   void steps(int count) {
