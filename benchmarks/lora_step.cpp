@@ -62,7 +62,8 @@ class Run {
   void begin_training() {
     if (trainer_) return;
     adapters_ ? freeze_base(*model_, adapters_) : train_all(*model_);
-    trainer_.emplace(model_, adapters_, train::TrainerOptions{.steps = 1'000'000, .learning_rate = learning_rate_, .device = device_});
+    trainer_.emplace(model_, adapters_,
+                     train::TrainerOptions{.steps = 1'000'000, .learning_rate = learning_rate_, .device = device_});
   }
 
   void steps(int count) {

@@ -22,7 +22,7 @@ namespace {
 
 /// The usual way runs so often first: libraries settle, and a shape that comes once is not worth a record.
 constexpr int kTimesBefore = 3;
-/// Each record keeps gradients and inputs of its own.
+/// Each keeps gradients and inputs of its own.
 constexpr size_t kMostRecords = 16;
 /// Starting work on the device takes this share of the step at least, or there is nothing to gain.
 constexpr double kLeastLaunchShare = 0.9;

@@ -28,7 +28,8 @@ TEST_CASE("gpu: norms", "[cuda]") {
   at::manual_seed(1);
   for (const int64_t width : {3, 5, 64, 333, 4096, 5120}) {
     INFO("width " << width);
-    const auto x = at::randn({3, 5, width}), delta = at::randn({3, 5, width}), weight = at::randn({width}), bias = at::randn({width});
+    const auto x = at::randn({3, 5, width}), delta = at::randn({3, 5, width});
+    const auto weight = at::randn({width}), bias = at::randn({width});
     const auto rms = [](bool fused) {
       return [=](const Tensors& in) {
         const auto [sum, y] = ops::add_rms_norm(in[0], in[1], in[2], 1e-5, fused);
@@ -93,7 +94,8 @@ TEST_CASE("gpu: activations", "[cuda]") {
 TEST_CASE("gpu: heads split and rotated", "[cuda]") {
   LORA_SKIP_WITHOUT_GPU();
   at::manual_seed(4);
-  for (const auto& [heads, groups, length, size] : std::vector<std::array<int64_t, 4>>{{4, 2, 3, 6}, {8, 8, 37, 64}, {32, 8, 16, 128}}) {
+  for (const auto& [heads, groups, length, size] :
+       std::vector<std::array<int64_t, 4>>{{4, 2, 3, 6}, {8, 8, 37, 64}, {32, 8, 16, 128}}) {
     for (const int64_t table_rows : {1, 2}) {
       const auto angles = at::randn({table_rows, 1, length, size / 2}, at::kDouble);
       const auto split = [&, heads = heads, groups = groups](bool fused) {
@@ -132,7 +134,7 @@ TEST_CASE("gpu: causal attention, also with shared key/value heads", "[cuda]") {
   LORA_SKIP_WITHOUT_GPU();
   at::manual_seed(6);
   for (const auto& [heads, groups, length] : std::vector<std::array<int64_t, 3>>{{4, 4, 7}, {4, 2, 130}, {8, 1, 300}}) {
-    const auto q = at::randn({2, heads, length, 64}), k = at::randn({2, groups, length, 64}), v = at::randn({2, groups, length, 64});
+    const auto q = at::randn({2, heads, length, 64}), k = at::randn({2, groups, length, 64}), v = at::randn_like(k);
     const auto attend = [](const Tensors& in) { return Tensors{ops::causal_attention({in[0], in[1], in[2]})}; };
     const auto plain = [](const Tensors& in) { return Tensors{ops::causal_attention({in[0], in[1], in[2]}, false)}; };
     check_on_gpu(attend, plain, {q, k, v}, /*takes_misaligned=*/false);

@@ -132,8 +132,8 @@ Expected expected_norm(const at::Tensor& sum, const at::Tensor& dy, const at::Te
 }  // namespace
 
 TEMPLATE_TEST_CASE("team kernels: RMS norm and LayerNorm, forward and backward", "[ops]", (std::pair<float, float>),
-                   (std::pair<c10::BFloat16, c10::BFloat16>), (std::pair<c10::Half, c10::Half>), (std::pair<float, c10::BFloat16>),
-                   (std::pair<float, c10::Half>), (std::pair<double, double>)) {
+                   (std::pair<c10::BFloat16, c10::BFloat16>), (std::pair<c10::Half, c10::Half>),
+                   (std::pair<float, c10::BFloat16>), (std::pair<float, c10::Half>), (std::pair<double, double>)) {
   using X = typename TestType::first_type;
   using Y = typename TestType::second_type;
   using W = team::Wide<X>;
@@ -248,8 +248,8 @@ TEMPLATE_TEST_CASE("team kernels: heads split, rotated and joined", "[ops]", flo
         const auto v = at::empty_like(k);
         auto joined = qkv.clone();
         const auto program = [&](bool splits) {
-          return team::MoveHeads<T>{pointer<T>(joined), pointer<T>(q), pointer<T>(k), pointer<T>(v), pointer<W>(cos), pointer<W>(sin),
-                                    heads, groups, length, size, table_rows == 1 ? 0 : length * (size / 2), splits};
+          return team::MoveHeads<T>{pointer<T>(joined), pointer<T>(q), pointer<T>(k), pointer<T>(v), pointer<W>(cos),
+                                    pointer<W>(sin), heads, groups, length, size, table_rows == 1 ? 0 : length * (size / 2), splits};
         };
         run(batch * length, program(true));
         check_near(q, parts.q_BHSK, tolerance<T>());
@@ -267,8 +267,8 @@ TEMPLATE_TEST_CASE("team kernels: heads split, rotated and joined", "[ops]", flo
 }
 
 TEMPLATE_TEST_CASE("team kernels: AdamW equals torch.optim's numbers over several steps", "[ops]",
-                   (std::pair<c10::BFloat16, c10::BFloat16>), (std::pair<float, c10::BFloat16>), (std::pair<c10::Half, c10::Half>),
-                   (std::pair<float, c10::Half>)) {
+                   (std::pair<c10::BFloat16, c10::BFloat16>), (std::pair<float, c10::BFloat16>),
+                   (std::pair<c10::Half, c10::Half>), (std::pair<float, c10::Half>)) {
   using G = typename TestType::first_type;
   using P = typename TestType::second_type;
   at::manual_seed(5);
@@ -281,8 +281,8 @@ TEMPLATE_TEST_CASE("team kernels: AdamW equals torch.optim's numbers over severa
       for (int step = 1; step <= 3; ++step) {
         const auto gradient = at::randn({size}).to(type_of<G>());
         steps.add_(1);
-        at::_fused_adamw_({expected}, {gradient.to(at::kFloat)}, {expected_m}, {expected_v}, {}, {steps}, rate, beta1, beta2, decay,
-                          eps, false, false);
+        at::_fused_adamw_({expected}, {gradient.to(at::kFloat)}, {expected_m}, {expected_v}, {}, {steps}, rate, beta1,
+                          beta2, decay, eps, false, false);
         const team::AdamWNumbers numbers{
             .one_minus_beta1 = static_cast<float>(1 - beta1),
             .beta2 = static_cast<float>(beta2),

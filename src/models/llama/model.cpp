@@ -109,7 +109,8 @@ LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config, int64_t layer,
 
 Tensor LlamaAttentionImpl::forward(const Tensor& x_BSD, const AttentionContext& context) {
   const Tensor qkv = qkv_.forward(x_BSD, context.fast);
-  if (!context.segments.empty() && !context.segments.by_bounds()) return o_.forward(attend_within_segments(qkv, context), context.fast);
+  const bool by_class = !context.segments.empty() && !context.segments.by_bounds();
+  if (by_class) return o_.forward(attend_within_segments(qkv, context), context.fast);
   const auto heads = ops::split_rotated(qkv, context.cos, context.sin, num_heads_, num_kv_heads_, context.fast.fused_rotary);
   return o_.forward(attend(heads, context), context.fast);
 }
