@@ -22,6 +22,7 @@
 #include "lora/core/text.h"
 #include "lora/data/collate.h"
 #include "lora/generate/generate.h"
+#include "lora/io/dtype.h"
 #include "lora/io/safetensors.h"
 #include "lora/nn/loss.h"
 #include "lora/ops/autocast.h"

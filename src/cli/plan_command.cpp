@@ -82,8 +82,8 @@ int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple -
 
 /// Larger files are not read: among so many rows some reach the limit.
 constexpr uint64_t kLargestReadFile = 16u << 20;
-/// What a token and its label take, and what text takes for each of its bytes, roughly.
-constexpr uint64_t kBytesPerToken = 8, kBytesPerRow = 128, kBytesPerFileByte = 2;
+/// What a token and its label take, a row's end and number, and what text takes for each of its bytes, roughly.
+constexpr uint64_t kBytesPerToken = 4, kBytesPerRow = 16, kBytesPerFileByte = 2;
 
 /// What the run file's limits say, before any data is looked at.
 int64_t row_limit(const RunConfig& config, int64_t context) {
@@ -94,15 +94,14 @@ int64_t row_limit(const RunConfig& config, int64_t context) {
 }
 
 uint64_t bytes_of(const data::Dataset& dataset) {
-  uint64_t bytes = 0;
-  for (const auto& example : dataset.examples) bytes += kBytesPerRow + kBytesPerToken * example.input_ids.size();
-  return bytes;
+  const auto rows = dataset.rows();
+  return kBytesPerRow * rows.ends.size() + kBytesPerToken * rows.tokens.size();
 }
 
 int64_t longest_row(const data::Dataset& dataset) {
-  size_t longest = 0;
-  for (const auto& example : dataset.examples) longest = std::max(longest, example.input_ids.size());
-  return static_cast<int64_t>(longest);
+  int64_t longest = 0;
+  for (int64_t row = 0; row < dataset.size(); ++row) longest = std::max(longest, dataset.length(row));
+  return longest;
 }
 
 /// The first sequences that share a row, and how attention lays them out.
@@ -113,7 +112,7 @@ void look_at_packs(const data::Dataset& dataset, train::MemoryInputs& inputs) {
   for (size_t i = 0; i < packs.size(); ++i) {
     int64_t length = 0;
     for (const int64_t row : packs[i]) {
-      const auto size = static_cast<int64_t>(dataset.examples[static_cast<size_t>(row)].input_ids.size());
+      const int64_t size = dataset.length(row);
       if (static_cast<int64_t>(i) < inputs.micro_batch) lengths.push_back(size);
       length += size;
     }
@@ -181,6 +180,7 @@ Planned make_plan(const PlanCommand& command) {
   inputs.amp_dtype = options.amp_dtype;
   const auto product_dtype = options.amp_dtype == at::kFloat ? inputs.shapes.stream_dtype : options.amp_dtype;
   inputs.packing_pays = planned.device == c10::kCPU && ops::PackedWeight::pays(product_dtype);
+  inputs.streams_layers = config.model.offload == "disk" || (config.model.offload == "cpu" && planned.device != c10::kCPU);
   inputs.grad_accum = config.train.grad_accum;
   inputs.loading_bytes = loading_bytes(config, base_dtype);
   inputs.saves_base = adapters && !config.freeze.train.empty();
@@ -224,7 +224,7 @@ OrderedJson to_json(const Planned& planned) {
           {"amp_dtype", dtype_name(inputs.amp_dtype)},
           {"recompute", config.train.recompute},
           {"packing", config.data.packing},
-          {"offload", "none"},
+          {"offload", config.model.offload},
           {"parameters", plan.parameters.parameters},
           {"trainable_parameters", plan.parameters.trainable}};
 }

@@ -83,7 +83,7 @@ nn::Offload offload(const RunConfig& config) {
 }
 
 std::shared_ptr<llama::LlamaForCausalLMImpl> load_or_make(const RunConfig& config, const at::Device& device) {
-  const nn::Offload where = offload(config);
+  const nn::Offload where = device.is_meta() ? nn::Offload::kNone : offload(config);
   if (where == nn::Offload::kCpu && device.is_cpu()) {
     log::info("model.offload: cpu changes nothing here: the device is the CPU, in whose memory the base is anyway");
   }
@@ -103,7 +103,7 @@ std::shared_ptr<llama::LlamaForCausalLMImpl> load_or_make(const RunConfig& confi
 
 /// Null where what recomputation keeps stays on the device.
 std::shared_ptr<nn::ActivationStore> activation_store(const RunConfig& config, const at::Device& device) {
-  if (!config.train.offload_activations) return nullptr;
+  if (!config.train.offload_activations || device.is_meta()) return nullptr;
   if (!device.is_cpu()) return std::make_shared<nn::ActivationStore>(device);
   log::info("train.offload_activations changes nothing here: the device is the CPU, in whose memory they are anyway");
   return nullptr;

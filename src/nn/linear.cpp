@@ -15,10 +15,9 @@ namespace {
 
 /// Under autocast the product casts its own inputs and keeps the cast of a trained weight for the step.
 Tensor product(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  if (weight.scalar_type() == x.scalar_type() || at::autocast::is_autocast_enabled(x.device().type())) {
-    return at::linear(x, weight, bias);
-  }
-  return at::linear(x, weight.to(x.scalar_type()), bias.defined() ? bias.to(x.scalar_type()) : bias);
+  if (at::autocast::is_autocast_enabled(x.device().type())) return at::linear(x, weight, bias);
+  const auto type = x.scalar_type();  // a trained bias may be wider than its frozen weight
+  return at::linear(x, weight.to(type), bias.defined() ? bias.to(type) : bias);
 }
 
 /// The same without autograd keeping the weight: the backward pass asks the stream for it again.

@@ -197,7 +197,8 @@ class CliTest(unittest.TestCase):
 
     def test_offloading_says_what_it_needs(self):
         self.assertIn("recompute", self.finetune("--set", "train.offload_activations=true", code=2))
-        self.assertIn("model.offload", self.finetune("--set", "model={arch: llama, preset: tiny, offload: disk}", code=2))
+        self.write("fresh.yaml", RUN_FILE.format(base=BASE).replace(f"path: {BASE}", "arch: llama, preset: llama2-7b, offload: disk"))
+        self.assertIn("model.offload", self.run_command("finetune", "-c", "fresh.yaml", code=2))
         error = self.run_command("train", "-c", "run.yaml", "--set", "adapter={method: none}", "--set", "model.offload=disk", code=2)
         self.assertIn("lora finetune", error)
         result = lora("finetune", "-c", "run.yaml", "--set", "model.offload=cpu", "--set", "train.recompute=full", "--set",
@@ -387,8 +388,8 @@ data: {format: text, max_length: 512, train: {path: missing.txt}}
 """)
         plan = self.plan("--device", "cuda", "--memory", "80GB")
         self.assertEqual((plan["mode"], plan["device"], plan["parameters"]), ("train", "cuda", 6_738_415_616))
-        self.assertEqual(plan["weights_bytes"], 4 * plan["parameters"])  # what trains does so in fp32
-        self.assertEqual(plan["optimizer_bytes"] // plan["parameters"], 8)
+        self.assertEqual(plan["weights_bytes"], 2 * plan["parameters"])
+        self.assertEqual(plan["optimizer_bytes"] // plan["parameters"], 12)  # moments, and the weights in fp32
         self.assertIs(plan["fits"], False)
         self.assertEqual(plan["largest_micro_batch"], 0)
         text = self.run_command("plan", "-c", "run.yaml", "--device", "cuda", "--memory", "80GB")
