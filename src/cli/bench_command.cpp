@@ -389,11 +389,11 @@ int BenchCommand::run() const {
   std::optional<BenchPeer> other;
   PeerTimes peer_times;
   std::vector<std::string> words;
-  if (!peer.empty()) words = ours.save_for_peer(folder.path());
   ours.begin();
   ours.step();
   const double first_step_seconds = since_start.seconds();
   if (!peer.empty()) {
+    words = ours.save_for_peer(folder.path());
     std::vector<std::string> peer_command = {peer, peer_script};
     peer_command.insert(peer_command.end(), words.begin(), words.end());
     peer_command.insert(peer_command.end(), {"--mode", peer_mode, "--threads", fmt::format("{}", at::get_num_threads())});
