@@ -15,9 +15,8 @@ namespace {
 
 /// Under autocast the product casts its own inputs and keeps the cast of a trained weight for the step.
 Tensor product(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  if (weight.scalar_type() == x.scalar_type() || at::autocast::is_autocast_enabled(x.device().type())) {
-    return at::linear(x, weight, bias);
-  }
+  if (at::autocast::is_autocast_enabled(x.device().type())) return at::linear(x, weight, bias);
+  // A trained bias is fp32 on any base.
   return at::linear(x, weight.to(x.scalar_type()), bias.defined() ? bias.to(x.scalar_type()) : bias);
 }
 
