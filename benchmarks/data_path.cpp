@@ -42,7 +42,11 @@ double rows_per_second(const RowsOptions& options, const data::Tokenizer& tokeni
   if (cached) settings.cache_dir = options.cache_dir;
   const auto dataset = data::load_dataset(options.file, settings, &tokenizer);
   if (cached && !dataset.cache_file) throw std::runtime_error("the cache was not used");
-  data::Loader loader(dataset, {.batch_size = 4, .drop_last = false, .workers = 0, .pad_to_multiple_of = 8, .pack_to = options.pack_to});
+  data::Loader loader(dataset, {.batch_size = 4,
+                                .drop_last = false,
+                                .workers = 0,
+                                .pad_to_multiple_of = 8,
+                                .pack_to = options.pack_to});
   tokens = 0;
   while (const auto step = loader.next()) {
     for (const Batch& batch : step->micro_batches) tokens += batch.num_tokens;
@@ -123,7 +127,7 @@ Waits waits_of(const SlowOptions& options, double step_seconds, std::optional<in
 void measure_slow_source(const SlowOptions& options) {
   std::vector<std::string> results;
   for (const double step_seconds : options.step_seconds) {
-    for (const std::optional<int64_t> workers : {std::optional<int64_t>(0), std::optional<int64_t>(1), std::optional<int64_t>()}) {
+    for (const std::optional<int64_t> workers : {std::optional<int64_t>(0), {1}, {}}) {
       const auto waits = waits_of(options, step_seconds, workers);
       results.push_back(fmt::format("{{\"step_seconds\": {}, \"workers\": \"{}\", \"workers_at_end\": {}, "
                                     "\"wait_seconds\": {:.4f}, \"wait_seconds_second_half\": {:.4f}}}",

@@ -73,7 +73,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
-    commit = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True,
+                            text=True).stdout.strip()
     for name in args.cases:
         result = {"case": name, "command": " ".join(sys.argv), "commit": commit, "machine": processor(),
                   "cores": os.cpu_count(), "load": os.getloadavg()[0], **CASES[name](args)}

@@ -28,7 +28,8 @@ class RowReader {
   /// Throws IoError, and FormatError for an array that is not JSON.
   explicit RowReader(const Path& file);
 
-  /// Up to `count` rows more, fewer when they are long; none at the end. Throws IoError, and FormatError for a line of absurd length.
+  /// Up to `count` rows more, fewer when they are long; none at the end. Throws IoError, and FormatError for a line of
+  /// absurd length.
   std::vector<RawRow> next(size_t count);
   /// "file:line" or "file, element n": opens messages about a row.
   std::string where(const RawRow& row) const;

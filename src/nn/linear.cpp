@@ -16,8 +16,8 @@ namespace {
 /// Under autocast the product casts its own inputs and keeps the cast of a trained weight for the step.
 Tensor product(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   if (at::autocast::is_autocast_enabled(x.device().type())) return at::linear(x, weight, bias);
-  const auto type = x.scalar_type();  // a trained bias may be wider than its frozen weight
-  return at::linear(x, weight.to(type), bias.defined() ? bias.to(type) : bias);
+  // A trained bias is fp32 on any base.
+  return at::linear(x, weight.to(x.scalar_type()), bias.defined() ? bias.to(x.scalar_type()) : bias);
 }
 
 /// The same without autograd keeping the weight: the backward pass asks the stream for it again.

@@ -32,7 +32,7 @@ constexpr int64_t kContextBytes = 600 * kMiB;
 /// leave: shares of the plain weights that packing gave up, of the large tensors of all layers, and of the gradients,
 /// within one backward pass and beside those of earlier micro-batches.
 constexpr int64_t kLargeTensor = 2 * kMiB;
-constexpr double kKeptOfReleased = 0.85, kKeptOfLayers = 0.45, kKeptOfGradients = 0.4, kKeptOfAccumulated = 1.2;
+constexpr double kKeptOfReleased = 0.85, kKeptOfLayers = 0.5, kKeptOfGradients = 0.4, kKeptOfAccumulated = 1.0;
 
 // ---- Sizes that the operations themselves choose ----
 

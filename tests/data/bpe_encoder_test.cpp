@@ -38,7 +38,10 @@ struct Both {
   std::optional<BpeEncoder> encoder;
 };
 
-std::string train(const std::map<std::string, std::string>& changes) {
+using Settings = std::map<std::string, std::string>;
+
+/// A model trained on sentences of a few characters, with BPE and text as it is unless `changes` say otherwise.
+std::string train(const Settings& changes) {
   class Sentences : public sentencepiece::SentenceIterator {
    public:
     bool done() const override { return left_ == 0; }
@@ -52,7 +55,8 @@ std::string train(const std::map<std::string, std::string>& changes) {
       --left_;
       sentence_.clear();
       for (int i = 0; i < 40; ++i) {
-        sentence_ += std::vector<std::string>{"a", "b", "aa", "ab", " ", "颜", "色", "颜色", "é", "😀", "c "}[random_.below(11)];
+        static const std::vector<std::string> parts = {"a", "b", "aa", "ab", " ", "颜", "色", "颜色", "é", "😀", "c "};
+        sentence_ += parts[random_.below(parts.size())];
       }
     }
     SplitMix64 random_{3};
@@ -76,7 +80,8 @@ std::string train(const std::map<std::string, std::string>& changes) {
 std::string random_text(SplitMix64& random) {
   static const std::vector<std::string> parts = {
       "a", "b", "aa", "ab", "aaaa", " ", "  ", "颜", "色", "颜色", "é", "😀", "c ", "▁", "\n", "\t", "1", "23", "x",
-      "中", "\xf0\x9f\x98\x81", "ø", "the", " cat", "sat", "裤子", "版型", "<s>", "<0x41>", "</s>", "\x7f", std::string(1, '\0')};
+      "中", "\xf0\x9f\x98\x81", "ø", "the", " cat", "sat", "裤子", "版型", "<s>", "<0x41>", "</s>", "\x7f",
+      std::string(1, '\0')};
   std::string text;
   for (uint64_t count = random.below(60); count > 0; --count) text += parts[random.below(parts.size())];
   return text;
@@ -85,13 +90,14 @@ std::string random_text(SplitMix64& random) {
 }  // namespace
 
 TEST_CASE("the encoder gives the library's ids", "[data]") {
-  const auto settings = GENERATE(std::map<std::string, std::string>{}, std::map<std::string, std::string>{{"byte_fallback", "true"}, {"vocab_size", "380"}},
-                                 std::map<std::string, std::string>{{"add_dummy_prefix", "false"}},
-                                 std::map<std::string, std::string>{{"split_by_whitespace", "false"}},
-                                 std::map<std::string, std::string>{{"character_coverage", "0.98"}, {"vocab_size", "60"}});
+  const auto settings =
+      GENERATE(Settings{}, Settings{{"byte_fallback", "true"}, {"vocab_size", "380"}},
+               Settings{{"add_dummy_prefix", "false"}}, Settings{{"split_by_whitespace", "false"}},
+               Settings{{"character_coverage", "0.98"}, {"vocab_size", "60"}});
   const Both both(train(settings));
   REQUIRE(both.encoder);
-  for (const char* text : {"", " ", "  ", "a", "a ", " a", "aaaaaaaaaaaaaaaaa", "ababababab", "颜色颜色颜", "\n", "xyz中", "▁a"}) {
+  for (const char* text : {"", " ", "  ", "a", "a ", " a", "aaaaaaaaaaaaaaaaa", "ababababab", "颜色颜色颜", "\n",
+                           "xyz中", "▁a"}) {
     both.compare(text);
   }
   SplitMix64 random(5);
@@ -130,12 +136,10 @@ TEST_CASE("text that is not UTF-8 is left to the library", "[data]") {
 }
 
 TEST_CASE("models that need more than plain pairs are left to the library", "[data]") {
-  const auto settings = GENERATE(std::map<std::string, std::string>{{"model_type", "unigram"}, {"vocab_size", "60"}},
-                                 std::map<std::string, std::string>{{"model_type", "char"}},
-                                 std::map<std::string, std::string>{{"normalization_rule_name", "nmt_nfkc"}},
-                                 std::map<std::string, std::string>{{"remove_extra_whitespaces", "true"}},
-                                 std::map<std::string, std::string>{{"treat_whitespace_as_suffix", "true"}},
-                                 std::map<std::string, std::string>{{"user_defined_symbols", "ab,颜"}});
+  const auto settings =
+      GENERATE(Settings{{"model_type", "unigram"}, {"vocab_size", "60"}}, Settings{{"model_type", "char"}},
+               Settings{{"normalization_rule_name", "nmt_nfkc"}}, Settings{{"remove_extra_whitespaces", "true"}},
+               Settings{{"treat_whitespace_as_suffix", "true"}}, Settings{{"user_defined_symbols", "ab,颜"}});
   const std::string model = train(settings);
   CHECK_FALSE(Both(model).encoder);
   // The tokenizer works all the same.

@@ -239,7 +239,9 @@ TEST_CASE("runs can share a cache directory", "[data]") {
   const Folder folder;
   const CountingTokenizer tokenizer;
   const Path file = folder.write("x.jsonl", kText);
-  const Dataset plain = data::load_dataset(file, {.max_source_length = 5, .max_target_length = 4, .skip_bad_rows = true, .keep_text_pairs = 2}, &tokenizer);
+  auto uncached = folder.options();
+  uncached.cache_dir.reset();
+  const Dataset plain = data::load_dataset(file, uncached, &tokenizer);
   std::atomic<int> num_equal = 0;
   const std::string log = testing::captured_log([&] {
     std::vector<std::thread> runs;

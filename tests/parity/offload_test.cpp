@@ -1,5 +1,6 @@
 // A base that streams trains to the same bits as one that is held: losses, norms, adapters, evaluation.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <torch/utils.h>
 
 #include <bit>
@@ -21,18 +22,28 @@ using lora::testing::ScratchFolder;
 
 namespace {
 
-/// Wide enough that packed and plain products of bf16 differ in their last bits; grouped heads, several shards.
-void save_base(const Path& directory, bool tied, bool bias, DType dtype) {
+/// Wide enough that packed and plain products of bf16 differ in their last bits.
+constexpr int64_t kWide = 512, kNarrow = 64;
+
+/// Grouped heads, several shards.
+void save_base(const Path& directory, bool tied, bool bias, DType dtype, int64_t width = kNarrow) {
   at::manual_seed(11);
   std::vector<std::pair<std::string, std::string>> fields = {
-      {"vocab_size", "80"}, {"hidden_size", "512"}, {"intermediate_size", "512"}, {"num_hidden_layers", "3"},
+      {"vocab_size", "80"}, {"hidden_size", std::to_string(width)}, {"intermediate_size", std::to_string(width)}, {"num_hidden_layers", "3"},
       {"num_attention_heads", "8"}, {"num_key_value_heads", "4"}, {"max_position_embeddings", "64"},
       {"initializer_range", "0.05"}};
   if (tied) fields.emplace_back("tie_word_embeddings", "true");
   if (bias) fields.emplace_back("attention_bias", "true");
   llama::LlamaForCausalLMImpl model(llama::fresh_llama_config(std::nullopt, fields));
-  llama::save(model, directory, {.dtype = dtype, .copy_tokenizer_from = std::nullopt, .shard_bytes = 2'000'000});
+  llama::save(model, directory, {.dtype = dtype, .copy_tokenizer_from = std::nullopt, .shard_bytes = static_cast<uint64_t>(width * width) * 8});
 }
+
+/// Small products wait longer for threads than they compute. The bits are compared at any number of them.
+struct OneThread {
+  OneThread() { at::set_num_threads(1); }
+  ~OneThread() { at::set_num_threads(before); }
+  int before = at::get_num_threads();
+};
 
 struct Case {
   at::ScalarType dtype = at::kFloat, amp = at::kFloat;
@@ -121,10 +132,11 @@ void check_same(const Path& base, const Case& one, int64_t streamed_layers = 21)
 }  // namespace
 
 TEST_CASE("A streamed base: the same bits under every switch, recomputation and type", "[offload]") {
+  const OneThread one_thread;
   const ScratchFolder folder;
-  save_base(folder.path(), false, false, DType::kF32);
   Case one;
   const auto type = GENERATE(0, 1, 2);
+  save_base(folder.path(), false, false, DType::kF32, type == 0 ? kNarrow : kWide);
   if (type == 1) one.dtype = at::kBFloat16;
   if (type == 2) one.amp = at::kBFloat16;
   one.recompute = GENERATE(nn::Recompute::kNone, nn::Recompute::kSelective, nn::Recompute::kFull);
@@ -144,6 +156,7 @@ TEST_CASE("A streamed base: the same bits under every switch, recomputation and 
 }
 
 TEST_CASE("A streamed base: the same bits with tied weights, biases, dropout and parts that train", "[offload]") {
+  const OneThread one_thread;
   const ScratchFolder folder;
   Case one;
   one.dtype = GENERATE(at::kFloat, at::kBFloat16);
