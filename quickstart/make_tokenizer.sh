@@ -23,9 +23,10 @@ for path in sys.argv[1:]:
 PYTHON
 
 mkdir -p base
-spm_train --input="$work/tokenizer_input.txt" --model_prefix="$work/tokenizer" --model_type=bpe --vocab_size=2000 \
+# The file keeps the names it was made with, so they are relative.
+(cd "$work" && spm_train --input=tokenizer_input.txt --model_prefix=tokenizer --model_type=bpe --vocab_size=2000 \
   --character_coverage=1.0 --byte_fallback=true --split_digits=true --max_sentencepiece_length=2 \
   --normalization_rule_name=identity --add_dummy_prefix=true --remove_extra_whitespaces=false \
-  --unk_id=0 --bos_id=1 --eos_id=2 --pad_id=-1 --num_threads=2 --minloglevel=1
+  --unk_id=0 --bos_id=1 --eos_id=2 --pad_id=-1 --num_threads=2 --minloglevel=1)
 cp "$work/tokenizer.model" base/tokenizer.model
 echo "base/tokenizer.model: $(stat -c %s base/tokenizer.model) bytes"
