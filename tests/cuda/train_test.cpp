@@ -6,6 +6,7 @@
 #include "lora/adapters/freeze.h"
 #include "lora/adapters/inject.h"
 #include "lora/data/collate.h"
+#include "lora/data/dataset.h"
 #include "lora/data/loader.h"
 #include "lora/models/llama.h"
 #include "lora/nn/loss.h"
@@ -33,7 +34,6 @@ std::shared_ptr<llama::LlamaForCausalLMImpl> small_model() {
 data::Dataset random_rows(int64_t count) {
   at::manual_seed(2);
   data::Dataset dataset;
-  dataset.num_rows = count;
   for (int64_t row = 1; row <= count; ++row) {
     data::Example example;
     example.row = row;
@@ -42,15 +42,17 @@ data::Dataset random_rows(int64_t count) {
     example.input_ids.assign(ids.data_ptr<int32_t>(), ids.data_ptr<int32_t>() + length);
     example.labels = example.input_ids;
     for (int64_t i = 0; i < length / 3; ++i) example.labels[static_cast<size_t>(i)] = kIgnoreLabel;
-    dataset.examples.push_back(example);
+    dataset.add(example);
   }
   return dataset;
 }
 
 Batch batch_of(const data::Dataset& dataset, size_t begin, size_t count, bool packed) {
-  std::vector<const data::Example*> rows;
-  for (size_t i = begin; i < begin + count; ++i) rows.push_back(&dataset.examples[i]);
-  return packed ? data::collate_packed(rows, 0, 64) : data::collate(rows, 0, 32);
+  std::vector<data::Example> rows;
+  for (size_t i = begin; i < begin + count; ++i) rows.push_back(dataset.example(static_cast<int64_t>(i)));
+  std::vector<const data::Example*> pointers;
+  for (const auto& row : rows) pointers.push_back(&row);
+  return packed ? data::collate_packed(pointers, 0, 64) : data::collate(pointers, 0, 32);
 }
 
 struct Training {
