@@ -1,138 +1,97 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <cmath>
-
 #include "lora/ops/ops.h"
 #include "ops/apply.h"
 #include "ops/rows.h"
+#include "ops/sequence_attention.h"
 
-// Legend: B batch, S sequence, H heads, G key/value heads, R = H / G, K head size, T query rows of one block,
-// M = B G heads of one product.
+// Legend: B batch, S sequence, N rows (tokens), H heads, G key/value heads, K head size, T rows of the rotary tables.
 namespace lora::ops {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// Query rows of one block, and numbers in one block's (M, T, S) tensors: what stays in the caches matters more than
-/// the products' size.
-constexpr int64_t kBlockQueries = 256;
-constexpr int64_t kBlockNumbers = int64_t{1} << 23;
-
-/// (B, H, S, K) -> (B G, R, S, K): the query heads of each key/value head together.
-Tensor grouped(const Tensor& x_BHSK, int64_t groups) {
-  return x_BHSK.contiguous().view({x_BHSK.size(0) * groups, x_BHSK.size(1) / groups, x_BHSK.size(2), x_BHSK.size(3)});
-}
-
-struct Gradients {
-  Tensor dq_MRSK, dk_MSK, dv_MSK;
-};
-
-/// Gradients of some heads, block of queries by block of queries.
-struct HeadsBackward {
-  Tensor q_MRSK, k_MSK, v_MSK, out_MRSK, dout_MRSK, log_sum_MRS;
-  double scale;
-
-  Gradients run() const {
-    const int64_t length = q_MRSK.size(2);
-    Gradients sum{at::empty_like(q_MRSK), Tensor(), Tensor()};
-    // Keys late in the row are seen by the last block alone: going backwards, each block adds to a prefix.
-    for (int64_t end = length; end > 0; end = std::max<int64_t>(0, end - kBlockQueries)) {
-      add_block(std::max<int64_t>(0, end - kBlockQueries), end, sum);
-    }
-    return sum;
-  }
-
-  void add_block(int64_t begin, int64_t end, Gradients& sum) const {
-    const int64_t queries = end - begin;
-    const Tensor q_MTK = rows_of(q_MRSK, begin, end), out_MTK = rows_of(out_MRSK, begin, end);
-    const Tensor dout_MTK = rows_of(dout_MRSK, begin, end);
-    const Tensor k_MSK_seen = k_MSK.narrow(1, 0, end), v_MSK_seen = v_MSK.narrow(1, 0, end);
-    // Scores feed an exponential, and dp a difference of near equals: both in fp32.
-    const auto wide = rows::wide_type(q_MTK.scalar_type());
-    const Tensor scores_MTS = q_MTK.to(wide).bmm(k_MSK_seen.to(wide).transpose(1, 2));
-    const Tensor dp_MTS = dout_MTK.to(wide).bmm(v_MSK_seen.to(wide).transpose(1, 2));
-    Tensor p_MTS = at::empty(scores_MTS.sizes(), q_MTK.options()), ds_MTS = at::empty_like(p_MTS);
-    const Tensor log_sum_MT = log_sum_MRS.narrow(2, begin, queries).contiguous().view({q_MTK.size(0), -1});
-    rows::softmax_backward(scores_MTS, dp_MTS, out_MTK, dout_MTK, log_sum_MT, scale, queries, begin, p_MTS, ds_MTS);
-
-    const Tensor dq_MTK = ds_MTS.bmm(k_MSK_seen);
-    sum.dq_MRSK.narrow(2, begin, queries).copy_(dq_MTK.view({dq_MTK.size(0), -1, queries, dq_MTK.size(2)}));
-    add(sum.dk_MSK, ds_MTS.transpose(1, 2).bmm(q_MTK), end);
-    add(sum.dv_MSK, p_MTS.transpose(1, 2).bmm(dout_MTK), end);
-  }
-
-  static Tensor rows_of(const Tensor& x_MRSK, int64_t begin, int64_t end) {
-    return x_MRSK.narrow(2, begin, end - begin).contiguous().view({x_MRSK.size(0), -1, x_MRSK.size(3)});
-  }
-
-  /// The first block, of the last queries, covers every key; sums of several blocks are kept in the wide type.
-  void add(Tensor& sum_MSK, const Tensor& part, int64_t end) const {
-    if (!sum_MSK.defined()) {
-      sum_MSK = end > kBlockQueries ? part.to(rows::wide_type(part.scalar_type())) : part;
-    } else {
-      sum_MSK.narrow(1, 0, end).add_(part);
-    }
-  }
-};
-
-struct CausalAttention : torch::autograd::Function<CausalAttention> {
-  static Tensor forward(AutogradContext* context, const Tensor& q_BHSK, const Tensor& k_BGSK, const Tensor& v_BGSK) {
-    const int64_t heads = q_BHSK.size(1);
-    const auto [out_BHSK, log_sum_BHS] = at::_scaled_dot_product_flash_attention_for_cpu(
-        q_BHSK, repeat_heads(k_BGSK, heads), repeat_heads(v_BGSK, heads), /*dropout_p=*/0.0, /*is_causal=*/true);
-    const Tensor out_BSD = out_BHSK.transpose(1, 2).reshape({q_BHSK.size(0), q_BHSK.size(2), -1});
-    context->save_for_backward({q_BHSK, k_BGSK, v_BGSK, out_BSD, log_sum_BHS});
-    return out_BSD;
+/// Keeps the projections as they came, the result and the softmax's sums.
+struct JoinedAttention : torch::autograd::Function<JoinedAttention> {
+  static Tensor forward(AutogradContext* context, const Tensor& qkv, const std::optional<Tensor>& cos_TK,
+                        const std::optional<Tensor>& sin_TK, int64_t heads, int64_t groups, const std::vector<int64_t>& sequences) {
+    const JoinedHeads joined = joined_heads(qkv, cos_TK.value_or(Tensor()), sin_TK.value_or(Tensor()), heads, groups, sequences);
+    const int64_t tokens = joined.qkv_NW.size(0);
+    Tensor out_ND = at::empty({tokens, heads * joined.head_size()}, qkv.options());
+    Tensor log_sum_HN = at::empty({heads, tokens}, qkv.options().dtype(rows::wide_type(qkv.scalar_type())));
+    attend_sequences(joined, out_ND, log_sum_HN);
+    context->save_for_backward({joined.qkv_NW, joined.cos_TK, joined.sin_TK, out_ND, log_sum_HN});
+    context->saved_data["heads"] = heads;
+    context->saved_data["groups"] = groups;
+    context->saved_data["sequences"] = sequences;
+    context->saved_data["shape"] = qkv.sizes().vec();
+    return out_ND.view({qkv.size(0), qkv.size(1), -1});
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const auto saved = context->get_saved_variables();
-    const Tensor &q_BHSK = saved[0], &k_BGSK = saved[1], &v_BGSK = saved[2];
-    const int64_t groups = k_BGSK.size(1), size = q_BHSK.size(3);
-    const auto heads_apart = [&](const Tensor& x_BSD) {
-      return grouped(x_BSD.reshape({q_BHSK.size(0), q_BHSK.size(2), q_BHSK.size(1), size}).transpose(1, 2), groups);
-    };
-    const HeadsBackward all{grouped(q_BHSK, groups),
-                            k_BGSK.reshape({-1, k_BGSK.size(2), size}),
-                            v_BGSK.reshape({-1, v_BGSK.size(2), size}),
-                            heads_apart(saved[3]),
-                            heads_apart(gradients[0].to(q_BHSK.scalar_type())),
-                            saved[4].reshape({k_BGSK.size(0) * groups, -1, q_BHSK.size(2)}),
-                            1 / std::sqrt(static_cast<double>(size))};
-    const Gradients result = piecewise(all);
-    return {result.dq_MRSK.view(q_BHSK.sizes()), result.dk_MSK.view(k_BGSK.sizes()), result.dv_MSK.view(v_BGSK.sizes())};
+    const JoinedHeads joined = joined_heads(saved[0], saved[1], saved[2], context->saved_data["heads"].toInt(),
+                                            context->saved_data["groups"].toInt(), context->saved_data["sequences"].toIntVector());
+    const Tensor &out_ND = saved[3], &log_sum_HN = saved[4];
+    const Tensor dout_ND = gradients[0].to(out_ND.scalar_type()).reshape(out_ND.sizes()).contiguous();
+    Tensor dqkv_NW = at::empty_like(joined.qkv_NW);
+    attend_sequences_backward(joined, out_ND, dout_ND, log_sum_HN, dqkv_NW);
+    return {dqkv_NW.view(context->saved_data["shape"].toIntVector()), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 
-  /// As many heads at a time as keep a block's tensors small.
-  static Gradients piecewise(const HeadsBackward& all) {
-    const int64_t count = all.q_MRSK.size(0), length = all.q_MRSK.size(2);
-    const int64_t per_head = all.q_MRSK.size(1) * std::min(length, kBlockQueries) * length;
-    const int64_t at_once = std::max<int64_t>(1, kBlockNumbers / per_head);
-    if (at_once >= count) return typed(all.run(), all.k_MSK);
-    Gradients whole{at::empty_like(all.q_MRSK), at::empty_like(all.k_MSK), at::empty_like(all.v_MSK)};
-    for (int64_t begin = 0; begin < count; begin += at_once) {
-      const int64_t heads = std::min(at_once, count - begin);
-      const auto some = [&](const Tensor& x) { return x.narrow(0, begin, heads); };
-      const HeadsBackward piece{some(all.q_MRSK),    some(all.k_MSK),       some(all.v_MSK), some(all.out_MRSK),
-                                some(all.dout_MRSK), some(all.log_sum_MRS), all.scale};
-      const Gradients part = piece.run();
-      some(whole.dq_MRSK).copy_(part.dq_MRSK);
-      some(whole.dk_MSK).copy_(part.dk_MSK);
-      some(whole.dv_MSK).copy_(part.dv_MSK);
+  /// `sequences`: begin, length and first angle of each, one after the other.
+  static JoinedHeads joined_heads(const Tensor& qkv, const Tensor& cos_TK, const Tensor& sin_TK, int64_t heads, int64_t groups,
+                                  const std::vector<int64_t>& sequences) {
+    JoinedHeads joined{qkv.reshape({-1, qkv.size(-1)}).contiguous(), cos_TK, sin_TK, heads, groups, {}};
+    for (size_t i = 0; i + 2 < sequences.size(); i += 3) {
+      joined.sequences.push_back({sequences[i], sequences[i + 1], sequences[i + 2]});
     }
-    return whole;
-  }
-
-  static Gradients typed(Gradients result, const Tensor& like) {
-    result.dk_MSK = result.dk_MSK.to(like.scalar_type());
-    result.dv_MSK = result.dv_MSK.to(like.scalar_type());
-    return result;
+    return joined;
   }
 };
 
+/// Begin, length and first angle of every sequence.
+std::vector<int64_t> sequences_of(const Tensor& qkv, int64_t tables, const std::vector<int64_t>& lengths) {
+  std::vector<int64_t> sequences;
+  if (!lengths.empty()) {
+    int64_t begin = 0;
+    for (const int64_t length : lengths) {
+      sequences.insert(sequences.end(), {begin, length, 0});
+      begin += length;
+    }
+    return sequences;
+  }
+  const int64_t length = qkv.size(1);
+  for (int64_t row = 0; row < qkv.size(0); ++row) {
+    sequences.insert(sequences.end(), {row * length, length, tables > 1 ? row * length : 0});
+  }
+  return sequences;
+}
+
+/// (B or 1, 1, S, K/2) as rows of the kernel's tables.
+Tensor table(const Tensor& angles, const Tensor& like) {
+  return angles.to(rows::wide_type(like.scalar_type())).reshape({-1, angles.size(-1)}).contiguous();
+}
+
+/// (B, H, S, K) -> (B, S, H K)
+Tensor heads_joined(const Tensor& x_BHSK) { return x_BHSK.transpose(1, 2).reshape({x_BHSK.size(0), x_BHSK.size(2), -1}); }
+
 }  // namespace
+
+bool attends_joined(const at::Device& device, at::ScalarType dtype) {
+  return device.is_cpu() && (dtype == at::kBFloat16 || dtype == at::kFloat || dtype == at::kDouble);
+}
+
+Tensor joined_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t num_heads, int64_t num_kv_heads,
+                        const std::vector<int64_t>& lengths) {
+  const auto sequences = sequences_of(qkv, cos.defined() ? cos.size(0) : 1, lengths);
+  const auto optional_table = [&](const Tensor& angles) {
+    return angles.defined() ? std::optional(table(angles, qkv)) : std::nullopt;
+  };
+  return applied<JoinedAttention>(qkv, optional_table(cos), optional_table(sin), num_heads, num_kv_heads, sequences);
+}
 
 Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads) {
   const int64_t groups = x_BGSK.size(1);
@@ -142,7 +101,8 @@ Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads) {
 Tensor causal_attention(const Heads& heads, bool fused) {
   const Tensor& q_BHSK = heads.q_BHSK;
   if (q_BHSK.is_cpu() && rows::applies(fused, q_BHSK, "fused_attention")) {
-    return applied<CausalAttention>(q_BHSK, heads.k_BGSK, heads.v_BGSK);
+    const Tensor qkv = at::cat({heads_joined(q_BHSK), heads_joined(heads.k_BGSK), heads_joined(heads.v_BGSK)}, -1);
+    return joined_attention(qkv, {}, {}, q_BHSK.size(1), heads.k_BGSK.size(1));
   }
   const int64_t count = q_BHSK.size(1);
   // A GPU's kernels in half precision know shared key/value heads.
@@ -152,7 +112,7 @@ Tensor causal_attention(const Heads& heads, bool fused) {
   const Tensor out_BHSK = at::scaled_dot_product_attention(q_BHSK, k, v, {}, /*dropout_p=*/0.0,
                                                            /*is_causal=*/q_BHSK.size(2) > 1, /*scale=*/std::nullopt,
                                                            /*enable_gqa=*/k.size(1) != count);
-  return out_BHSK.transpose(1, 2).reshape({q_BHSK.size(0), q_BHSK.size(2), -1});
+  return heads_joined(out_BHSK);
 }
 
 Tensor attention_by_bounds(const Heads& heads, const Tensor& bounds, int64_t longest) {

@@ -1,47 +1,8 @@
 // The kernels of rows.cpp, which includes this file once per instruction set, inside a namespace and under the compiler
-// options of that set: hence no include guard and no includes. `omp simd` on a reduction allows it to be summed in
+// options of that set: hence no include guard. `omp simd` on a reduction allows it to be summed in
 // lanes; on another loop it promises that rows do not overlap.
 
-LORA_INLINE float load(Bf16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16); }
-LORA_INLINE float load(float value) { return value; }
-LORA_INLINE double load(double value) { return value; }
-
-/// To the nearest, ties to even; NaN stays NaN. Without a branch, which would stop vectorisation.
-LORA_INLINE void store(Bf16& out, float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
-  const uint32_t quiet = (bits >> 16) | 0x40U;
-  const uint32_t is_nan = 0U - static_cast<uint32_t>((bits & 0x7fffffffU) > 0x7f800000U);
-  out.bits = static_cast<uint16_t>((quiet & is_nan) | (rounded & ~is_nan));
-}
-LORA_INLINE void store(float& out, float value) { out = value; }
-LORA_INLINE void store(double& out, double value) { out = value; }
-
-/// e^x to about 1e-7 relative, in operations that vectorise: limits by comparing bits, range reduction by ln 2 in two
-/// parts, Taylor polynomial. Below -87 the result is e^-87, which is as good as 0 beside a largest term of 1. NaN and
-/// infinite x give NaN.
-LORA_INLINE float exponential(float x) {
-  constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
-  constexpr int32_t kLargest = 0x42b20000;        // 89.0F; as signed integers negative floats are smaller
-  constexpr uint32_t kSmallest = 0xc2ae0000U;     // -87.0F; as unsigned ones they are larger, the lowest most
-  const auto below = std::bit_cast<int32_t>(x) < kLargest ? std::bit_cast<int32_t>(x) : kLargest;
-  const auto inside = static_cast<uint32_t>(below) < kSmallest ? static_cast<uint32_t>(below) : kSmallest;
-  const float y = std::bit_cast<float>(inside);
-  const float shifted = y * 1.44269504F + kRound;
-  const float n = shifted - kRound;
-  const float r = (y - n * 0.693359375F) + n * 2.12194440e-4F;
-  float p = 1.0F / 5040.0F;
-  p = p * r + 1.0F / 720.0F;
-  p = p * r + 1.0F / 120.0F;
-  p = p * r + 1.0F / 24.0F;
-  p = p * r + 1.0F / 6.0F;
-  p = p * r + 0.5F;
-  p = p * r + 1.0F;
-  p = p * r + 1.0F;
-  const auto exponent = (std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(kRound) + 127U) << 23;
-  return p * std::bit_cast<float>(exponent) + (x - x);
-}
-LORA_INLINE double exponential(double x) { return std::exp(x); }
+#include "ops/lane_numbers.h"
 
 template <class X, class Y>
 LORA_INLINE void add_rms_norm_row(const X* x, const Y* delta, const Wide<X>* weight, Wide<X> eps, int64_t width, X* sum,
@@ -53,9 +14,7 @@ LORA_INLINE void add_rms_norm_row(const X* x, const Y* delta, const Wide<X>* wei
   } else if (sum != x) {
     std::memcpy(sum, x, static_cast<size_t>(width) * sizeof(X));
   }
-  W squares = 0;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t i = 0; i < width; ++i) squares += load(sum[i]) * load(sum[i]);
+  const W squares = sum_over<W>(width, [&](auto at) { return at(sum) * at(sum); });
   const W factor = W(1) / std::sqrt(squares / static_cast<W>(width) + eps);
   *inverse_rms = factor;
 #pragma omp simd
@@ -66,9 +25,7 @@ template <class X, class Y>
 LORA_INLINE void rms_norm_backward_row(const Y* dy, const X* dsum, const X* sum, const Wide<X>* weight,
                                        Wide<X> inverse_rms, int64_t width, X* dx) {
   using W = Wide<X>;
-  W dot = 0;
-#pragma omp simd reduction(+ : dot)
-  for (int64_t i = 0; i < width; ++i) dot += load(dy[i]) * weight[i] * load(sum[i]);
+  const W dot = sum_over<W>(width, [&](auto at) { return at(dy) * at(weight) * at(sum); });
   const W projection = dot * inverse_rms * inverse_rms * inverse_rms / static_cast<W>(width);
   if (dsum != nullptr) {
 #pragma omp simd
@@ -90,13 +47,8 @@ LORA_INLINE void add_layer_norm_row(const X* x, const Y* delta, Wide<X> x_scale,
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) store(sum[i], load(x[i]) * x_scale + load(delta[i]));
   }
-  W total = 0;
-#pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < width; ++i) total += load(sum[i]);
-  const W center = total / static_cast<W>(width);
-  W squares = 0;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t i = 0; i < width; ++i) squares += (load(sum[i]) - center) * (load(sum[i]) - center);
+  const W center = sum_over<W>(width, [&](auto at) { return at(sum); }) / static_cast<W>(width);
+  const W squares = sum_over<W>(width, [&](auto at) { return (at(sum) - center) * (at(sum) - center); });
   const W factor = W(1) / std::sqrt(squares / static_cast<W>(width) + eps);
   *mean = center;
   *inverse_deviation = factor;
@@ -108,13 +60,8 @@ template <class X, class Y>
 LORA_INLINE void layer_norm_backward_row(const Y* dy, const X* dsum, const X* sum, const Wide<X>* weight, Wide<X> mean,
                                          Wide<X> inverse_deviation, int64_t width, X* dx) {
   using W = Wide<X>;
-  W total = 0, dot = 0;
-#pragma omp simd reduction(+ : total, dot)
-  for (int64_t i = 0; i < width; ++i) {
-    const W g = load(dy[i]) * weight[i];
-    total += g;
-    dot += g * (load(sum[i]) - mean);
-  }
+  const W total = sum_over<W>(width, [&](auto at) { return at(dy) * at(weight); });
+  const W dot = sum_over<W>(width, [&](auto at) { return at(dy) * at(weight) * (at(sum) - mean); });
   const W shift = total / static_cast<W>(width);
   const W projection = dot * inverse_deviation * inverse_deviation / static_cast<W>(width);
   if (dsum != nullptr) {
@@ -223,23 +170,6 @@ LORA_INLINE void rotate_row(const T* x, const Wide<T>* cos, const Wide<T>* sin, 
     store(y[i], first * cos[i] - second * turn);
     store(y[i + half], second * cos[i] + first * turn);
   }
-}
-
-template <class T>
-LORA_INLINE void softmax_backward_row(const Wide<T>* scores, const Wide<T>* dp, const T* out, const T* dout,
-                                      Wide<T> log_sum, Wide<T> scale, int64_t seen, int64_t keys, int64_t head_size, T* p,
-                                      T* ds) {
-  using W = Wide<T>;
-  W mean = 0;
-#pragma omp simd reduction(+ : mean)
-  for (int64_t i = 0; i < head_size; ++i) mean += load(out[i]) * load(dout[i]);
-#pragma omp simd
-  for (int64_t i = 0; i < seen; ++i) {
-    const W probability = exponential(scores[i] * scale - log_sum);
-    store(p[i], probability);
-    store(ds[i], probability * (dp[i] - mean) * scale);
-  }
-  for (int64_t i = seen; i < keys; ++i) store(p[i], W(0)), store(ds[i], W(0));
 }
 
 /// Weights come from memory at its full speed only when they are asked for a page before they are needed.
@@ -424,18 +354,6 @@ void rotate_heads(const T* x, int64_t x_stride, const Wide<T>* cos, const Wide<T
   }
 }
 
-template <class T>
-void softmax_backward_rows(const Wide<T>* scores, const Wide<T>* dp, const T* out, const T* dout, const Wide<T>* log_sum,
-                           Wide<T> scale, int64_t queries, int64_t first, int64_t keys, int64_t head_size, T* p, T* ds,
-                           int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t last = first + row % queries + 1, seen = last < keys ? last : keys;
-    const int64_t at = row * keys, of = row * head_size;
-    softmax_backward_row(scores + at, dp + at, out + of, dout + of, log_sum[row], scale, seen, keys, head_size, p + at,
-                         ds + at);
-  }
-}
-
 template <class X, class Y>
 constexpr NormKernels<X, Y> kNormKernels = {add_rms_norm_rows<X, Y>, rms_norm_backward_rows<X, Y>,
                                                         add_layer_norm_rows<X, Y>, layer_norm_backward_rows<X, Y>,
@@ -444,7 +362,7 @@ constexpr NormKernels<X, Y> kNormKernels = {add_rms_norm_rows<X, Y>, rms_norm_ba
 template <class T>
 constexpr RowKernels<T> kRowKernels = {swiglu_rows<T>,           swiglu_backward_rows<T>,   gelu_tanh_rows<T>,
                                        gelu_tanh_backward_rows<T>, cross_entropy_rows<T>,     rotate_heads<T>,
-                                       softmax_backward_rows<T>, few_rows_products<T>,      attend_one<T>,
+                                       few_rows_products<T>,      attend_one<T>,
                                        widen<T>};
 
 constexpr auto kAdamW = adamw_elements<Bf16>;

@@ -13,28 +13,11 @@
 
 #include "core/check.h"
 #include "core/once.h"
+#include "ops/lanes.h"
 #include "ops/rows_cuda.h"
-
-#define LORA_INLINE inline __attribute__((always_inline))
 
 namespace lora::ops::rows {
 namespace {
-
-/// bf16 as its bits: conversions by shifts become vector instructions, which those of c10::BFloat16 do not.
-struct Bf16 {
-  uint16_t bits;
-};
-
-template <class T>
-struct WideOf {
-  using type = float;
-};
-template <>
-struct WideOf<double> {
-  using type = double;
-};
-template <class T>
-using Wide = typename WideOf<T>::type;
 
 /// The kernels of one instruction set.
 template <class X, class Y>
@@ -61,9 +44,6 @@ struct RowKernels {
                         int64_t end);
   void (*rotate_heads)(const T* x, int64_t x_stride, const Wide<T>* cos, const Wide<T>* sin, Wide<T> direction,
                        int64_t heads, int64_t half, T* y, int64_t y_stride);
-  void (*softmax_backward)(const Wide<T>* scores, const Wide<T>* dp, const T* out, const T* dout, const Wide<T>* log_sum,
-                           Wide<T> scale, int64_t queries, int64_t first, int64_t keys, int64_t head_size, T* p, T* ds,
-                           int64_t begin, int64_t end);
   void (*few_rows_product)(const Wide<T>* x, int64_t rows, const T* weight, int64_t width, T* y, int64_t y_stride,
                            int64_t begin, int64_t end);
   void (*attend_one)(const T* q, const T* k, const T* v, Wide<T> scale, int64_t keys, int64_t size, Wide<T>* scratch, T* out);
@@ -83,8 +63,7 @@ namespace plain {
 #include "ops/row_kernels.h"
 }  // namespace plain
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define LORA_HAS_VECTOR_KERNELS 1
+#ifdef LORA_HAS_VECTOR_KERNELS
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
@@ -98,24 +77,6 @@ namespace avx512 {
 }  // namespace avx512
 #pragma GCC pop_options
 #endif
-
-enum class InstructionSet { kPlain, kAvx2, kAvx512 };
-
-InstructionSet instruction_set() {
-#ifdef LORA_HAS_VECTOR_KERNELS
-  static const InstructionSet best = [] {
-    __builtin_cpu_init();
-    const bool avx2_too = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (!avx2_too) return InstructionSet::kPlain;
-    const bool avx512_too = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    return avx512_too ? InstructionSet::kAvx512 : InstructionSet::kAvx2;
-  }();
-  return best;
-#else
-  return InstructionSet::kPlain;
-#endif
-}
 
 template <class X, class Y>
 const NormKernels<X, Y>& norm_kernels() {
@@ -417,19 +378,6 @@ void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Te
       for (int64_t g = 0; g < groups; ++g) {
         std::memcpy(row + (heads + groups + g) * size, pointer<const T>(dv) + of_k + g * stride, static_cast<size_t>(size) * sizeof(T));
       }
-    });
-  });
-}
-
-void softmax_backward(const Tensor& scores, const Tensor& dp, const Tensor& out, const Tensor& dout,
-                      const Tensor& log_sum, double scale, int64_t queries, int64_t first, Tensor& p, Tensor& ds) {
-  with_type(p, [&](auto type) {
-    using T = decltype(type);
-    const int64_t keys = scores.size(2);
-    at::parallel_for(0, scores.size(0) * scores.size(1), grain(keys), [&](int64_t begin, int64_t end) {
-      row_kernels<T>().softmax_backward(pointer<const Wide<T>>(scores), pointer<const Wide<T>>(dp), pointer<const T>(out),
-                            pointer<const T>(dout), pointer<const Wide<T>>(log_sum), static_cast<Wide<T>>(scale), queries,
-                            first, keys, out.size(2), pointer<T>(p), pointer<T>(ds), begin, end);
     });
   });
 }

@@ -72,13 +72,6 @@ void split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tens
 void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& cos, const Tensor& sin,
                   Tensor& dqkv);
 
-/// Backward of causal softmax (on the CPU), for `scores` = q k^T and `dp` = do v^T in the wide type, (M, T, S): M heads, T query
-/// rows of which every `queries` ones are the positions first, first + 1, ..., S keys. From the rows of out and
-/// dout (M, T, K) and log_sum (M, T): p = exp(scale * scores - log_sum), ds = scale * p (dp - sum(out * dout)), both
-/// in their own (narrower) type, zero where a query may not look.
-void softmax_backward(const Tensor& scores, const Tensor& dp, const Tensor& out, const Tensor& dout,
-                      const Tensor& log_sum, double scale, int64_t queries, int64_t first, Tensor& p, Tensor& ds);
-
 /// Sum of the squares of a contiguous bf16 tensor on the CPU: in fp32 within blocks of 4096 numbers, in double over them.
 double sum_of_squares(const Tensor& x);
 

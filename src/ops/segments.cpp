@@ -63,16 +63,22 @@ Tensor moved(const Tensor& tensor, const at::Device& device) {
 
 }  // namespace
 
+Segments lengths_of(const std::vector<int64_t>& lengths) {
+  Segments segments;
+  segments.lengths = lengths;
+  if (!lengths.empty()) segments.longest = *std::ranges::max_element(lengths);
+  return segments;
+}
+
 Segments segments_of(const std::vector<int64_t>& lengths, const at::Device& device) {
   struct Sequence {
     int64_t begin, length;
   };
   std::map<int64_t, std::vector<Sequence>> classes;
   int64_t tokens = 0;
-  Segments segments;
+  Segments segments = lengths_of(lengths);
   for (const int64_t length : lengths) {
     classes[padded_length(length)].push_back({tokens, length});
-    segments.longest = std::max(segments.longest, length);
     tokens += length;
   }
   std::vector<int64_t> place(static_cast<size_t>(tokens)), index;
@@ -97,13 +103,12 @@ Segments segments_of(const std::vector<int64_t>& lengths, const at::Device& devi
 }
 
 Segments bounds_of(const std::vector<int64_t>& lengths, const at::Device& device) {
-  Segments segments;
+  Segments segments = lengths_of(lengths);
   std::vector<int32_t> bounds = {0};
   std::vector<int64_t> position;
   for (const int64_t length : lengths) {
     bounds.push_back(bounds.back() + static_cast<int32_t>(length));
     for (int64_t i = 0; i < length; ++i) position.push_back(i);
-    segments.longest = std::max(segments.longest, length);
   }
   segments.bounds = moved(at::tensor(bounds, at::kInt), device);
   segments.position_1N = moved(at::tensor(position, at::kLong).unsqueeze(0), device);

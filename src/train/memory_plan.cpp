@@ -38,8 +38,8 @@ constexpr double kKeptOfReleased = 0.85, kKeptOfLayers = 0.5, kKeptOfGradients =
 
 /// ops/linear_cross_entropy.cpp.
 constexpr int64_t kChunkLogits = int64_t{1} << 23, kLeastChunkRows = 64;
-/// ops/causal_attention.cpp.
-constexpr int64_t kBlockQueries = 256, kBlockNumbers = int64_t{1} << 23;
+/// ops/sequence_attention.cpp.
+constexpr int64_t kAttentionQueries = 64, kAttentionKeys = 512;
 
 enum Kind : size_t { kWeights, kPacked, kGradients, kActivations, kLogits, kKinds };
 
@@ -214,7 +214,8 @@ class Rehearsal {
     return in_.packed_rows ? (all + 63) / 64 * 64 : all;
   }
   int64_t places() const {
-    return in_.packed_rows ? static_cast<int64_t>(static_cast<double>(tokens()) * in_.places_per_token) : tokens();
+    const bool by_class = in_.packed_rows && !attends_joined();
+    return by_class ? static_cast<int64_t>(static_cast<double>(tokens()) * in_.places_per_token) : tokens();
   }
   bool on_cpu() const { return in_.device == c10::kCPU; }
   /// ops/rows.h: kernels exist on the CPU for bf16 and fp32.
@@ -374,17 +375,16 @@ class Rehearsal {
     multiply(layer.qkv, with_gradients);
     Scope inside(ledger_);
     join_outputs(layer.qkv);
-    inside.hold(N_ * W_ * compute_);
-    if (in_.packed_rows) inside.hold(P_ * W_ * compute_);
-
     const bool attention_keeps = keep && (layer.input_has_gradient || layer.norms_trained || layer.qkv.trains());
-    hold(attention_keeps, layer.kept.attention, attention_bytes(), inside);
-    if (shapes_.heads != shapes_.kv_heads && has_kernel(in_.fast_paths.fused_attention)) {
-      const Scope repeated(ledger_, kActivations, 2 * P_ * Q_ * compute_);
+    if (!attends_joined()) {
+      inside.hold(N_ * W_ * compute_);
+      if (in_.packed_rows) inside.hold(P_ * W_ * compute_);
+      if (has_kernel(in_.fast_paths.fused_attention)) inside.hold(P_ * W_ * compute_);  // heads apart, then joined again
     }
-    // The out projection's input is attention's result; laid out anew when rows are packed.
+    hold(attention_keeps, layer.kept.attention, attention_bytes(), inside);
+    // The out projection's input is attention's result; laid out anew when packed rows are attended to class by class.
     const bool out_keeps = keep && (attention_keeps || layer.out.trains());
-    if (in_.packed_rows) {
+    if (in_.packed_rows && !attends_joined()) {
       const Scope joined(ledger_, kActivations, P_ * Q_ * compute_);
       hold_input(layer.out, out_keeps, layer.kept.out, inside);
     } else if (out_keeps) {
@@ -394,12 +394,16 @@ class Rehearsal {
     flow.hold(N_ * D_ * compute_);
   }
 
+  /// Attention straight from the projections.
+  bool attends_joined() const { return has_kernel(in_.fast_paths.fused_rotary && in_.fast_paths.fused_attention); }
+
   /// Queries, keys, values, the result and each row's normaliser.
   int64_t attention_bytes() const {
     int64_t width = W_ + Q_;
-    if (!has_kernel(in_.fast_paths.fused_rotary)) width += W_ - (W_ - Q_) / 2;  // values are a part of the whole product
-    const bool repeats = shapes_.heads != shapes_.kv_heads && !has_kernel(in_.fast_paths.fused_attention);
-    if (repeats) width += 2 * Q_;
+    if (!has_kernel(in_.fast_paths.fused_attention)) {
+      if (!has_kernel(in_.fast_paths.fused_rotary)) width += W_ - (W_ - Q_) / 2;  // values are a part of the whole product
+      if (shapes_.heads != shapes_.kv_heads) width += 2 * Q_;
+    }
     return P_ * width * compute_ + P_ * shapes_.heads * 4;
   }
 
@@ -539,7 +543,7 @@ class Rehearsal {
     if (reaches_attention) {
       dout.hold(N_ * Q_ * compute_);
       multiply_transposed(layer.out);
-      if (in_.packed_rows) dout.hold(P_ * Q_ * compute_);
+      if (in_.packed_rows && !attends_joined()) dout.hold(P_ * Q_ * compute_);
     }
     add_gradients(layer.out);
     release(layer.kept.out);
@@ -551,8 +555,10 @@ class Rehearsal {
     dout.end();
     release(layer.kept.attention);
     Scope dqkv(ledger_);
-    if (reaches_attention) dqkv.hold(P_ * W_ * compute_ + (in_.packed_rows ? N_ * W_ * compute_ : 0));
-    dheads.end();
+    if (!attends_joined()) {  // else those of the heads stand side by side already
+      if (reaches_attention) dqkv.hold(P_ * W_ * compute_ + (in_.packed_rows ? N_ * W_ * compute_ : 0));
+      dheads.end();
+    }
     if (reaches_norm) {
       dqkv.hold(N_ * D_ * compute_);
       multiply_transposed(layer.qkv);
@@ -563,18 +569,12 @@ class Rehearsal {
     release(layer.kept.norm1);
   }
 
-  /// HeadsBackward: the result and its gradient head by head; of one block scores and their gradients in fp32, both once
-  /// more in the products' type, and the gradient of its queries; of long rows each block's part of every input.
+  /// The backward pass of one thread: one head of the longest sequence in the products' type three times, its gradients
+  /// twice in fp32, and a block's scores, twice in fp32 and three times narrow.
   int64_t attention_block_bytes() const {
     if (!has_kernel(in_.fast_paths.fused_attention)) return 0;
-    const int64_t length = in_.row_tokens, group = shapes_.heads / shapes_.kv_heads;
-    const int64_t queries = std::min(length, kBlockQueries), per_head = group * queries * length;
-    const int64_t heads = in_.micro_batch * shapes_.kv_heads;
-    const int64_t at_once = std::clamp<int64_t>(kBlockNumbers / per_head, 1, heads);
-    const int64_t query_rows = at_once * group * queries * shapes_.head_dim, key_rows = at_once * length * shapes_.head_dim;
-    int64_t bytes = 2 * P_ * Q_ * compute_ + at_once * per_head * 2 * (4 + compute_) + query_rows * compute_;
-    if (length > kBlockQueries) bytes += 3 * query_rows * compute_ + 2 * key_rows * 4;
-    return bytes;
+    const int64_t head = in_.row_tokens * shapes_.head_dim, block = kAttentionQueries * std::min(in_.row_tokens, kAttentionKeys);
+    return head * (3 * compute_ + 2 * 4) + block * (3 * compute_ + 2 * 4);
   }
 
   /// Dense, whatever few rows were used.

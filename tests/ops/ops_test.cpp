@@ -1,6 +1,7 @@
 #include "lora/ops/ops.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <torch/utils.h>
 
 #include <array>
@@ -379,11 +380,10 @@ TEST_CASE("attend_to_cache: gradients are those of the plain form", "[ops]") {
   check_gradients([](const auto& in) { return ops::attend_to_cache({in[0], in[1], in[2]}); }, {q, k, v});
 }
 
-TEST_CASE("causal_attention: equals the plain form over one block, several blocks and pieces of heads", "[ops]") {
+TEST_CASE("causal_attention: equals the plain form over one block and several", "[ops]") {
   at::manual_seed(26);
-  // 600 positions make three blocks of queries; 64 heads of 600 do not fit one piece.
   for (const auto& [batch, heads, groups, length] :
-       std::vector<std::array<int64_t, 4>>{{2, 4, 4, 7}, {2, 4, 2, 130}, {1, 2, 1, 600}, {1, 64, 64, 600}}) {
+       std::vector<std::array<int64_t, 4>>{{2, 4, 4, 7}, {2, 4, 2, 130}, {1, 2, 1, 600}, {3, 1, 1, 64}}) {
     INFO(heads << " heads, " << groups << " groups, " << length << " positions");
     check_fused(
         [](const auto& in, bool fused) {
@@ -407,6 +407,133 @@ TEST_CASE("causal_attention: a bf16 gradient is as near the fp32 one as the stoc
   const double ours = (gradient_of_q(q, k, v, true) - exact).norm().item<double>();
   const double stock = (gradient_of_q(q, k, v, false) - exact).norm().item<double>();
   CHECK(ours < 1.5 * stock);
+}
+
+namespace {
+
+/// Projections of 4 query and 2 key/value heads, and rotary tables for `positions`.
+struct Projections {
+  int64_t heads = 4, groups = 2, size;
+  at::Tensor qkv, cos, sin;
+
+  Projections(int64_t batch, int64_t length, int64_t size_, int64_t tables, int64_t positions) : size(size_) {
+    // Numbers that every type holds exactly.
+    qkv = (at::randn({batch, length, (heads + 2 * groups) * size}) * 1.5).to(at::kBFloat16).to(at::kDouble);
+    const auto angles = at::randn({tables, 1, positions, size / 2}, at::kDouble);
+    cos = angles.cos(), sin = angles.sin();
+  }
+
+  at::Tensor joined(const at::Tensor& x, const std::vector<int64_t>& lengths = {}) const {
+    return ops::joined_attention(x, cos, sin, heads, groups, lengths);
+  }
+  /// Sequence by sequence, by LibTorch's attention.
+  at::Tensor plain(const at::Tensor& x, std::vector<int64_t> lengths = {}) const {
+    if (lengths.empty()) return ops::causal_attention(ops::split_rotated(x, cos, sin, heads, groups, false), false);
+    std::vector<at::Tensor> parts;
+    int64_t begin = 0;
+    for (const int64_t length : lengths) {
+      const auto rows = x.narrow(1, begin, length);
+      parts.push_back(ops::causal_attention(
+          ops::split_rotated(rows, cos.narrow(2, 0, length), sin.narrow(2, 0, length), heads, groups, false), false));
+      begin += length;
+    }
+    return at::cat(parts, 1);
+  }
+};
+
+/// The result and the gradient of its product with fixed weights.
+template <class Attend>
+std::array<at::Tensor, 2> attended(const at::Tensor& qkv, at::ScalarType type, Attend attend) {
+  const auto leaf = qkv.to(type).detach().clone().requires_grad_();
+  const auto out = attend(leaf);
+  at::manual_seed(41);
+  const auto weights = at::randn(out.sizes()).to(at::kBFloat16);
+  (out * weights.to(type)).sum().backward();
+  return {out.detach(), leaf.grad()};
+}
+
+}  // namespace
+
+TEST_CASE("joined_attention: backward equals finite differences", "[ops]") {
+  at::manual_seed(35);
+  for (const int64_t tables : {1, 2}) {
+    const Projections two_rows(2, 5, 4, tables, 5);
+    check_gradients([&](const auto& in) { return two_rows.joined(in[0]); }, {random_double(two_rows.qkv.sizes())});
+  }
+  const Projections packed(1, 10, 4, 1, 6);
+  check_gradients([&](const auto& in) { return packed.joined(in[0], {3, 1, 6}); }, {random_double(packed.qkv.sizes())});
+}
+
+TEST_CASE("joined_attention: equals LibTorch's, sequence by sequence, over one block and several", "[ops]") {
+  at::manual_seed(36);
+  struct Case {
+    int64_t batch, length, size;
+    std::vector<int64_t> lengths;
+  };
+  // Blocks are of 64 queries and 512 keys; a head of 6 or 10 numbers fills no vector.
+  const std::vector<Case> cases = {{3, 1, 16, {}},   {2, 63, 6, {}},   {2, 64, 64, {}},          {1, 65, 10, {}},
+                                   {1, 600, 16, {}}, {1, 1100, 8, {}}, {1, 200, 32, {1, 64, 65, 70}}, {1, 700, 16, {577, 100, 23}}};
+  for (const auto& [batch, length, size, lengths] : cases) {
+    const Projections given(batch, length, size, batch == 2 ? 2 : 1, length);
+    const auto joined = [&](const auto& x) { return given.joined(x, lengths); };
+    const auto plain = [&](const auto& x) { return given.plain(x, lengths); };
+    const auto expected = attended(given.qkv, at::kDouble, plain);
+    for (const auto& [type, tolerance] : {std::pair{at::kDouble, 1e-12}, {at::kFloat, 2e-5}, {at::kBFloat16, 0.02}}) {
+      INFO(batch << " x " << length << ", heads of " << size << ", " << lengths.size() << " sequences, " << c10::toString(type));
+      const auto found = attended(given.qkv, type, joined);
+      for (size_t i = 0; i < 2; ++i) {
+        REQUIRE(found[i].scalar_type() == type);
+        CHECK(largest_difference(found[i], expected[i]) < tolerance * expected[i].abs().max().item<double>());
+      }
+      if (type != at::kBFloat16) continue;
+      const auto stock = attended(given.qkv, type, plain);
+      const auto error = [&](const auto& x, size_t i) { return (x[i].to(at::kDouble) - expected[i]).norm().template item<double>(); };
+      for (size_t i = 0; i < 2; ++i) CHECK(error(found, i) <= 1.2 * error(stock, i));
+    }
+  }
+}
+
+TEST_CASE("joined_attention: heads of an odd size, not rotated", "[ops]") {
+  at::manual_seed(37);
+  const auto qkv = at::randn({1, 70, 12}).to(at::kBFloat16).to(at::kDouble);  // two heads and one of keys, of 3 numbers
+  const auto of_type = [&](at::ScalarType type) {
+    return attended(qkv, type, [](const auto& x) { return ops::joined_attention(x, {}, {}, 2, 1); });
+  };
+  const auto expected = attended(qkv, at::kDouble, [](const auto& x) {
+    const auto heads = [&](int64_t from, int64_t count) { return x.narrow(2, 3 * from, 3 * count).view({1, 70, count, 3}).transpose(1, 2); };
+    return ops::causal_attention({heads(0, 2), heads(2, 1), heads(3, 1)}, false);
+  });
+  for (const auto& [type, tolerance] : {std::pair{at::kDouble, 1e-12}, {at::kBFloat16, 0.02}}) {
+    const auto found = of_type(type);
+    for (size_t i = 0; i < 2; ++i) {
+      CHECK(largest_difference(found[i], expected[i]) < tolerance * expected[i].abs().max().item<double>());
+    }
+  }
+}
+
+TEST_CASE("joined_attention: nothing depends on later tokens, other sequences or threads", "[ops]") {
+  at::manual_seed(38);
+  const Projections given(1, 150, 16, 1, 100);
+  const std::vector<int64_t> lengths = {100, 50};
+  const auto type = GENERATE(at::kBFloat16, at::kFloat);
+  const auto run = [&](const at::Tensor& qkv) { return attended(qkv, type, [&](const auto& x) { return given.joined(x, lengths); }); };
+  const auto first = run(given.qkv);
+  auto changed_qkv = given.qkv.clone();
+  changed_qkv.narrow(1, 70, 30).fill_(9);
+  const auto changed = run(changed_qkv);
+  CHECK(at::equal(first[0].narrow(1, 0, 70), changed[0].narrow(1, 0, 70)));
+  CHECK_FALSE(at::equal(first[0].narrow(1, 70, 30), changed[0].narrow(1, 70, 30)));
+  for (size_t i = 0; i < 2; ++i) CHECK(at::equal(first[i].narrow(1, 100, 50), changed[i].narrow(1, 100, 50)));
+  const int threads = at::get_num_threads();
+  at::set_num_threads(threads == 1 ? 2 : 1);
+  const auto again = run(given.qkv);
+  at::set_num_threads(threads);
+  for (size_t i = 0; i < 2; ++i) CHECK(at::equal(first[i], again[i]));
+}
+
+TEST_CASE("joined_attention: a type without a kernel is an error", "[ops]") {
+  CHECK_THROWS_AS(ops::joined_attention(at::zeros({1, 2, 12}, at::kHalf), {}, {}, 1, 1), ShapeError);
+  CHECK_FALSE(ops::attends_joined(at::kCPU, at::kHalf));
 }
 
 TEST_CASE("segments: laying tokens out and taking them back, backward equals finite differences", "[ops]") {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "lora/ops/frozen_linear.h"
 
@@ -78,9 +79,18 @@ Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads);
 Tensor attend_to_cache(const Heads& heads, bool fused = true);
 
 /// Causal softmax attention in which every key/value head serves H/G query heads; scores are scaled by 1/sqrt(K).
-/// Result (B, S, H K). On the CPU the backward pass is made of batched products over blocks of queries, which is several
-/// times as fast as the stock one for short rows; no (S, S) tensor outlives a block. On a GPU: LibTorch's kernels.
+/// Result (B, S, H K). On the CPU as joined_attention; on a GPU: LibTorch's kernels.
 Tensor causal_attention(const Heads& heads, bool fused = true);
+
+/// The same straight from q, k and v side by side, (B, S, (H + 2G) K), q and k rotated on their way as split_rotated does
+/// (cos undefined: not at all). With `lengths` the batch is one packed row (B = 1) of sequences that see themselves alone,
+/// whose positions begin at the tables' first row each. One kernel each way, on the CPU for bf16, fp32 and double: keeps
+/// qkv, the result and each query's normaliser, and nothing of (S, S) outlives a block of 64 queries by 512 keys.
+/// Source: Dao 2023 (FlashAttention-2), whose blocks these are.
+Tensor joined_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t num_heads, int64_t num_kv_heads,
+                        const std::vector<int64_t>& lengths = {});
+/// Whether joined_attention takes this type on this device.
+bool attends_joined(const at::Device& device, at::ScalarType dtype);
 
 /// Causal attention of one packed row (B = 1) within its sequences alone, given where they begin and end:
 /// bounds (sequences + 1) int32, 0 first and S last. Result (1, S, H K). On a GPU alone, see attends_by_bounds.

@@ -16,6 +16,7 @@ struct Segments {
   struct Class {
     int64_t length = 0, count = 0;  ///< L, n
   };
+  std::vector<int64_t> lengths;  ///< of the sequences in their order
   std::vector<Class> classes;
   Tensor index_P;  ///< which token stands at each place, one class after the other; padding repeats some token unread
   Tensor place_N;  ///< where each token stands among the places
@@ -25,13 +26,16 @@ struct Segments {
   Tensor bounds, position_1N;
 
   bool empty() const { return longest == 0; }
+  bool by_class() const { return !classes.empty(); }
   bool by_bounds() const { return bounds.defined(); }
 };
 
 /// Lengths are padded to powers of two or three quarters of one, multiples of 32, and classes of more than 8 sequences to
 /// a multiple of 4 sequences: few distinct shapes.
 Segments segments_of(const std::vector<int64_t>& lengths, const at::Device& device);
-/// The same by bounds, without classes.
+/// The lengths alone, which is all that joined_attention asks for.
+Segments lengths_of(const std::vector<int64_t>& lengths);
+/// By bounds, without classes.
 Segments bounds_of(const std::vector<int64_t>& lengths, const at::Device& device);
 
 /// x (N, W) laid out: (sum of n L, W), classes one after the other; and the way back. Each is the other's backward, so

@@ -109,8 +109,11 @@ LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config, int64_t layer,
 
 Tensor LlamaAttentionImpl::forward(const Tensor& x_BSD, const AttentionContext& context) {
   const Tensor qkv = qkv_.forward(x_BSD, context.fast);
-  const bool by_class = !context.segments.empty() && !context.segments.by_bounds();
-  if (by_class) return o_.forward(attend_within_segments(qkv, context), context.fast);
+  if (context.joined) {
+    return o_.forward(ops::joined_attention(qkv, context.cos, context.sin, num_heads_, num_kv_heads_, context.segments.lengths),
+                      context.fast);
+  }
+  if (context.segments.by_class()) return o_.forward(attend_within_segments(qkv, context), context.fast);
   const auto heads = ops::split_rotated(qkv, context.cos, context.sin, num_heads_, num_kv_heads_, context.fast.fused_rotary);
   return o_.forward(attend(heads, context), context.fast);
 }
@@ -195,13 +198,18 @@ LlamaModelImpl::LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOpt
 Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache, const nn::FastPaths& fast,
                                nn::Recompute recompute, const std::shared_ptr<nn::ActivationStore>& activations) {
   AttentionContext context;
+  const at::Device device = batch.input_ids_BS.device();
+  const auto dtype = compute_dtype(device.type(), embed_tokens->weight.scalar_type());
+  context.mask = attention_mask(batch, cache);
+  context.joined = fast.fused_rotary && fast.fused_attention && cache == nullptr && !context.mask.defined() &&
+                   ops::attends_joined(device, dtype);
   const auto& lengths = batch.segment_lengths;
   if (!lengths.empty()) {
     check_packed(batch, cache);
-    const at::Device device = batch.input_ids_BS.device();
-    const auto dtype = compute_dtype(device.type(), embed_tokens->weight.scalar_type());
     const bool by_bounds = ops::attends_by_bounds(device, dtype, rotary_.head_dim());
-    context.segments = by_bounds ? ops::bounds_of(lengths, device) : ops::segments_of(lengths, device);
+    context.segments = context.joined ? ops::lengths_of(lengths)
+                       : by_bounds    ? ops::bounds_of(lengths, device)
+                                      : ops::segments_of(lengths, device);
   }
   const int64_t length = lengths.empty() ? batch.input_ids_BS.size(1) : context.segments.longest;
   const int64_t cached = cache != nullptr ? cache->length() : 0;
@@ -210,7 +218,6 @@ Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache, const nn:
                       "with a longer context",
                       max_positions_, cached + length);
   std::tie(context.cos, context.sin) = rotary_.at(positions_of(batch, context.segments, cached, length));
-  context.mask = attention_mask(batch, cache);
   context.causal = length > 1;
   context.cache = cache;
   context.fast = fast;

@@ -28,6 +28,7 @@ struct AttentionContext {
   nn::Recompute recompute = nn::Recompute::kNone;
   std::shared_ptr<nn::ActivationStore> activations;  ///< where recomputation keeps its inputs; null: on the device
   ops::Segments segments;        ///< of a packed row; empty: not packed
+  bool joined = false;           ///< attention straight from the projections (ops::joined_attention)
 };
 
 /// The stream of hidden states between layers: what is there, and what the last block adds to it, not yet added.
