@@ -351,11 +351,14 @@ void with_types(const JoinedHeads& joined, Body body) {
 }
 
 /// Calls run(sequence, head) for all of `count` heads of all sequences, those of one head after each other, so that
-/// threads share sequences of all lengths alike. `make` gives each thread its worker.
+/// threads share sequences of all lengths alike; for little work one thread is enough. `make` gives each its worker.
 template <class Make>
-void each_head(const std::vector<Sequence>& sequences, int64_t count, Make make) {
+void each_head(const std::vector<Sequence>& sequences, int64_t count, int64_t head_size, Make make) {
+  constexpr int64_t kWorthAThread = int64_t{1} << 20;
   const auto per_head = static_cast<int64_t>(sequences.size());
-  at::parallel_for(0, count * per_head, 1, [&](int64_t begin, int64_t end) {
+  const int64_t length = whole_blocks(longest(sequences));
+  const int64_t grain = std::max<int64_t>(1, kWorthAThread / (length * length * head_size));
+  at::parallel_for(0, count * per_head, grain, [&](int64_t begin, int64_t end) {
     auto worker = make();
     for (int64_t i = begin; i < end; ++i) worker.run(sequences[static_cast<size_t>(i % per_head)], i / per_head);
   });
@@ -365,14 +368,14 @@ void each_head(const std::vector<Sequence>& sequences, int64_t count, Make make)
 
 void attend_sequences(const JoinedHeads& joined, Tensor& out_ND, Tensor& log_sum_HN) {
   with_types(joined, [&](auto t, auto u) {
-    each_head(joined.sequences, joined.heads, [&] { return Forward<decltype(t), decltype(u)>(joined, out_ND, log_sum_HN); });
+    each_head(joined.sequences, joined.heads, joined.head_size(), [&] { return Forward<decltype(t), decltype(u)>(joined, out_ND, log_sum_HN); });
   });
 }
 
 void attend_sequences_backward(const JoinedHeads& joined, const Tensor& out_ND, const Tensor& dout_ND,
                                const Tensor& log_sum_HN, Tensor& dqkv_NW) {
   with_types(joined, [&](auto t, auto u) {
-    each_head(joined.sequences, joined.groups,
+    each_head(joined.sequences, joined.groups, joined.head_size(),
               [&] { return Backward<decltype(t), decltype(u)>(joined, out_ND, dout_ND, log_sum_HN, dqkv_NW); });
   });
 }
