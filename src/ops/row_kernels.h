@@ -242,27 +242,101 @@ LORA_INLINE void softmax_backward_row(const Wide<T>* scores, const Wide<T>* dp, 
   for (int64_t i = seen; i < keys; ++i) store(p[i], W(0)), store(ds[i], W(0));
 }
 
-/// Weights come from memory at its full speed only when they are asked for a page before they are needed.
-template <class T>
-LORA_INLINE void prefetch_ahead(const T* row, int64_t width) {
-  const auto* ahead = reinterpret_cast<const char*>(row) + 4096;
-  for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(ahead + byte);
+/// Weights come from memory at its full speed only when they are asked for a page before they are needed, a little at a time.
+template <int64_t Count, class T>
+LORA_INLINE void prefetch_ahead(const T* from) {
+  const auto* ahead = reinterpret_cast<const char*>(from) + 4096;
+  for (int64_t byte = 0; byte < Count * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(ahead + byte);
 }
 
-/// Outputs begin .. end of x (M, I) W^T: the weight's rows are read once, x is small and in the wide type.
+/// As many numbers as the widest vectors hold; the compiler cuts them up for narrower ones.
+template <class W>
+struct LanesOf {
+  typedef W type __attribute__((vector_size(64)));
+};
+template <class W>
+using Lanes = typename LanesOf<W>::type;
 template <class T>
-void few_rows_products(const Wide<T>* x, int64_t rows, const T* weight, int64_t width, T* y, int64_t y_stride,
-                       int64_t begin, int64_t end) {
+constexpr int64_t kLanes = 64 / static_cast<int64_t>(sizeof(Wide<T>));
+
+LORA_INLINE void load_lanes(const float* from, Lanes<float>& to) { std::memcpy(&to, from, sizeof(to)); }
+LORA_INLINE void load_lanes(const double* from, Lanes<double>& to) { std::memcpy(&to, from, sizeof(to)); }
+LORA_INLINE void load_lanes(const Bf16* from, Lanes<float>& to) {
+  typedef uint16_t Bits __attribute__((vector_size(32)));
+  typedef uint32_t Words __attribute__((vector_size(64)));
+  Bits bits;
+  std::memcpy(&bits, from, sizeof(bits));
+  const Words words = __builtin_convertvector(bits, Words) << 16;
+  std::memcpy(&to, &words, sizeof(to));
+}
+
+/// One output of `Rows` rows. Which numbers are added to which, in which order, does not depend on Rows: a row has the
+/// same result whatever rows stand beside it. Two sums per row, since one would wait for itself.
+template <int Rows, class T>
+LORA_INLINE void few_rows_output(const Wide<T>* x, const T* weight_row, int64_t width, Wide<T>* sums) {
+  using W = Wide<T>;
+  constexpr int64_t kStep = 2 * kLanes<T>;
+  Lanes<W> even[Rows] = {}, odd[Rows] = {};
+  int64_t i = 0;
+  for (; i + kStep <= width; i += kStep) {
+    Lanes<W> weights[2], x_lanes[2];
+    prefetch_ahead<kStep>(weight_row + i);
+    load_lanes(weight_row + i, weights[0]);
+    load_lanes(weight_row + i + kLanes<T>, weights[1]);
+#pragma GCC unroll 4
+    for (int row = 0; row < Rows; ++row) {
+      load_lanes(x + row * width + i, x_lanes[0]);
+      load_lanes(x + row * width + i + kLanes<T>, x_lanes[1]);
+      even[row] += weights[0] * x_lanes[0];
+      odd[row] += weights[1] * x_lanes[1];
+    }
+  }
+  if (i + kLanes<T> <= width) {
+    Lanes<W> weights, x_lanes;
+    load_lanes(weight_row + i, weights);
+#pragma GCC unroll 4
+    for (int row = 0; row < Rows; ++row) {
+      load_lanes(x + row * width + i, x_lanes);
+      even[row] += weights * x_lanes;
+    }
+    i += kLanes<T>;
+  }
+#pragma GCC unroll 4
+  for (int row = 0; row < Rows; ++row) {
+    const Lanes<W> both = even[row] + odd[row];
+    W lanes[kLanes<T>];
+    std::memcpy(lanes, &both, sizeof(both));
+    for (int64_t half = kLanes<T> / 2; half > 0; half /= 2) {
+      for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    }
+    sums[row] = lanes[0];
+    for (int64_t rest = i; rest < width; ++rest) sums[row] += load(weight_row[rest]) * x[row * width + rest];
+  }
+}
+
+template <int Rows, class T>
+void products_of_rows(const Wide<T>* x, const T* weight, int64_t width, const Wide<T>* added, T* y, int64_t y_stride,
+                      int64_t begin, int64_t end) {
   for (int64_t output = begin; output < end; ++output) {
     const T* weight_row = weight + output * width;
-    prefetch_ahead(weight_row, width);
-    for (int64_t row = 0; row < rows; ++row) {
-      const Wide<T>* x_row = x + row * width;
-      Wide<T> sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < width; ++i) sum += load(weight_row[i]) * x_row[i];
-      store(y[row * y_stride + output], sum);
+    Wide<T> sums[Rows];
+    few_rows_output<Rows>(x, weight_row, width, sums);
+    for (int row = 0; row < Rows; ++row) {
+      const int64_t at = row * y_stride + output;
+      store(y[at], added == nullptr ? sums[row] : sums[row] + added[at]);
     }
+  }
+}
+
+/// Outputs begin .. end of x (M, I) W^T, M at most 4: the weight's rows are read once, x is small and in the wide type.
+template <class T>
+void few_rows_products(const Wide<T>* x, int64_t rows, const T* weight, int64_t width, const Wide<T>* added, T* y,
+                       int64_t y_stride, int64_t begin, int64_t end) {
+  switch (rows) {
+    case 1: return products_of_rows<1>(x, weight, width, added, y, y_stride, begin, end);
+    case 2: return products_of_rows<2>(x, weight, width, added, y, y_stride, begin, end);
+    case 3: return products_of_rows<3>(x, weight, width, added, y, y_stride, begin, end);
+    default: return products_of_rows<4>(x, weight, width, added, y, y_stride, begin, end);
   }
 }
 
