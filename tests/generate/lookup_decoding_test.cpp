@@ -52,6 +52,34 @@ class CountedLlama : public llama::LlamaForCausalLMImpl {
   }
 };
 
+/// Token t is followed by t + 1, and 9 by 0.
+class Successor : public nn::CausalLMImpl {
+ public:
+  Successor() {
+    register_module("tokens", tokens_);
+    register_module("head", head_);
+    const at::NoGradGuard no_grad;
+    tokens_->weight.copy_(at::eye(10));
+    head_->weight.copy_(at::eye(10).roll(1, 0));
+  }
+  at::Tensor hidden(const Batch& batch, nn::KvCache* cache) override {
+    sizes.push_back(batch.input_ids_BS.size(1));
+    cache->advance(sizes.back());
+    return tokens_->forward(batch.input_ids_BS);
+  }
+  nn::Linear head() override { return head_; }
+  int64_t vocab_size() const override { return 10; }
+  int64_t num_layers() const override { return 0; }
+  int64_t max_positions() const override { return 100; }
+  int64_t independent_rows() override { return 4; }
+
+  std::vector<int64_t> sizes;  ///< of each pass
+
+ private:
+  nn::Embedding tokens_{10, 10};
+  nn::Linear head_{10, 10};
+};
+
 /// LoRA whose B is not zero.
 void adapt(nn::CausalLMImpl& model, const LoraOptions& options, const std::string& name = "default") {
   auto adapters = inject(model, options, name);
@@ -229,12 +257,34 @@ TEST_CASE("guesses are made at temperature 0 alone", "[generate]") {
   check_same(counted(model, options).result, sampled.result);
 }
 
-TEST_CASE("an end token among accepted guesses ends generation there", "[generate]") {
+TEST_CASE("right guesses make several tokens a pass", "[generate]") {
+  Successor model;
+  // After the prompt comes 4, then 5, 6 and 9 are guessed, of which the last is wrong.
+  const auto result = complete(model, {3, 4, 5, 6, 9, 1, 2, 3}, options_with(7, 3), at::kCPU);
+  CHECK(result.token_ids == std::vector<int64_t>{4, 5, 6, 7, 8, 9, 0});
+  CHECK(model.sizes == std::vector<int64_t>{8, 4, 1, 1, 1});
+}
+
+TEST_CASE("an end token among right guesses ends generation there", "[generate]") {
+  for (const int64_t end : {4, 5, 6, 7, 8}) {
+    Successor model;
+    GenerateOptions options = options_with(7, 3);
+    options.stop_ids = {end};
+    const auto result = complete(model, {3, 4, 5, 6, 7, 8, 1, 2, 3}, options, at::kCPU);
+    CHECK(result.token_ids.back() == end);
+    CHECK(result.token_ids.size() == static_cast<size_t>(end - 3));
+    CHECK(result.logprobs.size() == result.token_ids.size());
+    CHECK(result.score == Approx(result.logprobs[0] * static_cast<double>(end - 3)));
+    CHECK(result.finish_reason == "stop");
+  }
+}
+
+TEST_CASE("an end token gives the same with guesses as without", "[generate]") {
   CountedLlama model;
   const auto free_run = complete(model, prompt(), options_with(60, 0), at::kCPU).token_ids;
-  for (size_t i = 0; i < free_run.size(); ++i) {
+  for (const int64_t end : free_run) {
     GenerateOptions options = options_with(60, 0);
-    options.stop_ids = {free_run[i]};
+    options.stop_ids = {end};
     const Generation expected = complete(model, prompt(), options, at::kCPU);
     options.prompt_lookup_num_tokens = 3;
     const Generation found = complete(model, prompt(), options, at::kCPU);
