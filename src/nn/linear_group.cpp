@@ -87,12 +87,13 @@ bool LinearGroup::keeps_rows_apart(at::ScalarType dtype, const FastPaths& fast) 
   });
 }
 
-/// Weights that a kernel for rows of `dtype` can read as they lie in memory, or as they are brought there.
+/// Weights that a kernel for rows of `dtype` can read as they lie in memory, or as they are brought there. Held ones that are
+/// packed can be while they are not given up, so it is the same with streamed ones.
 bool LinearGroup::reads_plain_weights(at::ScalarType dtype, const FastPaths& fast) const {
   return std::all_of(layers_.begin(), layers_.end(), [&](const Linear& layer) {
     if (layer->weight.scalar_type() != dtype || !ops::rows::supports(layer->weight) || !layer->weight.is_cpu()) return false;
-    return layer->weight_is_streamed() ? !packs_streamed(dtype, fast)
-                                       : !layer->weight_is_released() && layer->weight.is_contiguous();
+    if (layer->weight_is_streamed()) return !fast.release_plain || !packs_streamed(dtype, fast);
+    return !layer->weight_is_released() && layer->weight.is_contiguous();
   });
 }
 
