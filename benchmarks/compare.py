@@ -34,8 +34,11 @@ CASES = {
     "adgen_packed_2_threads": {"rows": "rows_adgen.jsonl", "ours": ["--packed"], "peer": ["--pad-to", "128"], "threads": 2},
     "full_1_thread": {"adapter": None},
     "full_2_threads": {"adapter": None, "threads": 2},
+    # One token a pass on both sides; with lookup ours guesses tokens from the text so far, which pays as it repeats itself.
     "decode_1_thread": {"adapter": None, "generate": 64},
     "decode_2_threads": {"adapter": None, "generate": 64, "threads": 2},
+    "decode_lookup_1_thread": {"adapter": None, "generate": 64, "ours": ["--prompt-lookup-num-tokens", "3"]},
+    "decode_lookup_2_threads": {"adapter": None, "generate": 64, "threads": 2, "ours": ["--prompt-lookup-num-tokens", "3"]},
     # On a GPU, with the inputs of make_inputs.py --size 7b: see h200.sh.
     "h200_eager": {"gpu": True, "adapter": "adapter_all_linear", "ours": ["--packed"]},
     "h200_compile": {"gpu": True, "adapter": "adapter_all_linear", "ours": ["--packed"], "peer": ["--mode", "compile"]},

@@ -27,7 +27,7 @@ using namespace lora;
 struct Options {
   std::string model, adapter, rows, dtype = "bf16", device = "cpu";
   bool packed = false;
-  int threads = 1;
+  int threads = 1, prompt_lookup_num_tokens = 0;
   double lr = 1e-4;
 };
 
@@ -119,11 +119,12 @@ class Run {
     std::fflush(stdout);
   }
 
-  void generate(int count) {
+  void generate(int count, int guesses) {
     model_->eval();
     lora::generate::GenerateOptions options;
     options.sampling.temperature = 0;
     options.max_new_tokens = count;
+    options.prompt_lookup_num_tokens = guesses;
     const std::vector<int64_t> prompt(first_row_.begin(), first_row_.begin() + 16);
     const Stopwatch watch;
     const double cpu_before = cpu_seconds();
@@ -235,6 +236,7 @@ int main(int argc, char** argv) {
   program.add_option("--device", options.device);
   program.add_option("--threads", options.threads);
   program.add_option("--lr", options.lr);
+  program.add_option("--prompt-lookup-num-tokens", options.prompt_lookup_num_tokens, "Of decoding");
   CLI11_PARSE(program, argc, argv);
 
   Run run(options);
@@ -244,6 +246,6 @@ int main(int argc, char** argv) {
     if (word == "step") run.steps(std::atoi(argument.c_str()));
     if (word == "grads") run.gradients(argument);
     if (word == "products") run.products(std::atoi(argument.c_str()));
-    if (word == "generate") run.generate(std::atoi(argument.c_str()));
+    if (word == "generate") run.generate(std::atoi(argument.c_str()), options.prompt_lookup_num_tokens);
   }
 }

@@ -168,6 +168,7 @@ class Ours {
 
   void generate(int64_t count) {
     model_->eval();
+    nn::restore_weights(*model_);  // those that training packed: a program that generates has the plain ones
     generate::GenerateOptions options;
     options.sampling.temperature = 0;
     options.max_new_tokens = count;

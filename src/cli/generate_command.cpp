@@ -97,6 +97,9 @@ void add_generate_command(CLI::App& program, Action& action) {
   command->add_option("--top-k", state->options.sampling.top_k, "Only the k likeliest tokens; 0: all")->capture_default_str();
   command->add_option("--top-p", state->options.sampling.top_p, "Only tokens within this probability mass")->capture_default_str();
   command->add_option("--seed", state->options.seed, "Of the sampling")->capture_default_str();
+  command->add_option("--prompt-lookup-num-tokens", state->options.prompt_lookup_num_tokens,
+                      "At temperature 0: most tokens guessed from the text so far and checked in one pass, for speed alone; 0: none")
+      ->capture_default_str();
   command->add_flag("--json", state->json, "Print one JSON object");
   add_log_options(*command);
   command->callback([state, &action] { action = [state] { return state->run(); }; });

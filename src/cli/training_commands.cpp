@@ -239,6 +239,7 @@ std::vector<std::string> TrainingRun::generate_samples() {
   generate::GenerateOptions options;
   options.sampling = {config_.generate.temperature, config_.generate.top_k, config_.generate.top_p};
   options.max_new_tokens = config_.generate.max_new_tokens;
+  options.prompt_lookup_num_tokens = config_.generate.prompt_lookup_num_tokens;
   options.stop_ids = model_->config.eos_token_ids;
   options.seed = static_cast<uint64_t>(config_.run.seed);
   for (const auto& row : sample_rows()) {

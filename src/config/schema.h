@@ -224,6 +224,7 @@ void describe(Visitor& v, RunConfig& config) {
     v.key("top_p", config.generate.top_p, Rule{.least = 0, .most = 1, .least_is_open = true});
     v.key("top_k", config.generate.top_k, at_least(0));
     v.key("max_new_tokens", config.generate.max_new_tokens, at_least(1));
+    v.key("prompt_lookup_num_tokens", config.generate.prompt_lookup_num_tokens, at_least(0).with_effect(Effect::kNone));
   });
   v.section("log", [&] {
     v.key("metrics", config.log.metrics,

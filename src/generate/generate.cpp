@@ -7,9 +7,10 @@
 
 #include "core/check.h"
 #include "generate/check_tokens.h"
+#include "generate/prompt_lookup.h"
 #include "nn/eval_mode.h"
 
-// Legend: B batch, S sequence, D model, V vocabulary.
+// Legend: N rows, D model, V vocabulary.
 namespace lora::generate {
 namespace {
 
@@ -18,24 +19,46 @@ void check(nn::CausalLMImpl& model, const std::vector<int64_t>& prompt_ids,
   check_options(options.sampling);
   require<ConfigError>(options.max_new_tokens >= 0, "[max_new_tokens] must be at least 0; found {}",
                        options.max_new_tokens);
+  require<ConfigError>(options.prompt_lookup_num_tokens >= 0, "[prompt_lookup_num_tokens] must be at least 0; found {}",
+                       options.prompt_lookup_num_tokens);
   require<DataError>(!prompt_ids.empty(),
                      "[prompt] must have at least one token; found none; without text a prompt is "
                      "the tokenizer's begin token");
   check_tokens(model, prompt_ids, "prompt");
 }
 
-/// Logits (V) of the token that follows `new_ids`, which continue what the cache holds.
-at::Tensor next_logits(nn::CausalLMImpl& model, const std::vector<int64_t>& new_ids,
-                       nn::KvCache& cache, const at::Device& device) {
+/// States (N, D) after the last `count` of the new tokens, which continue what the cache holds.
+at::Tensor last_states(nn::CausalLMImpl& model, const std::vector<int64_t>& new_ids, int64_t count, nn::KvCache& cache,
+                       const at::Device& device) {
   Batch batch;
   batch.input_ids_BS = at::tensor(new_ids, at::kLong).unsqueeze(0).to(device);
   batch.num_tokens = static_cast<int64_t>(new_ids.size());
-  const at::Tensor last_D = model.hidden(batch, &cache).select(1, -1).squeeze(0);
-  return model.logits_of(last_D);
+  return model.hidden(batch, &cache).select(0, 0).slice(0, batch.num_tokens - count);
+}
+
+/// How many tokens may be guessed at a time without any effect on what is generated.
+int64_t most_guesses(nn::CausalLMImpl& model, const GenerateOptions& options) {
+  if (options.sampling.temperature != 0 || options.prompt_lookup_num_tokens == 0) return 0;
+  return std::min(options.prompt_lookup_num_tokens, model.independent_rows() - 1);
 }
 
 bool is_stop(const GenerateOptions& options, int64_t id) {
   return std::ranges::find(options.stop_ids, id) != options.stop_ids.end();
+}
+
+/// Adds the tokens that logits (N, V) choose after the last token and after each guessed one, up to the first that was not
+/// guessed, or an end token. Returns how many.
+int64_t add_tokens(const at::Tensor& logits_NV, const std::vector<int64_t>& guess, const GenerateOptions& options,
+                   SplitMix64& random, Generation& result) {
+  for (int64_t row = 0;; ++row) {
+    const SampledToken token = sample_token(logits_NV.select(0, row), options.sampling, random);
+    result.token_ids.push_back(token.id);
+    result.logprobs.push_back(token.logprob);
+    result.score += token.logprob;
+    if (is_stop(options, token.id)) result.finish_reason = "stop";
+    const bool is_last = row == static_cast<int64_t>(guess.size()) || guess[row] != token.id;
+    if (is_last || result.finish_reason == "stop") return row + 1;
+  }
 }
 
 }  // namespace
@@ -48,23 +71,27 @@ Generation complete(nn::CausalLMImpl& model, const std::vector<int64_t>& prompt_
   const nn::EvalMode eval_mode(model);
   SplitMix64 random(options.seed);
   nn::KvCache cache(model.num_layers());
+  PromptLookup lookup;
+  const int64_t guesses = most_guesses(model, options);
   const int64_t room = model.max_positions() - static_cast<int64_t>(prompt_ids.size());
-  const int64_t limit = std::min(options.max_new_tokens, room);
+  int64_t left = std::min(options.max_new_tokens, room);
 
   Generation result;
   result.finish_reason = "length";
-  std::vector<int64_t> unseen_ids = prompt_ids;
-  while (static_cast<int64_t>(result.token_ids.size()) < limit) {
-    const at::Tensor logits_V = next_logits(model, unseen_ids, cache, device);
-    const SampledToken token = sample_token(logits_V, options.sampling, random);
-    result.token_ids.push_back(token.id);
-    result.logprobs.push_back(token.logprob);
-    result.score += token.logprob;
-    if (is_stop(options, token.id)) {
-      result.finish_reason = "stop";
-      break;
+  std::vector<int64_t> ids = prompt_ids, unseen_ids = prompt_ids, guess;
+  while (left > 0 && result.finish_reason != "stop") {
+    const auto checked = static_cast<int64_t>(guess.size()) + 1;
+    const at::Tensor states_ND = last_states(model, unseen_ids, checked, cache, device);
+    const int64_t added = add_tokens(model.logits_of(states_ND), guess, options, random, result);
+    left -= added;
+    ids.insert(ids.end(), result.token_ids.end() - added, result.token_ids.end());
+    if (!guess.empty()) {
+      lookup.learn(/*right=*/added - 1);
+      cache.cut_back(static_cast<int64_t>(ids.size()) - 1);  // the last token has yet to pass through
     }
-    unseen_ids = {token.id};
+    guess = lookup.guess(ids, std::min(guesses, left - 1));
+    unseen_ids = guess;
+    unseen_ids.insert(unseen_ids.begin(), ids.back());
   }
   return result;
 }

@@ -73,8 +73,8 @@ int64_t draw(const std::vector<Candidate>& candidates, SplitMix64& random) {
   return candidates[chosen].id;
 }
 
-int64_t choose(std::span<const float> logits, const SamplingOptions& options, SplitMix64& random) {
-  if (options.temperature == 0) return std::ranges::max_element(logits) - logits.begin();
+int64_t choose(std::span<const float> logits, int64_t likeliest, const SamplingOptions& options, SplitMix64& random) {
+  if (options.temperature == 0) return likeliest;
   std::vector<Candidate> candidates = all_candidates(logits, options.temperature);
   keep_top_k(candidates, options.top_k);
   keep_top_p(candidates, options.top_p);
@@ -102,15 +102,18 @@ SampledToken sample_token(const at::Tensor& logits_V, const SamplingOptions& opt
                       "[logits] must be one value per token; found the shape {}",
                       fmt::join(logits_V.sizes(), " x "));
   const at::Tensor host_V = logits_V.detach().to(at::kCPU, at::kFloat).contiguous();
+  const std::span<const float> logits(host_V.const_data_ptr<float>(),
+                                      static_cast<size_t>(host_V.numel()));
+  const int64_t likeliest = std::ranges::max_element(logits) - logits.begin();
   const at::Tensor logprobs_V = at::log_softmax(host_V, 0);
-  require<NonFiniteError>(!at::isnan(logprobs_V).any().item<bool>(),
+  const float* logprobs = logprobs_V.const_data_ptr<float>();
+  // NaN reaches every log-probability; infinity minus infinity, the greatest one's, is NaN.
+  require<NonFiniteError>(!std::isnan(logprobs[likeliest]),
                           "[logits] must be finite or -infinity, and not all the latter; found "
                           "NaN, +infinity or nothing finite; look for broken weights with `lora "
                           "inspect`, or run in fp32 or bf16");
-  const std::span<const float> logits(host_V.const_data_ptr<float>(),
-                                      static_cast<size_t>(host_V.numel()));
-  const int64_t id = choose(logits, options, random);
-  return {id, static_cast<double>(logprobs_V.const_data_ptr<float>()[id])};
+  const int64_t id = choose(logits, likeliest, options, random);
+  return {id, static_cast<double>(logprobs[id])};
 }
 
 }  // namespace lora::generate

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "core/check.h"
+
 namespace lora::nn {
 namespace {
 
@@ -25,6 +27,12 @@ std::pair<at::Tensor, at::Tensor> KvCache::append(int64_t layer, const at::Tenso
                                                   const at::Tensor& value_BGSK) {
   auto& held = layers_.at(static_cast<size_t>(layer));
   return {extended(held.key_BGSK, length_, key_BGSK), extended(held.value_BGSK, length_, value_BGSK)};
+}
+
+void KvCache::cut_back(int64_t length) {
+  require<ShapeError>(length >= 0 && length <= length_, "[nn.KvCache] a cache must be cut back to 0 to {} positions; found {}",
+                      length_, length);
+  length_ = length;
 }
 
 }  // namespace lora::nn

@@ -9,6 +9,8 @@
 #include "core/once.h"
 #include "lora/nn/probe.h"
 #include "lora/ops/autocast.h"
+#include "ops/few_rows_linear.h"
+#include "ops/rows.h"
 
 namespace lora::nn {
 namespace {
@@ -25,6 +27,8 @@ bool is_frozen(const LinearImpl& layer) {
 bool is_held_by_layer_alone(const Tensor& weight) {
   return weight.use_count() <= 2 && weight.storage().use_count() == 1;
 }
+
+bool are_few_rows(const Tensor& x) { return x.numel() > 0 && x.numel() <= ops::rows::kFewRows * x.size(-1); }
 
 /// What the products need beside the weights themselves.
 ops::FrozenWeights without_weights(const std::vector<Linear>& layers) {
@@ -50,7 +54,10 @@ Tensor LinearGroup::forward(const Tensor& x, const FastPaths& fast) {
                       "[nn.Linear] the input's last size must be {}; found shape [{}]",
                       layers_.front()->options.in_features, fmt::join(x.sizes(), ", "));
   const auto dtype = compute_dtype(x.device().type(), x.scalar_type());
-  const ops::FrozenWeights weights = is_streamed() ? streamed_weights(dtype, fast) : held_weights(dtype, fast);
+  const bool apart = are_few_rows(x) && x.scalar_type() == dtype && keeps_rows_apart(dtype, fast);
+  const ops::FrozenWeights weights = is_streamed() ? streamed_weights(dtype, fast)
+                                     : apart       ? plain_weights()
+                                                   : held_weights(dtype, fast);
 
   std::vector<ops::LowRankUpdate> updates;
   std::vector<std::pair<size_t, std::shared_ptr<Adapter>>> others;
@@ -63,12 +70,37 @@ Tensor LinearGroup::forward(const Tensor& x, const FastPaths& fast) {
       }
     }
   }
+  if (apart) return ops::few_rows_linear(x, weights, updates);
   const Tensor y = ops::frozen_linear(x, weights, updates);
   if (others.empty()) return y;
   say_once("fast path joined: an adapter with dropout, or of a method that is no low-rank update, is computed and added by itself");
   auto parts = y.split_with_sizes(weights.outputs, -1);
   for (const auto& [i, adapter] : others) parts[i] = parts[i] + adapter->delta(x).to(y.scalar_type());
   return at::cat(parts, -1);
+}
+
+bool LinearGroup::keeps_rows_apart(at::ScalarType dtype, const FastPaths& fast) const {
+  if (at::GradMode::is_enabled() || probing() || !can_join(fast) || !reads_plain_weights(dtype, fast)) return false;
+  return std::all_of(layers_.begin(), layers_.end(), [](const Linear& layer) {
+    const auto& adapters = layer->slot.contributing();
+    return std::all_of(adapters.begin(), adapters.end(), [](const auto& adapter) { return adapter->low_rank().has_value(); });
+  });
+}
+
+/// Weights that a kernel for rows of `dtype` can read as they lie in memory, or as they are brought there. Held ones that are
+/// packed can be while they are not given up, so it is the same with streamed ones.
+bool LinearGroup::reads_plain_weights(at::ScalarType dtype, const FastPaths& fast) const {
+  return std::all_of(layers_.begin(), layers_.end(), [&](const Linear& layer) {
+    if (layer->weight.scalar_type() != dtype || !ops::rows::supports(layer->weight) || !layer->weight.is_cpu()) return false;
+    if (layer->weight_is_streamed()) return !fast.release_plain || !packs_streamed(dtype, fast);
+    return !layer->weight_is_released() && layer->weight.is_contiguous();
+  });
+}
+
+ops::FrozenWeights LinearGroup::plain_weights() const {
+  ops::FrozenWeights weights = without_weights(layers_);
+  for (const Linear& layer : layers_) weights.plain.push_back(layer->weight);
+  return weights;
 }
 
 ops::FrozenWeights LinearGroup::held_weights(at::ScalarType dtype, const FastPaths& fast) {
@@ -90,8 +122,12 @@ ops::FrozenWeights LinearGroup::streamed_weights(at::ScalarType dtype, const Fas
     return brought;
   };
   if (can_pack_now(dtype) && fast.packed_weights) packs_streamed_ = dtype;
-  weights.packs_brought = fast.packed_weights && packs_streamed_ == dtype;
+  weights.packs_brought = packs_streamed(dtype, fast);
   return weights;
+}
+
+bool LinearGroup::packs_streamed(at::ScalarType dtype, const FastPaths& fast) const {
+  return fast.packed_weights && packs_streamed_ == dtype;
 }
 
 bool LinearGroup::is_streamed() const {

@@ -2,14 +2,47 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
+
 namespace lora::nn {
+namespace {
+
+/// One new token, or the few that are checked at a time.
+constexpr int64_t kFewPositions = 4;
+
+at::Tensor inverse_frequencies(int64_t head_dim, double theta, const at::TensorOptions& options) {
+  const at::Tensor exponents = at::arange(0, head_dim, 2, options.dtype(at::kFloat)).div_(static_cast<double>(head_dim));
+  return at::pow(theta, exponents).reciprocal_();
+}
+
+}  // namespace
+
+RotaryTable::RotaryTable(int64_t head_dim, double theta) : head_dim_(head_dim), theta_(theta) {
+  const at::Tensor values = inverse_frequencies(head_dim, theta, at::kCPU);
+  inverse_frequencies_.assign(values.const_data_ptr<float>(), values.const_data_ptr<float>() + values.numel());
+}
 
 std::pair<at::Tensor, at::Tensor> RotaryTable::at(const at::Tensor& position_ids_BS) const {
-  const auto fp32 = position_ids_BS.options().dtype(at::kFloat);
-  const at::Tensor exponents = at::arange(0, head_dim_, 2, fp32).div_(static_cast<double>(head_dim_));
-  const at::Tensor inverse_frequencies = at::pow(theta_, exponents).reciprocal_();
-  const at::Tensor angles = position_ids_BS.to(at::kFloat).unsqueeze(-1) * inverse_frequencies;
+  if (position_ids_BS.is_cpu() && position_ids_BS.numel() <= kFewPositions) return of_few(position_ids_BS.contiguous());
+  const at::Tensor angles =
+      position_ids_BS.to(at::kFloat).unsqueeze(-1) * inverse_frequencies(head_dim_, theta_, position_ids_BS.options());
   return {angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)};
+}
+
+/// Number by number: a vectorised cosine may depend on where in a tensor it stands, and costs several operations.
+std::pair<at::Tensor, at::Tensor> RotaryTable::of_few(const at::Tensor& position_ids_BS) const {
+  const auto half = static_cast<int64_t>(inverse_frequencies_.size());
+  const auto options = position_ids_BS.options().dtype(at::kFloat);
+  at::Tensor cos = at::empty({position_ids_BS.size(0), 1, position_ids_BS.size(1), half}, options), sin = at::empty_like(cos);
+  auto *cosine = cos.mutable_data_ptr<float>(), *sine = sin.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < position_ids_BS.numel(); ++i) {
+    const auto position = static_cast<float>(position_ids_BS.const_data_ptr<int64_t>()[i]);
+    for (const float frequency : inverse_frequencies_) {
+      *cosine++ = std::cos(position * frequency);
+      *sine++ = std::sin(position * frequency);
+    }
+  }
+  return {cos, sin};
 }
 
 }  // namespace lora::nn

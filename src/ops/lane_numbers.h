@@ -58,6 +58,11 @@ template <>
 struct LanesOf<double> {
   using type = DoubleLanes;
 };
+template <class W>
+using Lanes = typename LanesOf<W>::type;
+/// Numbers of one such vector.
+template <class T>
+constexpr int64_t kLanes = kLaneBytes / static_cast<int64_t>(sizeof(Wide<T>));
 
 LORA_INLINE FloatLanes load_lanes(const Bf16* x) {
   HalfWordLanes bits;
@@ -94,12 +99,12 @@ struct OneAt {
   }
 };
 
-template <class W, class Lanes>
-LORA_INLINE W sum_of_lanes(const Lanes& lanes) {
-  W parts[kLaneBytes / sizeof(W)];
+template <class W>
+LORA_INLINE W sum_of_lanes(const Lanes<W>& lanes) {
+  W parts[kLanes<W>];
   std::memcpy(parts, &lanes, sizeof(lanes));
-  for (size_t half = kLaneBytes / sizeof(W) / 2; half > 0; half /= 2) {
-    for (size_t i = 0; i < half; ++i) parts[i] += parts[i + half];
+  for (int64_t half = kLanes<W> / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) parts[i] += parts[i + half];
   }
   return parts[0];
 }
@@ -107,17 +112,16 @@ LORA_INLINE W sum_of_lanes(const Lanes& lanes) {
 /// Sum of term(at) over `count` places; `term` reads with at(pointer).
 template <class W, class Term>
 LORA_INLINE W sum_over(int64_t count, Term term) {
-  using Lanes = typename LanesOf<W>::type;
-  constexpr int64_t kLanes = kLaneBytes / static_cast<int64_t>(sizeof(W));
-  Lanes first = {}, second = {}, third = {}, fourth = {};
+  constexpr int64_t kStep = kLanes<W>;
+  Lanes<W> first = {}, second = {}, third = {}, fourth = {};
   int64_t i = 0;
-  for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
+  for (; i + 4 * kStep <= count; i += 4 * kStep) {
     first += term(LanesAt{i});
-    second += term(LanesAt{i + kLanes});
-    third += term(LanesAt{i + 2 * kLanes});
-    fourth += term(LanesAt{i + 3 * kLanes});
+    second += term(LanesAt{i + kStep});
+    third += term(LanesAt{i + 2 * kStep});
+    fourth += term(LanesAt{i + 3 * kStep});
   }
-  for (; i + kLanes <= count; i += kLanes) first += term(LanesAt{i});
+  for (; i + kStep <= count; i += kStep) first += term(LanesAt{i});
   W sum = sum_of_lanes<W>((first + second) + (third + fourth));
   for (; i < count; ++i) sum += term(OneAt{i});
   return sum;
@@ -125,19 +129,18 @@ LORA_INLINE W sum_over(int64_t count, Term term) {
 
 template <class W>
 LORA_INLINE W largest_of(const W* x, int64_t count) {
-  using Lanes = typename LanesOf<W>::type;
-  constexpr int64_t kLanes = kLaneBytes / static_cast<int64_t>(sizeof(W));
+  constexpr int64_t kStep = kLanes<W>;
   W largest = x[0];
   int64_t i = 0;
-  if (count >= kLanes) {
-    Lanes lanes = load_lanes(x);
-    for (i = kLanes; i + kLanes <= count; i += kLanes) {
-      const Lanes next = load_lanes(x + i);
+  if (count >= kStep) {
+    Lanes<W> lanes = load_lanes(x);
+    for (i = kStep; i + kStep <= count; i += kStep) {
+      const Lanes<W> next = load_lanes(x + i);
       lanes = next > lanes ? next : lanes;
     }
-    W parts[kLanes];
+    W parts[kStep];
     std::memcpy(parts, &lanes, sizeof(lanes));
-    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t half = kStep / 2; half > 0; half /= 2) {
       for (int64_t l = 0; l < half; ++l) parts[l] = parts[l + half] > parts[l] ? parts[l + half] : parts[l];
     }
     largest = parts[0];

@@ -172,27 +172,70 @@ LORA_INLINE void rotate_row(const T* x, const Wide<T>* cos, const Wide<T>* sin, 
   }
 }
 
-/// Weights come from memory at its full speed only when they are asked for a page before they are needed.
-template <class T>
-LORA_INLINE void prefetch_ahead(const T* row, int64_t width) {
-  const auto* ahead = reinterpret_cast<const char*>(row) + 4096;
-  for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(ahead + byte);
+/// Weights come from memory at its full speed only when they are asked for a page before they are needed, a little at a time.
+template <int64_t Count, class T>
+LORA_INLINE void prefetch_ahead(const T* from) {
+  const auto* ahead = reinterpret_cast<const char*>(from) + 4096;
+  for (int64_t byte = 0; byte < Count * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(ahead + byte);
 }
 
-/// Outputs begin .. end of x (M, I) W^T: the weight's rows are read once, x is small and in the wide type.
-template <class T>
-void few_rows_products(const Wide<T>* x, int64_t rows, const T* weight, int64_t width, T* y, int64_t y_stride,
-                       int64_t begin, int64_t end) {
+/// One output of `Rows` rows. Which numbers are added to which, in which order, does not depend on Rows: a row has the
+/// same result whatever rows stand beside it. Two sums per row, since one would wait for itself.
+template <int Rows, class T>
+LORA_INLINE void few_rows_output(const Wide<T>* x, const T* weight_row, int64_t width, Wide<T>* sums) {
+  using W = Wide<T>;
+  constexpr int64_t kStep = 2 * kLanes<T>;
+  Lanes<W> even[Rows] = {}, odd[Rows] = {};
+  int64_t i = 0;
+  for (; i + kStep <= width; i += kStep) {
+    Lanes<W> weights[2];
+    prefetch_ahead<kStep>(weight_row + i);
+    weights[0] = load_lanes(weight_row + i);
+    weights[1] = load_lanes(weight_row + i + kLanes<T>);
+#pragma GCC unroll 4
+    for (int row = 0; row < Rows; ++row) {
+      even[row] += weights[0] * load_lanes(x + row * width + i);
+      odd[row] += weights[1] * load_lanes(x + row * width + i + kLanes<T>);
+    }
+  }
+  if (i + kLanes<T> <= width) {
+    const Lanes<W> weights = load_lanes(weight_row + i);
+#pragma GCC unroll 4
+    for (int row = 0; row < Rows; ++row) {
+      even[row] += weights * load_lanes(x + row * width + i);
+    }
+    i += kLanes<T>;
+  }
+#pragma GCC unroll 4
+  for (int row = 0; row < Rows; ++row) {
+    sums[row] = sum_of_lanes<W>(even[row] + odd[row]);
+    for (int64_t rest = i; rest < width; ++rest) sums[row] += load(weight_row[rest]) * x[row * width + rest];
+  }
+}
+
+template <int Rows, class T>
+void products_of_rows(const Wide<T>* x, const T* weight, int64_t width, const Wide<T>* added, T* y, int64_t y_stride,
+                      int64_t begin, int64_t end) {
   for (int64_t output = begin; output < end; ++output) {
     const T* weight_row = weight + output * width;
-    prefetch_ahead(weight_row, width);
-    for (int64_t row = 0; row < rows; ++row) {
-      const Wide<T>* x_row = x + row * width;
-      Wide<T> sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < width; ++i) sum += load(weight_row[i]) * x_row[i];
-      store(y[row * y_stride + output], sum);
+    Wide<T> sums[Rows];
+    few_rows_output<Rows>(x, weight_row, width, sums);
+    for (int row = 0; row < Rows; ++row) {
+      const int64_t at = row * y_stride + output;
+      store(y[at], added == nullptr ? sums[row] : sums[row] + added[at]);
     }
+  }
+}
+
+/// Outputs begin .. end of x (M, I) W^T, M at most 4: the weight's rows are read once, x is small and in the wide type.
+template <class T>
+void few_rows_products(const Wide<T>* x, int64_t rows, const T* weight, int64_t width, const Wide<T>* added, T* y,
+                       int64_t y_stride, int64_t begin, int64_t end) {
+  switch (rows) {
+    case 1: return products_of_rows<1>(x, weight, width, added, y, y_stride, begin, end);
+    case 2: return products_of_rows<2>(x, weight, width, added, y, y_stride, begin, end);
+    case 3: return products_of_rows<3>(x, weight, width, added, y, y_stride, begin, end);
+    default: return products_of_rows<4>(x, weight, width, added, y, y_stride, begin, end);
   }
 }
 
@@ -209,10 +252,8 @@ void attend_one(const T* q, const T* k, const T* v, Wide<T> scale, int64_t keys,
   W *scores = scratch, *sum = scratch + keys;
   W largest = -std::numeric_limits<W>::infinity();
   for (int64_t key = 0; key < keys; ++key) {
-    W score = 0;
-#pragma omp simd reduction(+ : score)
-    for (int64_t i = 0; i < size; ++i) score += load(q[i]) * load(k[key * size + i]);
-    scores[key] = score * scale;
+    const T* k_row = k + key * size;
+    scores[key] = sum_over<W>(size, [&](auto at) { return at(q) * at(k_row); }) * scale;
     largest = scores[key] > largest ? scores[key] : largest;
   }
   W total = 0;
@@ -230,10 +271,7 @@ void attend_one(const T* q, const T* k, const T* v, Wide<T> scale, int64_t keys,
 
 template <class T>
 float squares(const T* x, int64_t count) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < count; ++i) sum += load(x[i]) * load(x[i]);
-  return sum;
+  return sum_over<float>(count, [&](auto at) { return at(x) * at(x); });
 }
 
 /// Elements begin .. end.

@@ -44,8 +44,8 @@ struct RowKernels {
                         int64_t end);
   void (*rotate_heads)(const T* x, int64_t x_stride, const Wide<T>* cos, const Wide<T>* sin, Wide<T> direction,
                        int64_t heads, int64_t half, T* y, int64_t y_stride);
-  void (*few_rows_product)(const Wide<T>* x, int64_t rows, const T* weight, int64_t width, T* y, int64_t y_stride,
-                           int64_t begin, int64_t end);
+  void (*few_rows_product)(const Wide<T>* x, int64_t rows, const T* weight, int64_t width, const Wide<T>* added, T* y,
+                           int64_t y_stride, int64_t begin, int64_t end);
   void (*attend_one)(const T* q, const T* k, const T* v, Wide<T> scale, int64_t keys, int64_t size, Wide<T>* scratch, T* out);
   void (*widen)(const T* x, int64_t count, Wide<T>* wide);
 };
@@ -182,34 +182,37 @@ bool applies(bool asked_for, const Tensor& x, const char* name) {
 at::ScalarType wide_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
 
 bool are_few_rows(const Tensor& x) {
-  constexpr int64_t kMost = 4;
-  return x.device().is_cpu() && x.scalar_type() == at::kBFloat16 && x.size(0) <= kMost;
+  return x.device().is_cpu() && supports(x) && x.size(0) >= 1 && x.size(0) <= kFewRows;
 }
 
-void few_rows_product(const Tensor& x, const Tensor& weight, Tensor& y, int64_t first) {
+void few_rows_product(const Tensor& x, const Tensor& weight, Tensor& y, int64_t first, const Tensor& added) {
   with_type(weight, [&](auto type) {
     using T = decltype(type);
     const int64_t width = weight.size(1);
     std::vector<Wide<T>> wide_x(static_cast<size_t>(x.numel()));
     row_kernels<T>().widen(pointer<const T>(x), x.numel(), wide_x.data());
+    const auto* extra = added.defined() ? pointer<const Wide<T>>(added) + first : nullptr;
     at::parallel_for(0, weight.size(0), grain(width), [&](int64_t begin, int64_t end) {
-      row_kernels<T>().few_rows_product(wide_x.data(), x.size(0), pointer<const T>(weight), width, pointer<T>(y) + first,
+      row_kernels<T>().few_rows_product(wide_x.data(), x.size(0), pointer<const T>(weight), width, extra, pointer<T>(y) + first,
                                         y.size(1), begin, end);
     });
   });
 }
 
-void attend_one(const Tensor& q, const Tensor& k, const Tensor& v, double scale, Tensor& out) {
+void attend_to_cache(const Tensor& q, const Tensor& k, const Tensor& v, double scale, Tensor& out) {
   with_type(q, [&](auto type) {
     using T = decltype(type);
-    const int64_t heads = q.size(1), groups = k.size(1), keys = k.size(2), size = q.size(3);
-    at::parallel_for(0, q.size(0) * heads, grain(2 * keys * size), [&](int64_t begin, int64_t end) {
+    const int64_t heads = q.size(1), queries = q.size(2), groups = k.size(1), keys = k.size(2), size = q.size(3);
+    at::parallel_for(0, q.size(0) * heads, grain(2 * queries * keys * size), [&](int64_t begin, int64_t end) {
       std::vector<Wide<T>> scratch(static_cast<size_t>(keys + size));
       for (int64_t row = begin; row < end; ++row) {
-        const int64_t at = row / heads * groups + row % heads / (heads / groups);
-        row_kernels<T>().attend_one(pointer<const T>(q) + row * size, pointer<const T>(k) + at * k.stride(1),
-                                    pointer<const T>(v) + at * v.stride(1), static_cast<Wide<T>>(scale), keys, size,
-                                    scratch.data(), pointer<T>(out) + row * size);
+        const int64_t b = row / heads, head = row % heads, at = b * groups + head / (heads / groups);
+        for (int64_t i = 0; i < queries; ++i) {
+          row_kernels<T>().attend_one(pointer<const T>(q) + (row * queries + i) * size, pointer<const T>(k) + at * k.stride(1),
+                                      pointer<const T>(v) + at * v.stride(1), static_cast<Wide<T>>(scale),
+                                      keys - queries + 1 + i, size, scratch.data(),
+                                      pointer<T>(out) + ((b * queries + i) * heads + head) * size);
+        }
       }
     });
   });

@@ -22,15 +22,18 @@ bool applies(bool asked_for, const Tensor& x, const char* name);
 /// The type in which they compute: fp32, or double for double.
 at::ScalarType wide_type(at::ScalarType type);
 
-/// Whether few_rows_product applies: at most a few rows of bf16 on the CPU.
+/// A product of so few rows costs what reading the weight costs.
+constexpr int64_t kFewRows = 4;
+/// Whether few_rows_product applies: to x (M, I) of so few rows, on the CPU.
 bool are_few_rows(const Tensor& x);
-/// x (M, I) W^T into the columns of y (M, O) from `first` on. A product of so few rows costs what reading the weight
-/// costs; the general one first reorders it. All contiguous.
-void few_rows_product(const Tensor& x, const Tensor& weight, Tensor& y, int64_t first);
+/// x (M, I) W^T into the columns of y (M, O) from `first` on; `added` (M, O) in the wide type or undefined is added before
+/// rounding. All contiguous. A row's result is the same, bit for bit, whatever rows stand beside it.
+void few_rows_product(const Tensor& x, const Tensor& weight, Tensor& y, int64_t first, const Tensor& added = {});
 
-/// Attention of one query per head over T keys: q (B, H, 1, K), k and v (B, G, T, K), whose heads may stand further apart
-/// than T K (a cache with room), out (B, H, 1, K). Scores are scaled and kept in the wide type.
-void attend_one(const Tensor& q, const Tensor& k, const Tensor& v, double scale, Tensor& out);
+/// Attention of the last S of T positions: q (B, H, S, K), k and v (B, G, T, K), whose heads may stand further apart than
+/// T K (a cache with room), out (B, S, H, K). Query i sees the first T - S + 1 + i keys. Scores are scaled and kept in the
+/// wide type. A query's result is the same, bit for bit, whatever queries stand beside it.
+void attend_to_cache(const Tensor& q, const Tensor& k, const Tensor& v, double scale, Tensor& out);
 
 /// sum = x + delta (rounded to x's type; delta undefined: x), y = sum / rms(sum) * weight in y's type.
 /// x, sum (N, D); delta, y (N, D) of one type; weight (D) and inverse_rms (N) in the wide type.

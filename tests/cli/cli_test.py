@@ -237,6 +237,11 @@ class CliTest(unittest.TestCase):
         self.write_rows("rows.jsonl", [{"input_ids": [1, 12, 14] + result["token_ids"]}])
         self.assertAlmostEqual(sum(self.score(None)[0]["logprobs"][2:]), result["score"], delta=1e-4)
 
+    def test_guessed_tokens_change_nothing(self):
+        command = ["generate", "--model", BASE, "--prompt-ids", "1,12,14,1,12,14", "--max-new-tokens", 20, "--json", "--prompt-lookup-num-tokens"]
+        self.assertEqual(self.run_command(*command, 3), self.run_command(*command, 0))
+        self.assertIn("prompt_lookup_num_tokens", self.run_command(*command, -1, code=2))
+
     def test_bench_measures_a_run_file_and_leaves_nothing(self):
         before = sorted(self.folder.rglob("*"))
         result = json.loads(self.run_command("bench", "-c", "run.yaml", "--steps", 2, "--new-tokens", 3, "--threads", 1, "--json"))

@@ -73,7 +73,7 @@ RunConfig unusual() {
   c.train.log_interval = 2;
   c.train.eval_interval = 6;
   c.checkpoint = {1, 3, false};
-  c.generate = {0, 1, 5, 6};
+  c.generate = {0, 1, 5, 6, 7};
   c.log = {"sub dir/m:1.jsonl", false, 0};
   return c;
 }

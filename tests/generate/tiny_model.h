@@ -55,9 +55,11 @@ class TinyModelImpl : public nn::CausalLMImpl {
   int64_t vocab_size() const override { return shape_.vocab; }
   int64_t num_layers() const override { return 1; }
   int64_t max_positions() const override { return shape_.positions; }
+  int64_t independent_rows() override { return rows_at_once; }
 
   std::vector<std::vector<int64_t>> forward_sizes;  ///< of input_ids, per call
   bool trained_mode = false, with_gradients = false;
+  int64_t rows_at_once = 1;
 
  private:
   TinyShape shape_;

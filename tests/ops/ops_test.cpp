@@ -374,10 +374,43 @@ TEST_CASE("attend_to_cache: the kernel equals attention in double, shared heads,
   }
 }
 
+TEST_CASE("attend_to_cache: each of several queries sees what came before it and itself, and not the other queries", "[ops]") {
+  at::manual_seed(35);
+  const int64_t batch = 2, heads = 6, size = 20, room = 100;
+  const auto draw = [&](int64_t count, int64_t length) {
+    return (at::randn({batch, count, length, size}) * 2).to(at::kBFloat16).to(at::kDouble);
+  };
+  for (const int64_t groups : {6, 2}) {
+    for (const auto& [queries, keys] : {std::pair<int64_t, int64_t>{4, 4}, {2, 17}, {3, 100}, {4, 100}, {6, 30}}) {
+      const auto q = draw(heads, queries), k = draw(groups, room), v = draw(groups, room);
+      const auto heads_of = [&](at::ScalarType type, int64_t first, int64_t count) {
+        const int64_t seen = keys - queries + first + count;
+        return ops::Heads{q.narrow(2, first, count).to(type), k.to(type).narrow(2, 0, seen), v.to(type).narrow(2, 0, seen)};
+      };
+      const at::NoGradGuard no_grad;
+      for (const auto& [type, tolerance] : {std::pair{at::kDouble, 1e-12}, {at::kFloat, 1e-5}, {at::kBFloat16, 0.02}}) {
+        INFO(groups << " groups, " << queries << " queries, " << keys << " keys, " << c10::toString(type));
+        const auto together = ops::attend_to_cache(heads_of(type, 0, queries));
+        CHECK(together.sizes() == at::IntArrayRef({batch, queries, heads * size}));
+        for (int64_t i = 0; i < queries; ++i) {
+          const auto alone = ops::attend_to_cache(heads_of(type, i, 1));
+          const bool has_kernel = queries <= 4;
+          if (has_kernel) CHECK(at::equal(together.narrow(1, i, 1), alone));
+          CHECK(largest_difference(together.narrow(1, i, 1), alone.to(at::kDouble)) < tolerance);
+          CHECK(largest_difference(alone, ops::attend_to_cache(heads_of(at::kDouble, i, 1), /*fused=*/false)) < tolerance);
+        }
+        CHECK(largest_difference(ops::attend_to_cache(heads_of(type, 0, queries), /*fused=*/false), together.to(at::kDouble)) < tolerance);
+      }
+    }
+  }
+}
+
 TEST_CASE("attend_to_cache: gradients are those of the plain form", "[ops]") {
   at::manual_seed(34);
   const auto q = random_double({1, 2, 1, 3}), k = random_double({1, 1, 4, 3}), v = random_double({1, 1, 4, 3});
   check_gradients([](const auto& in) { return ops::attend_to_cache({in[0], in[1], in[2]}); }, {q, k, v});
+  const auto several = random_double({1, 2, 3, 3});
+  check_gradients([](const auto& in) { return ops::attend_to_cache({in[0], in[1], in[2]}); }, {several, k, v});
 }
 
 TEST_CASE("causal_attention: equals the plain form over one block and several", "[ops]") {

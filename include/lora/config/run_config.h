@@ -151,7 +151,7 @@ struct CheckpointSection {
 
 struct GenerateSection {
   double temperature = 0.95, top_p = 0.7;
-  int64_t top_k = 0, max_new_tokens = 256;
+  int64_t top_k = 0, max_new_tokens = 256, prompt_lookup_num_tokens = 3;
   bool operator==(const GenerateSection&) const = default;
 };
 

@@ -12,6 +12,9 @@ namespace lora::generate {
 struct GenerateOptions {
   SamplingOptions sampling;
   int64_t max_new_tokens = 256;
+  /// Greedy decoding guesses so many tokens from an earlier occurrence of the last ones and checks them in one pass (see
+  /// complete); 0: it does not.
+  int64_t prompt_lookup_num_tokens = 3;
   std::vector<int64_t> stop_ids;  ///< end tokens; the one met is kept in token_ids
   uint64_t seed = 0;
 };
@@ -23,9 +26,14 @@ struct Generation {
   std::string finish_reason;       ///< stop | length
 };
 
-/// Continues a prompt, one token at a time with a key/value cache, dropout off, without gradients. Stops at the
-/// model's longest sequence too. Throws DataError for an empty prompt, ids outside the vocabulary, or a prompt longer
-/// than the model's context.
+/// Continues a prompt with a key/value cache, dropout off, without gradients. Stops at the model's longest sequence too.
+/// Throws DataError for an empty prompt, ids outside the vocabulary, or a prompt longer than the model's context, ConfigError
+/// for an option out of its range.
+///
+/// At temperature 0, where the model computes several rows as if each stood alone (CausalLMImpl::independent_rows: a Llama on
+/// the CPU with its fast paths on, plain weights and no adapters but LoRA), text that repeats itself is decoded several tokens
+/// a pass: tokens, log-probabilities and errors are, bit for bit, those of one token a pass. Source: Saxena 2023, prompt
+/// lookup decoding.
 Generation complete(nn::CausalLMImpl& model, const std::vector<int64_t>& prompt_ids, const GenerateOptions& options,
                     const at::Device& device);
 

@@ -28,6 +28,10 @@ class CausalLMImpl : public torch::nn::Module {
   /// Longest sequence the model was made for.
   virtual int64_t max_positions() const = 0;
 
+  /// How many new tokens a pass behind a cache may take so that each has, bit for bit, the state, the logits and the place in
+  /// the cache that a pass of its own would give it: what several tokens at once may rely on. Asked without gradients.
+  virtual int64_t independent_rows() { return 1; }
+
   /// The head as a group, through which the loss finds its packed weight; null: a model that has none.
   virtual LinearGroup* head_group() { return nullptr; }
 

@@ -7,7 +7,7 @@
 
 namespace lora::nn {
 
-/// Keys and values of the tokens seen so far, per layer, for generation one token at a time.
+/// Keys and values of the tokens seen so far, per layer, for generation.
 /// B batch, G key/value heads, S positions, K head size.
 class KvCache {
  public:
@@ -19,6 +19,8 @@ class KvCache {
   int64_t length() const { return length_; }
   /// Counts the tokens of one forward pass once all layers have appended.
   void advance(int64_t tokens) { length_ += tokens; }
+  /// Forgets all positions from `length` on. Throws ShapeError unless length is at least 0 and at most what is held.
+  void cut_back(int64_t length);
 
  private:
   struct Layer {

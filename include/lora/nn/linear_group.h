@@ -24,6 +24,10 @@ class LinearGroup {
 
   /// The layers' outputs side by side: (..., in) -> (..., sum of out).
   Tensor forward(const Tensor& x, const FastPaths& fast);
+  /// Whether a pass without gradients computes a few rows (see ops/rows.h) of `dtype` apart: a row's outputs are the same,
+  /// bit for bit, whatever rows stand beside it. So it is while the layers make a group, every adapter is a low-rank update,
+  /// and the weights are plain and of that type, on the CPU.
+  bool keeps_rows_apart(at::ScalarType dtype, const FastPaths& fast) const;
   /// The packed weights for products in `dtype`, made when gradients are on and they pay; null: use the plain ones.
   std::shared_ptr<const ops::PackedWeight> packed_for(at::ScalarType dtype, const FastPaths& fast);
 
@@ -32,8 +36,11 @@ class LinearGroup {
   void say_why_not_joined() const;
   bool is_streamed() const;
   bool can_pack_now(at::ScalarType dtype) const;
+  bool reads_plain_weights(at::ScalarType dtype, const FastPaths& fast) const;
+  ops::FrozenWeights plain_weights() const;
   ops::FrozenWeights held_weights(at::ScalarType dtype, const FastPaths& fast);
   ops::FrozenWeights streamed_weights(at::ScalarType dtype, const FastPaths& fast);
+  bool packs_streamed(at::ScalarType dtype, const FastPaths& fast) const;
   bool packed_is_current() const;
   void pack(at::ScalarType dtype, bool release_plain);
   Tensor one_by_one(const Tensor& x);

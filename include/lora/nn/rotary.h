@@ -4,20 +4,25 @@
 
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 namespace lora::nn {
 
 /// Cosines and sines of rotary embedding for given positions, in fp32. Source: transformers LlamaRotaryEmbedding.
 class RotaryTable {
  public:
-  RotaryTable(int64_t head_dim, double theta) : head_dim_(head_dim), theta_(theta) {}
+  RotaryTable(int64_t head_dim, double theta);
   int64_t head_dim() const { return head_dim_; }
-  /// position_ids: (B or 1, S) int64; results: (B or 1, 1, S, head_dim / 2).
+  /// position_ids: (B or 1, S) int64; results: (B or 1, 1, S, head_dim / 2). On the CPU the numbers of a few positions are
+  /// the same, bit for bit, whatever positions stand beside them.
   std::pair<at::Tensor, at::Tensor> at(const at::Tensor& position_ids_BS) const;
 
  private:
+  std::pair<at::Tensor, at::Tensor> of_few(const at::Tensor& position_ids_BS) const;
+
   int64_t head_dim_;
   double theta_;
+  std::vector<float> inverse_frequencies_;
 };
 
 }  // namespace lora::nn

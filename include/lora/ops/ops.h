@@ -74,8 +74,9 @@ Heads split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int
 /// Key/value heads as often as query heads need them, each serving H/G neighbours: (B, G, S, K) -> (B, H, S, K).
 Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads);
 
-/// Softmax attention of one new token's queries (B, H, 1, K) over all keys and values of its cache (B, G, T, K), scores
-/// scaled by 1/sqrt(K). Result (B, 1, H K). With a kernel only where no gradient is asked for.
+/// Softmax attention of the queries (B, H, S, K) of S new tokens over the keys and values of a cache (B, G, T, K) whose last
+/// ones are their own: query i sees the first T - S + 1 + i. Scores are scaled by 1/sqrt(K). Result (B, S, H K). With a kernel
+/// for a few queries where no gradient is asked for; a query's result is then the same whatever queries stand beside it.
 Tensor attend_to_cache(const Heads& heads, bool fused = true);
 
 /// Causal softmax attention in which every key/value head serves H/G query heads; scores are scaled by 1/sqrt(K).

@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "lora/ops/autocast.h"
 #include "lora/ops/ops.h"
+#include "ops/rows.h"
 
 namespace lora::llama {
 namespace {
@@ -16,15 +17,13 @@ nn::Linear linear(int64_t in, int64_t out, bool bias, const nn::ParameterOptions
   return nn::Linear(nn::LinearOptions{in, out, bias, parameters});
 }
 
-/// Which keys each new token may look at, (B or 1, 1, S, cached + S); undefined when plain causal attention says it all.
+/// Which keys each new token may look at, (B or 1, 1, S, cached + S); undefined when their order says it all.
 Tensor attention_mask(const Batch& batch, const nn::KvCache* cache) {
+  if (!batch.attention_mask_BS.defined()) return {};
   const int64_t length = batch.input_ids_BS.size(1);
   const int64_t cached = cache != nullptr ? cache->length() : 0;
-  const bool several_after_cache = cached > 0 && length > 1;
-  if (!batch.attention_mask_BS.defined() && !several_after_cache) return {};
   const auto options = batch.input_ids_BS.options().dtype(at::kBool);
   const Tensor causal = at::ones({length, cached + length}, options).tril(cached);
-  if (!batch.attention_mask_BS.defined()) return causal.view({1, 1, length, cached + length});
   require<ShapeError>(batch.attention_mask_BS.size(1) == cached + length,
                       "[llama] the attention mask must cover {} positions; found {}", cached + length,
                       batch.attention_mask_BS.size(1));
@@ -118,6 +117,10 @@ Tensor LlamaAttentionImpl::forward(const Tensor& x_BSD, const AttentionContext& 
   return o_.forward(attend(heads, context), context.fast);
 }
 
+bool LlamaAttentionImpl::keeps_rows_apart(at::ScalarType dtype, const nn::FastPaths& fast) const {
+  return fast.fused_rotary && fast.fused_attention && qkv_.keeps_rows_apart(dtype, fast) && o_.keeps_rows_apart(dtype, fast);
+}
+
 /// Each class of sequences is a batch of its own.
 Tensor LlamaAttentionImpl::attend_within_segments(const Tensor& qkv, const AttentionContext& context) const {
   const int64_t width = qkv.size(-1);
@@ -142,7 +145,8 @@ Tensor LlamaAttentionImpl::attend(ops::Heads heads, const AttentionContext& cont
   if (plain_causal) return ops::causal_attention(heads, context.fast.fused_attention);
   if (context.cache != nullptr) {
     std::tie(heads.k_BGSK, heads.v_BGSK) = context.cache->append(layer_, heads.k_BGSK, heads.v_BGSK);
-    if (!context.mask.defined() && !context.causal) return ops::attend_to_cache(heads, context.fast.fused_attention);
+    const bool after_others = heads.k_BGSK.size(2) > heads.q_BHSK.size(2) || !context.causal;
+    if (!context.mask.defined() && after_others) return ops::attend_to_cache(heads, context.fast.fused_attention);
   }
   const std::optional<Tensor> mask = context.mask.defined() ? std::optional(context.mask) : std::nullopt;
   const Tensor seen_BHSK = at::scaled_dot_product_attention(
@@ -162,6 +166,10 @@ LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config, const nn::ParameterOptions
 
 Tensor LlamaMlpImpl::forward(const Tensor& x_BSD, const nn::FastPaths& fast) {
   return down_.forward(ops::swiglu_joined(gate_up_.forward(x_BSD, fast), fast.fused_swiglu), fast);
+}
+
+bool LlamaMlpImpl::keeps_rows_apart(at::ScalarType dtype, const nn::FastPaths& fast) const {
+  return fast.fused_swiglu && gate_up_.keeps_rows_apart(dtype, fast) && down_.keeps_rows_apart(dtype, fast);
 }
 
 LlamaDecoderLayerImpl::LlamaDecoderLayerImpl(const LlamaConfig& config, int64_t layer,
@@ -237,6 +245,15 @@ Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache, const nn:
   return norm->forward_sum(stream.x_BSD, stream.pending_BSD, fast).second;
 }
 
+bool LlamaModelImpl::keeps_rows_apart(const nn::FastPaths& fast) const {
+  const auto dtype = embed_tokens->weight.scalar_type();
+  if (!fast.fused_norm || !embed_tokens->slot.contributing().empty()) return false;
+  return std::all_of(layers->begin(), layers->end(), [&](const auto& module) {
+    const auto* layer = module->template as<LlamaDecoderLayerImpl>();
+    return layer->self_attn->keeps_rows_apart(dtype, fast) && layer->mlp->keeps_rows_apart(dtype, fast);
+  });
+}
+
 LlamaForCausalLMImpl::LlamaForCausalLMImpl(const LlamaConfig& config_, const nn::ParameterOptions& parameters)
     : config(config_) {
   // The layers' own initialisation would draw every weight once in vain; this model has its rule.
@@ -253,6 +270,13 @@ LlamaForCausalLMImpl::LlamaForCausalLMImpl(const LlamaConfig& config_, const nn:
 
 Tensor LlamaForCausalLMImpl::hidden(const Batch& batch, nn::KvCache* cache) {
   return model->forward(batch, cache, fast_paths, recompute, activations);
+}
+
+int64_t LlamaForCausalLMImpl::independent_rows() {
+  const auto dtype = model->embed_tokens->weight.scalar_type();
+  const bool apart = model->keeps_rows_apart(fast_paths) && head_group_.keeps_rows_apart(dtype, fast_paths) &&
+                     compute_dtype(at::kCPU, dtype) == dtype;
+  return apart ? ops::rows::kFewRows : 1;
 }
 
 }  // namespace lora::llama

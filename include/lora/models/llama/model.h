@@ -41,6 +41,7 @@ class LlamaAttentionImpl : public torch::nn::Module {
  public:
   LlamaAttentionImpl(const LlamaConfig& config, int64_t layer, const nn::ParameterOptions& parameters);
   Tensor forward(const Tensor& x_BSD, const AttentionContext& context);
+  bool keeps_rows_apart(at::ScalarType dtype, const nn::FastPaths& fast) const;
 
   nn::Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
 
@@ -58,6 +59,7 @@ class LlamaMlpImpl : public torch::nn::Module {
  public:
   LlamaMlpImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters);
   Tensor forward(const Tensor& x_BSD, const nn::FastPaths& fast);
+  bool keeps_rows_apart(at::ScalarType dtype, const nn::FastPaths& fast) const;
 
   nn::Linear gate_proj{nullptr}, up_proj{nullptr}, down_proj{nullptr};
 
@@ -86,6 +88,8 @@ class LlamaModelImpl : public torch::nn::Module {
   LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters);
   Tensor forward(const Batch& batch, nn::KvCache* cache, const nn::FastPaths& fast, nn::Recompute recompute,
                  const std::shared_ptr<nn::ActivationStore>& activations = nullptr);
+  /// See nn::LinearGroup::keeps_rows_apart; everything between the groups has kernels that work row by row.
+  bool keeps_rows_apart(const nn::FastPaths& fast) const;
 
   nn::Embedding embed_tokens{nullptr};
   torch::nn::ModuleList layers;
@@ -110,6 +114,7 @@ class LlamaForCausalLMImpl : public nn::CausalLMImpl {
   int64_t num_layers() const override { return config.num_hidden_layers; }
   int64_t attention_width() const override { return config.num_attention_heads * config.head_dim; }
   int64_t max_positions() const override { return config.max_position_embeddings; }
+  int64_t independent_rows() override;
 
   LlamaConfig config;
   LlamaModel model{nullptr};
