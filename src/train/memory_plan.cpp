@@ -37,7 +37,7 @@ constexpr double kKeptOfReleased = 0.85, kKeptOfLayers = 0.5, kKeptOfGradients =
 // ---- Sizes that the operations themselves choose ----
 
 /// ops/linear_cross_entropy.cpp.
-constexpr int64_t kChunkLogits = int64_t{1} << 23, kLeastChunkRows = 64;
+constexpr int64_t kChunkLogits = int64_t{1} << 23, kLeastChunkRows = 64, kTrainedChunkTimes = 2;
 /// ops/causal_attention.cpp.
 constexpr int64_t kBlockQueries = 256, kBlockNumbers = int64_t{1} << 23;
 
@@ -117,11 +117,11 @@ struct Group {
   bool trains() const {
     return std::ranges::any_of(*shape, [](const LinearShape& layer) { return layer.trained || layer.adapter_trained; });
   }
-  /// Gradients of what trains, fp32.
+  /// Gradients of what trains: of factors in fp32, of weights in their own type.
   int64_t gradient_bytes() const {
     int64_t sum = 0;
     for (const auto& layer : *shape) {
-      if (layer.trained) sum += layer.numbers() * 4;
+      if (layer.trained) sum += layer.numbers() * bytes_of(layer.dtype);
       if (layer.adapter_trained) sum += layer.rank * (layer.in + layer.out) * 4;
     }
     return sum;
@@ -444,20 +444,28 @@ class Rehearsal {
   }
 
   void logits_by_chunks() {
-    const int64_t V = shapes_.vocabulary;
-    const int64_t chunk_rows = std::max(kLeastChunkRows, kChunkLogits / V / kLeastChunkRows * kLeastChunkRows);
+    const int64_t V = shapes_.vocabulary, most = kChunkLogits * (shapes_.head.trained ? kTrainedChunkTimes : 1);
+    const int64_t chunk_rows = std::max(kLeastChunkRows, most / V / kLeastChunkRows * kLeastChunkRows);
     const int64_t rows = std::min(chunk_rows, (N_ + kLeastChunkRows - 1) / kLeastChunkRows * kLeastChunkRows);
     if (output_has_gradient_) hold_kept(hidden_gradient_, N_ * D_ * compute_);
     multiply(head_, true);
     Scope chunk(ledger_, kLogits);
-    if (shapes_.head.trained && shapes_.weight_dtype != compute_type_) chunk.hold(head_.numbers() * compute_);
+    if (shapes_.head.trained && shapes_.head.dtype != compute_type_) chunk.hold(head_.numbers() * compute_);
     chunk.hold(rows * V * compute_);
     if (!has_kernel(in_.fast_paths.fused_loss)) chunk.hold(rows * V * (4 + (compute_ < 4 ? 4 : 0)));
     chunk.hold(rows * D_ * compute_);
     if (output_has_gradient_) multiply_transposed(head_);
-    if (!shapes_.head.trained) return;
-    // The gradient in fp32, what a chunk adds to it, and its product with the loss' gradient.
-    const Scope part(ledger_, kGradients, 2 * V * D_ * 4);
+    if (shapes_.head.trained) head_gradient(chunk, N_ > chunk_rows);
+  }
+
+  /// One chunk's gradient stays in the products' type, the sum of several is fp32; then both times the loss' gradient.
+  void head_gradient(Scope& chunk, bool is_sum) {
+    const int64_t part = head_.numbers() * compute_, sum = is_sum ? head_.numbers() * 4 : part;
+    const Scope made(ledger_, kGradients, sum);
+    if (is_sum) const Scope added(ledger_, kGradients, compute_ < 4 ? 2 * part : part);
+    chunk.end();
+    const bool is_converted = sum != head_.numbers() * bytes_of(shapes_.head.dtype);
+    const Scope multiplied(ledger_, kGradients, is_converted ? sum : 0);
     add_gradients(head_);
   }
 
@@ -577,10 +585,15 @@ class Rehearsal {
     return bytes;
   }
 
-  /// Dense, whatever few rows were used.
+  /// Dense, whatever few rows were used; a tied head's gradient has waited for it.
   void embedding_gradient() {
-    if (!shapes_.embedding_table_trained || (shapes_.head_is_tied && shapes_.head.trained)) return;
-    add_gradients(shapes_.vocabulary * D_ * 4);
+    if (!shapes_.embedding_table_trained) return;
+    const int64_t bytes = shapes_.vocabulary * D_ * stream_;
+    if (shapes_.head_is_tied && shapes_.head.trained) {
+      const Scope added(ledger_, kGradients, bytes);
+    } else {
+      add_gradients(bytes);
+    }
   }
 
   // ---- After the last step ----

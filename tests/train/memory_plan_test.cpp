@@ -169,6 +169,21 @@ std::vector<std::pair<std::string, Case>> cases() {
     one.lora.reset();
     one.amp_dtype = at::kBFloat16;
   });
+  add("everything, bf16", [](Case& one) {
+    one.lora.reset();
+    one.dtype = at::kBFloat16;
+  });
+  add("everything, bf16, a wide vocabulary in several chunks", [](Case& one) {
+    one.lora.reset();
+    one.dtype = at::kBFloat16;
+    one.config.vocab_size = 60000;
+  });
+  add("everything, a wide vocabulary, tied", [](Case& one) {
+    one.lora.reset();
+    one.config = small_config(4, true);
+    one.config.vocab_size = 60000;
+    one.recompute = nn::Recompute::kFull;
+  });
   add("everything, tied, by momentum", [](Case& one) {
     one.lora.reset();
     one.config = small_config(4, true);
