@@ -257,6 +257,23 @@ class CliTest(unittest.TestCase):
         self.assertIn("training", out)
         result = json.loads((self.folder / "bench.json").read_text())
         self.assertEqual((result["tokens"], result["dtype"]), (30, "bf16"))
+        self.assertIn("without drawing the weights", out)
+
+    def test_bench_uses_the_tokens_that_are_kept(self):
+        def bench(*arguments):
+            result = lora("bench", "-c", "run.yaml", "--steps", 1, "--new-tokens", 0, *arguments, cwd=self.folder)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            return result.stderr
+
+        self.assertNotIn("from the cache", bench())
+        self.assertFalse((self.folder / "out").exists())
+        self.finetune()
+        (cache,) = (self.folder / "out/cache").iterdir()
+        self.assertIn(f"2 from the cache {cache}", bench())
+        named = ["--set", "data.cache_dir=tokens"]
+        self.assertNotIn("from the cache", bench(*named))
+        (cache,) = (self.folder / "tokens").iterdir()
+        self.assertIn(f"2 from the cache {cache}", bench(*named))
 
     def test_bench_reports_nothing_when_the_peer_differs_or_ends(self):
         self.write("peer.py", """
