@@ -402,6 +402,7 @@ int BenchCommand::run() const {
   RunConfig config = load_config(*this, folder.path());
   const int64_t own_threads = config.run.threads > 0 ? config.run.threads : at::get_num_threads();
   at::set_num_threads(threads > 0 ? threads : static_cast<int>(own_threads));
+  seed_generators(static_cast<uint64_t>(config.run.seed));
 
   double drawing_seconds = 0;
   if (run_file.empty()) {
