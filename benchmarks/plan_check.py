@@ -60,6 +60,8 @@ CASES = {
     "grouped_tied_fp32": ("finetune", GROUPED, "fp32", "fp32", QV, 4, 256, {}),
     "wide_bf16_3x384": ("finetune", model(1536, 4096, 4, 24, 8, 24000), "bf16", "fp32", ALL, 3, 384, {}),
     "deep_amp_bf16_6x96": ("finetune", model(640, 1728, 20, 10, 10, 10000), "fp32", "bf16", ALL, 6, 96, {}),
+    "134m_dropout": ("finetune", M134, "bf16", "fp32", QV | {"lora_dropout": 0.05}, 8, 128, {}),
+    "wide_dropout_2x384": ("finetune", model(1536, 4096, 4, 24, 8, 24000), "bf16", "fp32", ALL | {"lora_dropout": 0.1}, 2, 384, {}),
     "small_dropout": ("finetune", SMALL, "bf16", "fp32", ALL | {"lora_dropout": 0.1}, 8, 128, {}),
 }
 

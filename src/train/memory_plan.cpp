@@ -29,10 +29,11 @@ constexpr int64_t kWideProductTimes = 3, kWideProductLimit = 45 * kMiB;
 /// A CUDA context with LibTorch's kernels.
 constexpr int64_t kContextBytes = 600 * kMiB;
 /// From here on tensors are aligned to pages, and the C library's heap finds no use for many of the holes that they
-/// leave: shares of the plain weights that packing gave up, of the large tensors of all layers, and of the gradients,
-/// within one backward pass and beside those of earlier micro-batches.
+/// leave: shares of the plain weights that packing gave up, of the large tensors of all layers, of those of adapters that
+/// drop inputs, and of the gradients, within one backward pass and beside those of earlier micro-batches.
 constexpr int64_t kLargeTensor = 2 * kMiB;
-constexpr double kKeptOfReleased = 0.85, kKeptOfLayers = 0.5, kKeptOfGradients = 0.4, kKeptOfAccumulated = 1.0;
+constexpr double kKeptOfReleased = 0.85, kKeptOfLayers = 0.5, kKeptOfDropouts = 0.25, kKeptOfGradients = 0.4,
+                 kKeptOfAccumulated = 1.0;
 
 // ---- Sizes that the operations themselves choose ----
 
@@ -195,10 +196,31 @@ class Rehearsal {
                                 N_ * 2 * inner * compute_, N_ * inner * compute_}) {
       if (bytes >= kLargeTensor) large += bytes;
     }
+    int64_t dropped = 0;
+    for (const Group* group : {&layers_.front().qkv, &layers_.front().out, &layers_.front().gate_up, &layers_.front().down}) {
+      dropped += large_beside_product(*group);
+    }
     const double of_gradients = in_.grad_accum > 1 ? kKeptOfAccumulated : kKeptOfGradients;
     return static_cast<int64_t>(kKeptOfReleased * static_cast<double>(released_) +
                                 kKeptOfLayers * static_cast<double>(layer_count() * large) +
+                                kKeptOfDropouts * static_cast<double>(layer_count() * dropped) +
                                 of_gradients * static_cast<double>(in_.parameters.gradients_bytes));
+  }
+  /// Of adapters that drop inputs: mask and dropped input, the update and its sum with the product, the sums side by side.
+  int64_t large_beside_product(const Group& group) const {
+    if (dropouts(group) == 0) return 0;
+    int64_t large = 0;
+    const auto add = [&](int64_t width, int64_t times) {
+      const int64_t bytes = N_ * width * compute_;
+      if (bytes >= kLargeTensor) large += times * bytes;
+    };
+    for (const auto& layer : *group.shape) {
+      if (layer.dropouts == 0) continue;
+      add(layer.in, 2 * layer.dropouts);
+      add(layer.out, 2 * layer.dropouts);
+    }
+    if (group.shape->size() > 1) add(group.outputs(), 1);
+    return large;
   }
   /// What products themselves keep.
   int64_t product_bytes() const {
@@ -575,9 +597,10 @@ class Rehearsal {
   /// more in the products' type, and the gradient of its queries; of long rows each block's part of every input.
   int64_t attention_block_bytes() const {
     if (!has_kernel(in_.fast_paths.fused_attention)) return 0;
-    const int64_t length = in_.row_tokens, group = shapes_.heads / shapes_.kv_heads;
+    const bool apart = in_.packed_rows && in_.longest_sequence > 0;
+    const int64_t length = apart ? in_.longest_sequence : in_.row_tokens, group = shapes_.heads / shapes_.kv_heads;
     const int64_t queries = std::min(length, kBlockQueries), per_head = group * queries * length;
-    const int64_t heads = in_.micro_batch * shapes_.kv_heads;
+    const int64_t heads = (apart ? std::max<int64_t>(1, P_ / length) : in_.micro_batch) * shapes_.kv_heads;
     const int64_t at_once = std::clamp<int64_t>(kBlockNumbers / per_head, 1, heads);
     const int64_t query_rows = at_once * group * queries * shapes_.head_dim, key_rows = at_once * length * shapes_.head_dim;
     int64_t bytes = 2 * P_ * Q_ * compute_ + at_once * per_head * 2 * (4 + compute_) + query_rows * compute_;

@@ -110,6 +110,23 @@ TEST_CASE("llama: generation with a cache gives the logits of one whole pass", "
   CHECK(cache.length() == 7);
 }
 
+TEST_CASE("llama: a cache that grows keeps what it holds", "[llama]") {
+  seed_generators(5);
+  auto config = small_config();
+  config.max_position_embeddings = 300;
+  llama::LlamaForCausalLM model(config);
+  model->eval();
+  const torch::NoGradGuard no_grad;
+  const auto ids = at::randint(0, 32, {290}, at::kLong);
+  const std::vector<int64_t> all(ids.data_ptr<int64_t>(), ids.data_ptr<int64_t>() + ids.numel());
+  const auto whole = model->forward(batch_of(all));
+  nn::KvCache cache(model->num_layers());
+  for (size_t i = 0; i < all.size(); ++i) {
+    const auto part = model->forward(batch_of({all[i]}), &cache).flatten();
+    REQUIRE(at::allclose(part, whole[0][static_cast<int64_t>(i)], 1e-4, 1e-4));
+  }
+}
+
 TEST_CASE("llama: a sequence beyond the context is refused", "[llama]") {
   llama::LlamaForCausalLM model(small_config());
   CHECK_THROWS_AS(model->forward(batch_of(std::vector<int64_t>(17, 1))), ShapeError);
