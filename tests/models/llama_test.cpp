@@ -171,6 +171,36 @@ TEST_CASE("llama: saved whole or in shards, loaded the same; tied models too", "
   }
 }
 
+TEST_CASE("llama: what every model can compute may lie beside its weights, and nothing else", "[llama]") {
+  const Folder folder("beside");
+  auto config = small_config();
+  config.tie_word_embeddings = true;
+  llama::LlamaForCausalLM model(config);
+  llama::save(*model, folder.path);
+  const Path file = folder.path / "model.safetensors";
+  auto tensors = io::load_safetensors(file);
+  tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = at::ones({2});
+  tensors["lm_head.weight"] = at::zeros({32, 16});
+  const auto save = [&] { io::save_safetensors(file, io::NamedTensors(tensors.begin(), tensors.end())); };
+  save();
+  CHECK(at::equal(llama::load(folder.path)->forward(batch_of({1, 2, 3})), model->forward(batch_of({1, 2, 3}))));
+  tensors["model.other.weight"] = at::ones({2});
+  save();
+  CHECK_THROWS_WITH(llama::load(folder.path), Catch::Matchers::Contains("model.other.weight"));
+}
+
+TEST_CASE("llama: one end token or several are saved for generation as they are", "[llama]") {
+  const Folder folder("ends");
+  for (const std::vector<int64_t>& ends : {std::vector<int64_t>{2}, {2, 7}}) {
+    auto config = small_config();
+    config.eos_token_ids = ends;
+    llama::LlamaForCausalLM model(config);
+    llama::save(*model, folder.path);
+    const auto saved = formats::parse_json(read_file(folder.path / "generation_config.json"), "generation_config.json");
+    CHECK(saved.at("eos_token_id") == (ends.size() == 1 ? formats::Json(2) : formats::Json(ends)));
+  }
+}
+
 TEST_CASE("llama: weights that do not fit the config are named", "[llama]") {
   const Folder folder("misfit");
   llama::LlamaForCausalLM model(small_config());

@@ -132,6 +132,17 @@ TEST_CASE("WeightStream: a dropped weight is read no more, the others of its blo
   CHECK(counted.stream.bytes() == (kBlocks * kPerBlock - 1) * 12 * 4);
 }
 
+TEST_CASE("WeightStream: weights of several types share a block's memory without overlap", "[nn]") {
+  WeightStream stream(at::kCPU);
+  stream.add(0, {3}, at::kBFloat16, [](at::Tensor target) { target.fill_(1); });
+  stream.add(0, {2}, at::kFloat, [](at::Tensor target) { target.fill_(2); });
+  stream.add(0, {1}, at::kDouble, [](at::Tensor target) { target.fill_(3); });
+  const auto first = stream.get({0, 0}), second = stream.get({0, 1}), third = stream.get({0, 2});
+  CHECK(at::equal(first, at::full({3}, 1).to(at::kBFloat16)));
+  CHECK(at::equal(second, at::full({2}, 2.0f)));
+  CHECK(at::equal(third, at::full({1}, 3.0, at::kDouble)));
+}
+
 TEST_CASE("WeightStream: dropping a weight waits for its block that is on its way", "[nn]") {
   WeightStream stream(at::kCPU);
   std::atomic<int> arrived = 0;
