@@ -6,8 +6,11 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <ctime>
 #include <filesystem>
+#include <numeric>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -99,44 +102,52 @@ class SlowRows : public data::RowSource {
 struct SlowOptions {
   double batch_seconds = 0.3;
   std::vector<double> step_seconds = {0.35, 0.1};
-  int64_t steps = 60;
+  int64_t fixed_steps = 10, growing_steps = 48;
 };
 
+/// Seconds that each step waits.
 struct Waits {
-  double all, later;  ///< seconds per step: over every step, over the second half
-  int64_t workers;
+  std::vector<double> seconds;
+  int64_t workers = 0;  ///< at the end
+
+  double mean_from(size_t first) const {
+    return std::accumulate(seconds.begin() + static_cast<std::ptrdiff_t>(first), seconds.end(), 0.0) /
+           static_cast<double>(seconds.size() - first);
+  }
+  /// The last step, counted from 1, that waited 0.01 s; 0: none did.
+  int64_t last_waiting_step() const {
+    const auto last = std::find_if(seconds.rbegin(), seconds.rend(), [](double wait) { return wait >= 0.01; });
+    return seconds.rend() - last;
+  }
 };
 
 Waits waits_of(const SlowOptions& options, double step_seconds, std::optional<int64_t> workers) {
   constexpr int64_t kBatch = 8;
+  const int64_t steps = workers ? options.fixed_steps : options.growing_steps;
   const SlowRows rows(kBatch * 100, options.batch_seconds / kBatch);
-  data::Loader loader(rows, {.batch_size = kBatch, .workers = workers, .num_steps = options.steps});
-  std::vector<double> waited;
+  data::Loader loader(rows, {.batch_size = kBatch, .workers = workers, .num_steps = steps});
+  Waits waits;
   while (const auto step = loader.next()) {
-    waited.push_back(step->data_seconds);
+    waits.seconds.push_back(step->data_seconds);
     std::this_thread::sleep_for(std::chrono::duration<double>(step_seconds));
   }
-  const auto mean_from = [&](size_t first) {
-    double sum = 0;
-    for (size_t i = first; i < waited.size(); ++i) sum += waited[i];
-    return sum / static_cast<double>(waited.size() - first);
-  };
-  return {mean_from(0), mean_from(waited.size() / 2), loader.num_workers()};
+  waits.workers = loader.num_workers();
+  return waits;
 }
 
+/// A line for each run, as soon as it is done.
 void measure_slow_source(const SlowOptions& options) {
-  std::vector<std::string> results;
   for (const double step_seconds : options.step_seconds) {
     for (const std::optional<int64_t> workers : {std::optional<int64_t>(0), {1}, {}}) {
-      const auto waits = waits_of(options, step_seconds, workers);
-      results.push_back(fmt::format("{{\"step_seconds\": {}, \"workers\": \"{}\", \"workers_at_end\": {}, "
-                                    "\"wait_seconds\": {:.4f}, \"wait_seconds_second_half\": {:.4f}}}",
-                                    step_seconds, workers ? fmt::format("{}", *workers) : "auto", waits.workers,
-                                    waits.all, waits.later));
+      const Waits waits = waits_of(options, step_seconds, workers);
+      fmt::print("{{\"batch_seconds\": {}, \"step_seconds\": {}, \"steps\": {}, \"workers\": \"{}\", "
+                 "\"workers_at_end\": {}, \"wait_seconds\": {:.4f}, \"wait_seconds_second_half\": {:.4f}, "
+                 "\"last_waiting_step\": {}}}\n",
+                 options.batch_seconds, step_seconds, waits.seconds.size(), workers ? fmt::format("{}", *workers) : "auto",
+                 waits.workers, waits.mean_from(0), waits.mean_from(waits.seconds.size() / 2), waits.last_waiting_step());
+      std::fflush(stdout);
     }
   }
-  fmt::print("{{\"batch_seconds\": {}, \"steps\": {}, \"runs\": [{}]}}\n", options.batch_seconds, options.steps,
-             fmt::join(results, ", "));
 }
 
 }  // namespace
@@ -157,7 +168,8 @@ int main(int argc, char** argv) {
   auto* slow_command = program.add_subcommand("slow_source", "What steps wait for a source that takes its time");
   slow_command->add_option("--batch-seconds", slow.batch_seconds);
   slow_command->add_option("--step-seconds", slow.step_seconds);
-  slow_command->add_option("--steps", slow.steps);
+  slow_command->add_option("--fixed-steps", slow.fixed_steps, "Steps of a run whose workers are given")->check(CLI::PositiveNumber);
+  slow_command->add_option("--growing-steps", slow.growing_steps, "Steps of a run that adds workers")->check(CLI::PositiveNumber);
   CLI11_PARSE(program, argc, argv);
   if (rows_command->parsed()) measure_rows(rows);
   if (slow_command->parsed()) measure_slow_source(slow);

@@ -5,7 +5,7 @@ usage: data_path.py CASE... --ours PROGRAM --inputs DIR [--rounds 9] [--out DIR]
 
   data          20,000 ADGEN-like rows (quickstart/make_data.py) as packed tensors, in rows per CPU second of one thread:
                 tokenised, from the cache, and the same rows by json, sentencepiece and torch in Python
-  slow_source   seconds that a step waits for a source of 0.3 s per batch, with 0, 1 and `auto` workers
+  slow_source   seconds that a step waits for a source of 0.3 s per batch, with 0, 1 and `auto` workers (about a minute)
 
 Prints a line or more per case and writes DIR/CASE.json.
 """
@@ -54,12 +54,18 @@ def measure_data(args):
 
 
 def measure_slow_source(args):
-    found = json.loads(output_of(args.ours, "slow_source"))
-    for run in found["runs"]:
-        print(f"{'slow_source':<23} step {run['step_seconds']} s, workers {run['workers']:>4} (at the end "
-              f"{run['workers_at_end']}): waits {run['wait_seconds']:.4f} s a step, {run['wait_seconds_second_half']:.4f} s "
-              "in the second half", flush=True)
-    return found
+    runs = []
+    with subprocess.Popen([args.ours, "slow_source"], stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            run = json.loads(line)
+            runs.append(run)
+            print(f"{'slow_source':<23} step {run['step_seconds']} s, workers {run['workers']:>4} (at the end "
+                  f"{run['workers_at_end']}), {run['steps']} steps: waits {run['wait_seconds']:.4f} s a step, "
+                  f"{run['wait_seconds_second_half']:.4f} s in the second half; the last to wait 0.01 s is step "
+                  f"{run['last_waiting_step']}", flush=True)
+    if process.returncode != 0:
+        sys.exit(f"{args.ours} slow_source failed")
+    return {"runs": runs}
 
 
 CASES = {"data": measure_data, "slow_source": measure_slow_source}

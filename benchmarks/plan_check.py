@@ -3,12 +3,14 @@
 
 usage: plan_check.py [CASE...] [--program build/release/bin/lora] [--steps 3] [--json FILE]
 
-Every case is a model of random weights made by the program itself and rows of random tokens, in a temporary folder. The
-measure is the process' largest resident set from start to end, as /usr/bin/time -v gives it. Prints a line per case and
+Every case is a model of random weights, made by the program itself or, where they stay on disk, by this script, and rows
+of random tokens, in a temporary folder. The measure is the process' largest resident set from start to end, as
+/usr/bin/time -v gives it. Prints a line per case and
 exits with 1 when a prediction is more than 10 % off.
 """
 import argparse
 import json
+import math
 import os
 import pathlib
 import random
@@ -26,11 +28,13 @@ def model(hidden, inner, layers, heads, kv_heads, vocabulary, tied=False):
 
 
 M134 = model(768, 2048, 12, 12, 12, 32000)
+M370 = model(1024, 2816, 24, 16, 16, 32000)
 SMALL = model(512, 1376, 8, 8, 8, 8000)
 GROUPED = model(1024, 2816, 6, 16, 4, 16000, tied=True)
 QV, ALL = {"r": 8, "target_modules": ["q_proj", "v_proj"]}, {"r": 16, "target_modules": "all-linear"}
 
-# Command, model, its dtype, mixed precision, adapter, rows of a micro-batch, their tokens; other keys.
+# Command, model, its dtype, mixed precision, adapter, rows of a micro-batch, their tokens; other keys. With
+# `model.offload` the weights come from files.
 CASES = {
     "134m_bf16_4x128": ("finetune", M134, "bf16", "fp32", QV, 4, 128, {}),
     "134m_bf16_1x1024": ("finetune", M134, "bf16", "fp32", QV, 1, 1024, {}),
@@ -41,6 +45,14 @@ CASES = {
     "134m_amp_bf16": ("finetune", M134, "fp32", "bf16", QV, 4, 128, {}),
     "134m_bf16_1x128": ("finetune", M134, "bf16", "fp32", QV, 1, 128, {}),
     "134m_bf16_16x128": ("finetune", M134, "bf16", "fp32", QV, 16, 128, {}),
+    "134m_bf16_1x2048": ("finetune", M134, "bf16", "fp32", QV, 1, 2048, {}),
+    "134m_offload_none": ("finetune", M134, "bf16", "fp32", QV, 4, 128, {"model": {"offload": "none"}}),
+    "134m_offload_disk": ("finetune", M134, "bf16", "fp32", QV, 4, 128, {"model": {"offload": "disk"}}),
+    "370m_offload_none": ("finetune", M370, "bf16", "fp32", QV, 4, 128, {"model": {"offload": "none"}}),
+    "370m_offload_disk": ("finetune", M370, "bf16", "fp32", QV, 4, 128, {"model": {"offload": "disk"}}),
+    "134m_full_bf16": ("train", M134, "bf16", "fp32", None, 4, 128, {}),
+    "small_full_bf16": ("train", SMALL, "bf16", "fp32", None, 4, 128, {}),
+    "grouped_full_bf16_2x512": ("train", GROUPED, "bf16", "fp32", None, 2, 512, {"train": {"recompute": "full"}}),
     "small_full_fp32": ("train", SMALL, "fp32", "fp32", None, 4, 128, {}),
     "small_full_amp_bf16": ("train", SMALL, "fp32", "bf16", None, 4, 128, {}),
     "small_full_accumulated": ("train", SMALL, "fp32", "fp32", None, 4, 128, {"train": {"grad_accum": 3}}),
@@ -48,8 +60,50 @@ CASES = {
     "grouped_tied_fp32": ("finetune", GROUPED, "fp32", "fp32", QV, 4, 256, {}),
     "wide_bf16_3x384": ("finetune", model(1536, 4096, 4, 24, 8, 24000), "bf16", "fp32", ALL, 3, 384, {}),
     "deep_amp_bf16_6x96": ("finetune", model(640, 1728, 20, 10, 10, 10000), "fp32", "bf16", ALL, 6, 96, {}),
+    "134m_dropout": ("finetune", M134, "bf16", "fp32", QV | {"lora_dropout": 0.05}, 8, 128, {}),
+    "wide_dropout_2x384": ("finetune", model(1536, 4096, 4, 24, 8, 24000), "bf16", "fp32", ALL | {"lora_dropout": 0.1}, 2, 384, {}),
     "small_dropout": ("finetune", SMALL, "bf16", "fp32", ALL | {"lora_dropout": 0.1}, 8, 128, {}),
 }
+
+
+def weight_shapes(shape):
+    """Names and shapes as transformers saves them."""
+    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
+    shared = hidden // shape["num_attention_heads"] * shape["num_key_value_heads"]
+    yield "model.embed_tokens.weight", [shape["vocab_size"], hidden]
+    for layer in range(shape["num_hidden_layers"]):
+        for name, size in {"self_attn.q_proj": [hidden, hidden], "self_attn.k_proj": [shared, hidden],
+                           "self_attn.v_proj": [shared, hidden], "self_attn.o_proj": [hidden, hidden],
+                           "mlp.gate_proj": [inner, hidden], "mlp.up_proj": [inner, hidden], "mlp.down_proj": [hidden, inner],
+                           "input_layernorm": [hidden], "post_attention_layernorm": [hidden]}.items():
+            yield f"model.layers.{layer}.{name}.weight", size
+    yield "model.norm.weight", [hidden]
+    if not shape["tie_word_embeddings"]:
+        yield "lm_head.weight", [shape["vocab_size"], hidden]
+
+
+SMALL_HIGH_BYTES = bytes(0x3C | byte & 0x80 for byte in range(256))  # of bf16 numbers between 0.008 and 0.03, of either sign
+
+
+def write_bf16_model(folder, shape):
+    """config.json and model.safetensors with random bf16 weights."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(
+        shape | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16", "hidden_act": "silu",
+                 "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2}))
+    header, end = {}, 0
+    for name, size in weight_shapes(shape):
+        begin, end = end, end + 2 * math.prod(size)
+        header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for entry in header.values():
+            begin, end = entry["data_offsets"]
+            numbers = bytearray(os.urandom(end - begin))
+            numbers[1::2] = bytes(numbers[1::2]).translate(SMALL_HIGH_BYTES)
+            file.write(numbers)
 
 
 def write_case(folder, name, steps):
@@ -57,7 +111,11 @@ def write_case(folder, name, steps):
     source = random.Random(0)
     data = "".join(json.dumps({"input_ids": source.choices(range(3, shape["vocab_size"]), k=length)}) + "\n" for _ in range(64))
     (folder / "rows.jsonl").write_text(data)
-    run = {"run": {"mode": command, "output_dir": "out", "device": "cpu"}, "model": shape | {"dtype": dtype},
+    weights = shape | {"dtype": dtype}
+    if "model" in others:
+        write_bf16_model(folder / "base", shape)
+        weights = {"path": "base"} | others["model"]
+    run = {"run": {"mode": command, "output_dir": "out", "device": "cpu"}, "model": weights,
            "adapter": adapter or {"method": "none"},
            "data": {"format": "tokens", "max_length": length, "train": {"path": "rows.jsonl"}} | others.get("data", {}),
            "train": {"max_steps": steps, "micro_batch": rows, "amp": {"dtype": amp}} | others.get("train", {}),

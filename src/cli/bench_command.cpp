@@ -8,6 +8,7 @@
 #include <ctime>
 #include <filesystem>
 #include <optional>
+#include <utility>
 
 #include "cli/bench_peer.h"
 #include "cli/command.h"
@@ -122,15 +123,30 @@ RunConfig load_config(const BenchCommand& command, const Path& folder) {
   return config::load_run_config(folder / "run.yaml", command.overrides, here, "");
 }
 
+/// The built-in run's weights and rows as files, which runs begin with: drawing them is not what is measured.
+RunConfig with_random_files(RunConfig config, const Path& folder) {
+  const auto model = make_model(config, parse_device(config.run.device));
+  const int64_t length = config.data.max_length.value_or(model->max_positions());
+  write_file_atomically(*config.data.train.path, random_rows(config.train.micro_batch, length, model->vocab_size()));
+  config.model.path = folder / "model";
+  std::filesystem::create_directories(*config.model.path);
+  llama::save(*model, *config.model.path);
+  return config;
+}
+
+/// Where a run has kept its tokens; none where keeping them would leave something behind that nobody asked for.
+std::optional<Path> existing_token_cache(const RunConfig& config) {
+  const Path directory = token_cache_dir(config);
+  std::error_code error;
+  if (config.data.cache_dir || std::filesystem::is_directory(directory, error)) return directory;
+  return std::nullopt;
+}
+
 /// Our side: the run file's model, adapter and first rows, all of whose tokens are targets.
 class Ours {
  public:
-  Ours(const RunConfig& config, bool makes_rows) : config_(config), device_(parse_device(config.run.device)) {
+  explicit Ours(const RunConfig& config) : config_(config), device_(parse_device(config.run.device)) {
     model_ = make_model(config, device_);
-    if (makes_rows) {
-      const int64_t length = config.data.max_length.value_or(model_->max_positions());
-      write_file_atomically(*config.data.train.path, random_rows(config.train.micro_batch, length, model_->vocab_size()));
-    }
     const auto tokenizer = make_tokenizer(config);
     read_rows(tokenizer.get());
     adapters_ = make_adapters(config, *model_);
@@ -181,7 +197,7 @@ class Ours {
 
   /// Model, adapter and rows in the layouts that a peer reads; its words for them.
   std::vector<std::string> save_for_peer(const Path& folder) {
-    const Path model = folder / "model", rows = folder / "peer_rows.jsonl";
+    const Path model = folder / "peer_model", rows = folder / "peer_rows.jsonl";
     std::filesystem::create_directories(model);
     llama::save(*model_, model);
     std::string text;
@@ -213,7 +229,8 @@ class Ours {
 
  private:
   void read_rows(const data::Tokenizer* tokenizer) {
-    const auto dataset = make_dataset(config_, *config_.data.train.path, *model_, tokenizer);
+    const auto dataset =
+        make_dataset(config_, *config_.data.train.path, *model_, tokenizer, existing_token_cache(config_));
     const int64_t count = std::min(dataset.size(), config_.train.micro_batch);
     for (int64_t row = 0; row < count; ++row) {
       rows_.push_back(dataset.example(row));
@@ -357,7 +374,7 @@ OrderedJson to_json(const BenchCommand& command, const Ours& ours, double first_
   return result;
 }
 
-void print_table(const OrderedJson& result) {
+void print_table(const OrderedJson& result, bool draws_weights) {
   const auto& training = result.at("training");
   const auto& generation = result.at("generation");
   const auto number = [](const OrderedJson& from, const char* name) { return from.at(name).get<double>(); };
@@ -369,7 +386,8 @@ void print_table(const OrderedJson& result) {
              number(training, "tokens_per_second_best"), number(training, "sol_percent"), number(training, "peak_flops_per_second") / 1e9);
   fmt::print("generation    {:>10.1f} tokens/s   greedy, {} tokens\n", number(generation, "tokens_per_second"),
              generation.at("new_tokens").get<int64_t>());
-  fmt::print("first step    {:>10.2f} s          from the start of the command\n", number(training, "first_step_seconds"));
+  fmt::print("first step    {:>10.2f} s          from the start of the command{}\n", number(training, "first_step_seconds"),
+             draws_weights ? ", without drawing the weights" : "");
   fmt::print("memory        {:>10.0f} MiB        peak\n", number(result, "peak_memory_bytes") / (1 << 20));
   if (!result.contains("peer")) return;
   const auto& peer = result.at("peer");
@@ -382,17 +400,24 @@ void print_table(const OrderedJson& result) {
 int BenchCommand::run() const {
   const Stopwatch since_start;
   const TemporaryFolder folder;
-  const RunConfig config = load_config(*this, folder.path());
+  RunConfig config = load_config(*this, folder.path());
   const int64_t own_threads = config.run.threads > 0 ? config.run.threads : at::get_num_threads();
   at::set_num_threads(threads > 0 ? threads : static_cast<int>(own_threads));
+  seed_generators(static_cast<uint64_t>(config.run.seed));
 
-  Ours ours(config, run_file.empty());
+  double drawing_seconds = 0;
+  if (run_file.empty()) {
+    const Stopwatch watch;
+    config = with_random_files(std::move(config), folder.path());
+    drawing_seconds = watch.seconds();
+  }
+  Ours ours(config);
   std::optional<BenchPeer> other;
   PeerTimes peer_times;
   std::vector<std::string> words;
   ours.begin();
   ours.step();
-  const double first_step_seconds = since_start.seconds();
+  const double first_step_seconds = since_start.seconds() - drawing_seconds;
   if (!peer.empty()) {
     words = ours.save_for_peer(folder.path());
     std::vector<std::string> peer_command = {peer, peer_script};
@@ -425,7 +450,7 @@ int BenchCommand::run() const {
   if (json) {
     fmt::print("{}\n", result.dump());
   } else {
-    print_table(result);
+    print_table(result, run_file.empty());
   }
   return kDone;
 }
@@ -434,7 +459,9 @@ int BenchCommand::run() const {
 
 void add_bench_command(CLI::App& program, Action& action) {
   auto* command = program.add_subcommand("bench", "Measures training and generation, alone or against a Python peer");
-  command->footer("Example: lora bench -c run.yaml --steps 9 --json\n"
+  command->footer("The first step is timed from the start of the command: reading the model and the rows, preparing, one step.\n"
+                  "Without a run file, random weights and rows are drawn and saved before that, which is not counted.\n"
+                  "Example: lora bench -c run.yaml --steps 9 --json\n"
                   "         lora bench --peer .venv-peers/bin/python --peer-script benchmarks/peers/peft_step.py");
   auto state = std::make_shared<BenchCommand>();
   command->add_option("-c,--config", state->run_file, "Run file whose model, adapter and first rows are measured (default: 134M random parameters)");

@@ -121,6 +121,7 @@ void look_at_packs(const data::Dataset& dataset, train::MemoryInputs& inputs) {
   }
   const auto segments = ops::segments_of(lengths, at::kCPU);
   inputs.row_tokens = longest;
+  inputs.longest_sequence = longest_row(dataset);
   inputs.places_per_token = static_cast<double>(segments.index_P.numel()) / static_cast<double>(tokens);
 }
 

@@ -52,9 +52,18 @@ Tensor filled_chunk(const Tensor& hidden_ND, int64_t begin, int64_t end, at::Sca
   return missing == 0 || !plans_by_shape ? chunk_CD : at::constant_pad_nd(chunk_CD, {0, 0, 0, missing});
 }
 
-/// A gradient of one part stays as it is; the sum of several is kept in the wide type.
+/// A gradient of one part stays as it is; the sum of several is kept in the wide type. Added piece by piece, since a part
+/// of another type is copied to the sum's type first.
 void add_part(Tensor& sum, const Tensor& part, at::ScalarType wide) {
-  sum = sum.defined() ? sum.to(wide).add_(part) : part;
+  if (!sum.defined()) {
+    sum = part;
+    return;
+  }
+  constexpr int64_t kRowsAtOnce = 4096;
+  sum = sum.to(wide);
+  for (int64_t row = 0; row < sum.size(0); row += kRowsAtOnce) {
+    sum.slice(0, row, row + kRowsAtOnce).add_(part.slice(0, row, row + kRowsAtOnce));
+  }
 }
 
 struct LinearCrossEntropySum : torch::autograd::Function<LinearCrossEntropySum> {

@@ -29,15 +29,16 @@ constexpr int64_t kWideProductTimes = 3, kWideProductLimit = 45 * kMiB;
 /// A CUDA context with LibTorch's kernels.
 constexpr int64_t kContextBytes = 600 * kMiB;
 /// From here on tensors are aligned to pages, and the C library's heap finds no use for many of the holes that they
-/// leave: shares of the plain weights that packing gave up, of the large tensors of all layers, and of the gradients,
-/// within one backward pass and beside those of earlier micro-batches.
+/// leave: shares of the plain weights that packing gave up, of the large tensors of all layers, of those of adapters that
+/// drop inputs, and of the gradients, within one backward pass and beside those of earlier micro-batches.
 constexpr int64_t kLargeTensor = 2 * kMiB;
-constexpr double kKeptOfReleased = 0.85, kKeptOfLayers = 0.5, kKeptOfGradients = 0.4, kKeptOfAccumulated = 1.0;
+constexpr double kKeptOfReleased = 0.85, kKeptOfLayers = 0.5, kKeptOfDropouts = 0.25, kKeptOfGradients = 0.4,
+                 kKeptOfAccumulated = 1.0;
 
 // ---- Sizes that the operations themselves choose ----
 
 /// ops/linear_cross_entropy.cpp.
-constexpr int64_t kChunkLogits = int64_t{1} << 23, kLeastChunkRows = 64;
+constexpr int64_t kChunkLogits = int64_t{1} << 23, kLeastChunkRows = 64, kTrainedChunkTimes = 2;
 /// ops/sequence_attention.cpp.
 constexpr int64_t kAttentionQueries = 64, kAttentionKeys = 512;
 
@@ -117,11 +118,11 @@ struct Group {
   bool trains() const {
     return std::ranges::any_of(*shape, [](const LinearShape& layer) { return layer.trained || layer.adapter_trained; });
   }
-  /// Gradients of what trains, fp32.
+  /// Gradients of what trains: of factors in fp32, of weights in their own type.
   int64_t gradient_bytes() const {
     int64_t sum = 0;
     for (const auto& layer : *shape) {
-      if (layer.trained) sum += layer.numbers() * 4;
+      if (layer.trained) sum += layer.numbers() * bytes_of(layer.dtype);
       if (layer.adapter_trained) sum += layer.rank * (layer.in + layer.out) * 4;
     }
     return sum;
@@ -195,10 +196,31 @@ class Rehearsal {
                                 N_ * 2 * inner * compute_, N_ * inner * compute_}) {
       if (bytes >= kLargeTensor) large += bytes;
     }
+    int64_t dropped = 0;
+    for (const Group* group : {&layers_.front().qkv, &layers_.front().out, &layers_.front().gate_up, &layers_.front().down}) {
+      dropped += large_beside_product(*group);
+    }
     const double of_gradients = in_.grad_accum > 1 ? kKeptOfAccumulated : kKeptOfGradients;
     return static_cast<int64_t>(kKeptOfReleased * static_cast<double>(released_) +
                                 kKeptOfLayers * static_cast<double>(layer_count() * large) +
+                                kKeptOfDropouts * static_cast<double>(layer_count() * dropped) +
                                 of_gradients * static_cast<double>(in_.parameters.gradients_bytes));
+  }
+  /// Of adapters that drop inputs: mask and dropped input, the update and its sum with the product, the sums side by side.
+  int64_t large_beside_product(const Group& group) const {
+    if (dropouts(group) == 0) return 0;
+    int64_t large = 0;
+    const auto add = [&](int64_t width, int64_t times) {
+      const int64_t bytes = N_ * width * compute_;
+      if (bytes >= kLargeTensor) large += times * bytes;
+    };
+    for (const auto& layer : *group.shape) {
+      if (layer.dropouts == 0) continue;
+      add(layer.in, 2 * layer.dropouts);
+      add(layer.out, 2 * layer.dropouts);
+    }
+    if (group.shape->size() > 1) add(group.outputs(), 1);
+    return large;
   }
   /// What products themselves keep.
   int64_t product_bytes() const {
@@ -448,20 +470,28 @@ class Rehearsal {
   }
 
   void logits_by_chunks() {
-    const int64_t V = shapes_.vocabulary;
-    const int64_t chunk_rows = std::max(kLeastChunkRows, kChunkLogits / V / kLeastChunkRows * kLeastChunkRows);
+    const int64_t V = shapes_.vocabulary, most = kChunkLogits * (shapes_.head.trained ? kTrainedChunkTimes : 1);
+    const int64_t chunk_rows = std::max(kLeastChunkRows, most / V / kLeastChunkRows * kLeastChunkRows);
     const int64_t rows = std::min(chunk_rows, (N_ + kLeastChunkRows - 1) / kLeastChunkRows * kLeastChunkRows);
     if (output_has_gradient_) hold_kept(hidden_gradient_, N_ * D_ * compute_);
     multiply(head_, true);
     Scope chunk(ledger_, kLogits);
-    if (shapes_.head.trained && shapes_.weight_dtype != compute_type_) chunk.hold(head_.numbers() * compute_);
+    if (shapes_.head.trained && shapes_.head.dtype != compute_type_) chunk.hold(head_.numbers() * compute_);
     chunk.hold(rows * V * compute_);
     if (!has_kernel(in_.fast_paths.fused_loss)) chunk.hold(rows * V * (4 + (compute_ < 4 ? 4 : 0)));
     chunk.hold(rows * D_ * compute_);
     if (output_has_gradient_) multiply_transposed(head_);
-    if (!shapes_.head.trained) return;
-    // The gradient in fp32, what a chunk adds to it, and its product with the loss' gradient.
-    const Scope part(ledger_, kGradients, 2 * V * D_ * 4);
+    if (shapes_.head.trained) head_gradient(chunk, N_ > chunk_rows);
+  }
+
+  /// One chunk's gradient stays in the products' type, the sum of several is fp32; then both times the loss' gradient.
+  void head_gradient(Scope& chunk, bool is_sum) {
+    const int64_t part = head_.numbers() * compute_, sum = is_sum ? head_.numbers() * 4 : part;
+    const Scope made(ledger_, kGradients, sum);
+    if (is_sum) const Scope added(ledger_, kGradients, compute_ < 4 ? 2 * part : part);
+    chunk.end();
+    const bool is_converted = sum != head_.numbers() * bytes_of(shapes_.head.dtype);
+    const Scope multiplied(ledger_, kGradients, is_converted ? sum : 0);
     add_gradients(head_);
   }
 
@@ -573,14 +603,21 @@ class Rehearsal {
   /// twice in fp32, and a block's scores, twice in fp32 and three times narrow.
   int64_t attention_block_bytes() const {
     if (!has_kernel(in_.fast_paths.fused_attention)) return 0;
-    const int64_t head = in_.row_tokens * shapes_.head_dim, block = kAttentionQueries * std::min(in_.row_tokens, kAttentionKeys);
+    const bool apart = in_.packed_rows && in_.longest_sequence > 0;
+    const int64_t length = apart ? in_.longest_sequence : in_.row_tokens;
+    const int64_t head = length * shapes_.head_dim, block = kAttentionQueries * std::min(length, kAttentionKeys);
     return head * (3 * compute_ + 2 * 4) + block * (3 * compute_ + 2 * 4);
   }
 
-  /// Dense, whatever few rows were used.
+  /// Dense, whatever few rows were used; a tied head's gradient has waited for it.
   void embedding_gradient() {
-    if (!shapes_.embedding_table_trained || (shapes_.head_is_tied && shapes_.head.trained)) return;
-    add_gradients(shapes_.vocabulary * D_ * 4);
+    if (!shapes_.embedding_table_trained) return;
+    const int64_t bytes = shapes_.vocabulary * D_ * stream_;
+    if (shapes_.head_is_tied && shapes_.head.trained) {
+      const Scope added(ledger_, kGradients, bytes);
+    } else {
+      add_gradients(bytes);
+    }
   }
 
   // ---- After the last step ----

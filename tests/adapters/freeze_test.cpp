@@ -110,3 +110,11 @@ TEST_CASE("modules to save stay trainable in a frozen base", "[adapters]") {
   CHECK(report.trainable == 2 * 16 + 160);
   CHECK(report.trainable_names.back() == "lm_head.weight");
 }
+
+TEST_CASE("a frozen parameter keeps no gradient of before", "[adapters]") {
+  FakeLlama model(kSmall);
+  train_all(model);
+  for (auto& entry : model.named_parameters()) entry.value().mutable_grad() = at::ones_like(entry.value());
+  freeze_base(model, inject(model, {.rank = 1, .targets = Names{"q_proj"}}));
+  for (const auto& entry : model.named_parameters()) CHECK_FALSE(entry.value().grad().defined());
+}

@@ -245,6 +245,23 @@ TEST_CASE("modules to save train as fp32 copies and come and go with their adapt
   CHECK(at::equal(head, base));
 }
 
+TEST_CASE("a released weight is there again when its module is saved", "[adapters]") {
+  FakeLlama model(kSmall);
+  const auto base = model.lm_head->weight.detach().clone();
+  model.lm_head->release_weight([base] { return base.clone(); });
+  inject(model, {.targets = Names{"q_proj"}, .modules_to_save = {"lm_head"}});
+  CHECK(at::equal(model.lm_head->weight, base));
+}
+
+TEST_CASE("a module that is saved leaves no gradient to the values that take its place", "[adapters]") {
+  FakeLlama model(kSmall);
+  inject(model, {.targets = Names{"q_proj"}, .modules_to_save = {"lm_head"}}, "a");
+  auto head = model.lm_head->weight;
+  head.mutable_grad() = at::ones_like(head);
+  set_active_adapters(model, {});
+  CHECK_FALSE(head.grad().defined());
+}
+
 TEST_CASE("two adapters may save one module, but not be active together", "[adapters]") {
   FakeLlama model(kSmall);
   const auto head = model.lm_head->weight;

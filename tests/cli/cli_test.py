@@ -5,6 +5,7 @@ usage: cli_test.py PROGRAM SOURCE_DIR
 """
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -262,6 +263,23 @@ class CliTest(unittest.TestCase):
         self.assertIn("training", out)
         result = json.loads((self.folder / "bench.json").read_text())
         self.assertEqual((result["tokens"], result["dtype"]), (30, "bf16"))
+        self.assertIn("without drawing the weights", out)
+
+    def test_bench_uses_the_tokens_that_are_kept(self):
+        def bench(*arguments):
+            result = lora("bench", "-c", "run.yaml", "--steps", 1, "--new-tokens", 0, *arguments, cwd=self.folder)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            return result.stderr
+
+        self.assertNotIn("from the cache", bench())
+        self.assertFalse((self.folder / "out").exists())
+        self.finetune()
+        (cache,) = (self.folder / "out/cache").iterdir()
+        self.assertIn(f"2 from the cache {cache}", bench())
+        named = ["--set", "data.cache_dir=tokens"]
+        self.assertNotIn("from the cache", bench(*named))
+        (cache,) = (self.folder / "tokens").iterdir()
+        self.assertIn(f"2 from the cache {cache}", bench(*named))
 
     def test_bench_reports_nothing_when_the_peer_differs_or_ends(self):
         self.write("peer.py", """
@@ -278,6 +296,32 @@ for line in sys.stdin:
         self.assertIn("same parameters", self.run_command(*peer, "--peer-script", "peer.py", code=1))
         self.assertIn("it ended", self.run_command(*peer, "--peer-script", "gone.py", code=1))
         self.assertIn("must start", self.run_command("bench", "-c", "run.yaml", "--peer", "no-such-python", code=1))
+
+    def test_bench_reports_nothing_when_gradients_or_losses_differ(self):
+        # A peer whose gradients are ours, or the adapter's own values under the same names, and whose loss is what we say.
+        self.write("peer.py", """
+import json, pathlib, shutil, sys
+adapter = pathlib.Path(sys.argv[sys.argv.index("--adapter") + 1]) / "adapter_model.safetensors"
+says = json.loads(pathlib.Path("says.json").read_text())
+for line in sys.stdin:
+    words = line.split()
+    if words[0] == "grads":
+        target = pathlib.Path(words[1])
+        shutil.copy(target.parent / "ours.safetensors" if says["same"] else adapter, target)
+    print(json.dumps({"wall": [0.1], "cpu": [0.1], "loss": says["loss"], "first_step_seconds": 0.5}), flush=True)
+""")
+
+        def bench(same, loss, code):
+            self.write("says.json", json.dumps({"same": same, "loss": loss}))
+            return self.run_command("bench", "-c", "run.yaml", "--steps", 1, "--new-tokens", 0, "--peer", sys.executable,
+                                    "--peer-script", "peer.py", "--json", code=code)
+
+        refused = bench(True, 1000.0, 1)
+        ours = float(re.search(r"losses ([0-9.]+) and 1000", refused)[1])
+        self.assertIn("found 1.0000", refused)
+        self.assertAlmostEqual(json.loads(bench(True, ours + 5e-4, 0))["peer"]["worst_gradient_cosine"], 1, delta=1e-6)
+        self.assertIn("losses within 1e-3", bench(True, ours + 2e-3, 1))
+        self.assertIn("at a cosine of 0.999", bench(False, ours, 1))
 
     def test_train_from_fresh_weights(self):
         self.write("run.yaml", """

@@ -110,6 +110,23 @@ TEST_CASE("llama: generation with a cache gives the logits of one whole pass", "
   CHECK(cache.length() == 7);
 }
 
+TEST_CASE("llama: a cache that grows keeps what it holds", "[llama]") {
+  seed_generators(5);
+  auto config = small_config();
+  config.max_position_embeddings = 300;
+  llama::LlamaForCausalLM model(config);
+  model->eval();
+  const torch::NoGradGuard no_grad;
+  const auto ids = at::randint(0, 32, {290}, at::kLong);
+  const std::vector<int64_t> all(ids.data_ptr<int64_t>(), ids.data_ptr<int64_t>() + ids.numel());
+  const auto whole = model->forward(batch_of(all));
+  nn::KvCache cache(model->num_layers());
+  for (size_t i = 0; i < all.size(); ++i) {
+    const auto part = model->forward(batch_of({all[i]}), &cache).flatten();
+    REQUIRE(at::allclose(part, whole[0][static_cast<int64_t>(i)], 1e-4, 1e-4));
+  }
+}
+
 TEST_CASE("llama: a sequence beyond the context is refused", "[llama]") {
   llama::LlamaForCausalLM model(small_config());
   CHECK_THROWS_AS(model->forward(batch_of(std::vector<int64_t>(17, 1))), ShapeError);
@@ -151,6 +168,36 @@ TEST_CASE("llama: saved whole or in shards, loaded the same; tied models too", "
       const auto batch = batch_of({1, 2, 3});
       CHECK(at::equal(loaded->forward(batch), model->forward(batch)));
     }
+  }
+}
+
+TEST_CASE("llama: what every model can compute may lie beside its weights, and nothing else", "[llama]") {
+  const Folder folder("beside");
+  auto config = small_config();
+  config.tie_word_embeddings = true;
+  llama::LlamaForCausalLM model(config);
+  llama::save(*model, folder.path);
+  const Path file = folder.path / "model.safetensors";
+  auto tensors = io::load_safetensors(file);
+  tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = at::ones({2});
+  tensors["lm_head.weight"] = at::zeros({32, 16});
+  const auto save = [&] { io::save_safetensors(file, io::NamedTensors(tensors.begin(), tensors.end())); };
+  save();
+  CHECK(at::equal(llama::load(folder.path)->forward(batch_of({1, 2, 3})), model->forward(batch_of({1, 2, 3}))));
+  tensors["model.other.weight"] = at::ones({2});
+  save();
+  CHECK_THROWS_WITH(llama::load(folder.path), Catch::Matchers::Contains("model.other.weight"));
+}
+
+TEST_CASE("llama: one end token or several are saved for generation as they are", "[llama]") {
+  const Folder folder("ends");
+  for (const std::vector<int64_t>& ends : {std::vector<int64_t>{2}, {2, 7}}) {
+    auto config = small_config();
+    config.eos_token_ids = ends;
+    llama::LlamaForCausalLM model(config);
+    llama::save(*model, folder.path);
+    const auto saved = formats::parse_json(read_file(folder.path / "generation_config.json"), "generation_config.json");
+    CHECK(saved.at("eos_token_id") == (ends.size() == 1 ? formats::Json(2) : formats::Json(ends)));
   }
 }
 

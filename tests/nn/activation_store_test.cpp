@@ -1,6 +1,8 @@
 #include "lora/nn/activation_store.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 #include <torch/utils.h>
 
 #include "catch.h"
@@ -29,6 +31,22 @@ TEST_CASE("ActivationStore: what was put comes back bit for bit, in any order an
   }
   kept[2] = nullptr;  // a part that nobody goes back through
   CHECK(at::equal(store.take(*kept[3])[1], tensors[3][1]));
+}
+
+TEST_CASE("ActivationStore: taking one part sends for the one that was put before it", "[nn]") {
+  struct Meter : c10::MemoryReportingInfoBase {
+    void reportMemoryUsage(void*, int64_t size, size_t, size_t, c10::Device) override { bytes += size; }
+    bool memoryProfilingEnabled() const override { return true; }
+    int64_t bytes = 0;
+  };
+  nn::ActivationStore store(at::kCPU);
+  const auto first = store.put({at::randn({1000})}), second = store.put({at::randn({1000})});
+  const auto meter = std::make_shared<Meter>();
+  const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, meter);
+  const auto taken = store.take(*second);
+  CHECK(meter->bytes == 2 * 4000);
+  const auto ahead = store.take(*first);
+  CHECK(meter->bytes == 2 * 4000);
 }
 
 TEST_CASE("Recomputing from a store gives the same bits, and autograd keeps no input", "[nn]") {

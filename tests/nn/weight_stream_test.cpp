@@ -3,8 +3,10 @@
 #include <ATen/ATen.h>
 
 #include <atomic>
+#include <chrono>
 #include <fstream>
 #include <set>
+#include <thread>
 
 #include "catch.h"
 #include "gradcheck.h"
@@ -114,6 +116,7 @@ TEST_CASE("WeightStream: a weight that somebody still holds is not written over"
   Counted counted;
   const auto held = counted.stream.get({1, 1});
   counted.up();
+  CHECK(at::equal(held, value_of(1, 1)));
   counted.down();
   CHECK(at::equal(held, value_of(1, 1)));
 }
@@ -127,6 +130,34 @@ TEST_CASE("WeightStream: a dropped weight is read no more, the others of its blo
   CHECK(at::equal(counted.stream.get({2, 0}), value_of(2, 0)));
   CHECK(counted.reads[2] == before + 1);
   CHECK(counted.stream.bytes() == (kBlocks * kPerBlock - 1) * 12 * 4);
+}
+
+TEST_CASE("WeightStream: weights of several types share a block's memory without overlap", "[nn]") {
+  WeightStream stream(at::kCPU);
+  stream.add(0, {3}, at::kBFloat16, [](at::Tensor target) { target.fill_(1); });
+  stream.add(0, {2}, at::kFloat, [](at::Tensor target) { target.fill_(2); });
+  stream.add(0, {1}, at::kDouble, [](at::Tensor target) { target.fill_(3); });
+  const auto first = stream.get({0, 0}), second = stream.get({0, 1}), third = stream.get({0, 2});
+  CHECK(at::equal(first, at::full({3}, 1).to(at::kBFloat16)));
+  CHECK(at::equal(second, at::full({2}, 2.0f)));
+  CHECK(at::equal(third, at::full({1}, 3.0, at::kDouble)));
+}
+
+TEST_CASE("WeightStream: dropping a weight waits for its block that is on its way", "[nn]") {
+  WeightStream stream(at::kCPU);
+  std::atomic<int> arrived = 0;
+  const auto slow = [&](at::Tensor target) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    target.fill_(1);
+    ++arrived;
+  };
+  stream.add(0, {2}, at::kFloat, [](at::Tensor target) { target.fill_(0); });
+  stream.add(1, {2}, at::kFloat, slow);
+  stream.add(1, {2}, at::kFloat, slow);
+  stream.get({0, 0});  // sends for block 1
+  stream.drop({1, 0});
+  CHECK(arrived == 2);
+  CHECK(at::equal(stream.get({1, 1}), at::ones({2})));
 }
 
 TEST_CASE("WeightStream: what a read throws reaches whoever asks for the weight", "[nn]") {

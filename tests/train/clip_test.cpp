@@ -45,3 +45,9 @@ TEST_CASE("the norm of bf16 gradients equals that in double", "[train]") {
   gradients[1][1] = std::nan("");
   CHECK(std::isnan(clip_gradients(gradients, 1)));
 }
+
+TEST_CASE("the norm of a bf16 gradient counts its own numbers and none that lie behind them", "[train]") {
+  const auto memory = at::full({9000}, 1000).to(at::kBFloat16);
+  const auto gradient = memory.slice(0, 0, 4097).fill_(1);
+  CHECK(clip_gradients({gradient}, 0) == Approx(std::sqrt(4097.0)).epsilon(1e-6));
+}

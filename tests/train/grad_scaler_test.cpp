@@ -137,3 +137,11 @@ TEST_CASE("options and states that make no sense are refused", "[train]") {
   CHECK_THROWS_AS(scaler.load_state({1, -1}), FormatError);
   CHECK(scaler.scale() == 65536);
 }
+
+TEST_CASE("a saved scale is taken by a scaler that adapts, and by no other", "[train]") {
+  GradScaler adapts({.enabled = true}), fixed({.enabled = true, .dynamic = false, .init = 128}), off({});
+  for (GradScaler* scaler : {&adapts, &fixed, &off}) scaler->load_state({512, 3});
+  CHECK(adapts.scale() == 512);
+  CHECK(fixed.scale() == 128);
+  CHECK(off.scale() == 1);
+}

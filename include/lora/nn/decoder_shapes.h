@@ -10,10 +10,11 @@ namespace lora::nn {
 /// A linear layer as memory sees it.
 struct LinearShape {
   int64_t in = 0, out = 0;
-  bool trained = false;      ///< its weight or bias asks for a gradient
-  int64_t rank = 0;          ///< of its active low-rank adapters together; 0: none
-  int64_t dropouts = 0;      ///< adapters that drop inputs, and so are added by themselves
+  bool trained = false;  ///< its weight or bias asks for a gradient
+  int64_t rank = 0;      ///< of its active low-rank adapters together; 0: none
+  int64_t dropouts = 0;  ///< adapters that drop inputs, and so are added by themselves
   bool adapter_trained = false;
+  at::ScalarType dtype = at::kFloat;  ///< of its weight
 
   int64_t numbers() const { return in * out; }
 };

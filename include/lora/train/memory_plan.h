@@ -43,6 +43,7 @@ struct MemoryInputs {
   bool packed_rows = false;
   /// Places that attention lays out for each token of a packed row (see ops::Segments).
   double places_per_token = 1;
+  int64_t longest_sequence = 0;  ///< of a packed row's sequences, in tokens
   int64_t grad_accum = 1;
 
   uint64_t loading_bytes = 0;  ///< the largest weight that is converted while it is read
