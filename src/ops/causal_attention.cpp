@@ -1,12 +1,18 @@
 #include <ATen/ATen.h>
+#include <fmt/ranges.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+#include <numeric>
+
+#include "core/check.h"
 #include "lora/ops/ops.h"
 #include "ops/apply.h"
 #include "ops/rows.h"
 #include "ops/sequence_attention.h"
 
-// Legend: B batch, S sequence, N rows (tokens), H heads, G key/value heads, K head size, T rows of the rotary tables.
+// Legend: B batch, S sequence, N rows (tokens), H heads, G key/value heads, K head size, T rows of
+// the rotary tables.
 namespace lora::ops {
 namespace {
 
@@ -15,12 +21,15 @@ using torch::autograd::variable_list;
 
 /// Keeps the projections as they came, the result and the softmax's sums.
 struct JoinedAttention : torch::autograd::Function<JoinedAttention> {
-  static Tensor forward(AutogradContext* context, const Tensor& qkv, const std::optional<Tensor>& cos_TK,
-                        const std::optional<Tensor>& sin_TK, int64_t heads, int64_t groups, const std::vector<int64_t>& sequences) {
-    const JoinedHeads joined = joined_heads(qkv, cos_TK.value_or(Tensor()), sin_TK.value_or(Tensor()), heads, groups, sequences);
+  static Tensor forward(AutogradContext* context, const Tensor& qkv,
+                        const std::optional<Tensor>& cos_TK, const std::optional<Tensor>& sin_TK,
+                        int64_t heads, int64_t groups, const std::vector<int64_t>& sequences) {
+    const JoinedHeads joined = joined_heads(qkv, cos_TK.value_or(Tensor()),
+                                            sin_TK.value_or(Tensor()), heads, groups, sequences);
     const int64_t tokens = joined.qkv_NW.size(0);
     Tensor out_ND = at::empty({tokens, heads * joined.head_size()}, qkv.options());
-    Tensor log_sum_HN = at::empty({heads, tokens}, qkv.options().dtype(rows::wide_type(qkv.scalar_type())));
+    Tensor log_sum_HN =
+        at::empty({heads, tokens}, qkv.options().dtype(rows::wide_type(qkv.scalar_type())));
     attend_sequences(joined, out_ND, log_sum_HN);
     context->save_for_backward({joined.qkv_NW, joined.cos_TK, joined.sin_TK, out_ND, log_sum_HN});
     context->saved_data["heads"] = heads;
@@ -32,19 +41,28 @@ struct JoinedAttention : torch::autograd::Function<JoinedAttention> {
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const auto saved = context->get_saved_variables();
-    const JoinedHeads joined = joined_heads(saved[0], saved[1], saved[2], context->saved_data["heads"].toInt(),
-                                            context->saved_data["groups"].toInt(), context->saved_data["sequences"].toIntVector());
+    const JoinedHeads joined = joined_heads(
+        saved[0], saved[1], saved[2], context->saved_data["heads"].toInt(),
+        context->saved_data["groups"].toInt(), context->saved_data["sequences"].toIntVector());
     const Tensor &out_ND = saved[3], &log_sum_HN = saved[4];
-    const Tensor dout_ND = gradients[0].to(out_ND.scalar_type()).reshape(out_ND.sizes()).contiguous();
+    const Tensor dout_ND =
+        gradients[0].to(out_ND.scalar_type()).reshape(out_ND.sizes()).contiguous();
     Tensor dqkv_NW = at::empty_like(joined.qkv_NW);
     attend_sequences_backward(joined, out_ND, dout_ND, log_sum_HN, dqkv_NW);
-    return {dqkv_NW.view(context->saved_data["shape"].toIntVector()), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    return {dqkv_NW.view(context->saved_data["shape"].toIntVector()),
+            Tensor(),
+            Tensor(),
+            Tensor(),
+            Tensor(),
+            Tensor()};
   }
 
   /// `sequences`: begin, length and first angle of each, one after the other.
-  static JoinedHeads joined_heads(const Tensor& qkv, const Tensor& cos_TK, const Tensor& sin_TK, int64_t heads, int64_t groups,
+  static JoinedHeads joined_heads(const Tensor& qkv, const Tensor& cos_TK, const Tensor& sin_TK,
+                                  int64_t heads, int64_t groups,
                                   const std::vector<int64_t>& sequences) {
-    JoinedHeads joined{qkv.reshape({-1, qkv.size(-1)}).contiguous(), cos_TK, sin_TK, heads, groups, {}};
+    JoinedHeads joined{
+        qkv.reshape({-1, qkv.size(-1)}).contiguous(), cos_TK, sin_TK, heads, groups, {}};
     for (size_t i = 0; i + 2 < sequences.size(); i += 3) {
       joined.sequences.push_back({sequences[i], sequences[i + 1], sequences[i + 2]});
     }
@@ -53,7 +71,8 @@ struct JoinedAttention : torch::autograd::Function<JoinedAttention> {
 };
 
 /// Begin, length and first angle of every sequence.
-std::vector<int64_t> sequences_of(const Tensor& qkv, int64_t tables, const std::vector<int64_t>& lengths) {
+std::vector<int64_t> sequences_of(const Tensor& qkv, int64_t tables,
+                                  const std::vector<int64_t>& lengths) {
   std::vector<int64_t> sequences;
   if (!lengths.empty()) {
     int64_t begin = 0;
@@ -70,13 +89,43 @@ std::vector<int64_t> sequences_of(const Tensor& qkv, int64_t tables, const std::
   return sequences;
 }
 
+/// The kernels read and write without looking.
+void check_joined(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t heads,
+                  int64_t groups, const std::vector<int64_t>& lengths) {
+  require<ShapeError>(qkv.dim() == 3 && groups > 0 && heads % groups == 0 &&
+                          qkv.size(2) % (heads + 2 * groups) == 0,
+                      "[ops.attention] projections must be (B, S, (H + 2 G) K) with H a multiple "
+                      "of G; found [{}] for {} and {} heads",
+                      fmt::join(qkv.sizes(), ", "), heads, groups);
+  const int64_t batch = qkv.size(0), size = qkv.size(2) / (heads + 2 * groups);
+  int64_t longest = qkv.size(1);
+  if (!lengths.empty()) {
+    const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+    longest = *std::ranges::max_element(lengths);
+    require<ShapeError>(
+        batch == 1 && *std::ranges::min_element(lengths) > 0 && tokens == qkv.size(1),
+        "[ops.attention] sequences must be one row's, positive and add up to it; found {} tokens "
+        "in {} rows of {}",
+        tokens, batch, qkv.size(1));
+  }
+  if (!cos.defined()) return;
+  const bool fits = cos.dim() == 4 && (cos.size(0) == 1 || cos.size(0) == batch) &&
+                    2 * cos.size(3) == size && cos.size(2) >= longest &&
+                    (cos.size(0) == 1 || cos.size(2) == qkv.size(1));
+  require<ShapeError>(fits && sin.defined() && sin.sizes() == cos.sizes(),
+                      "[ops.attention] rotary tables must be (1 or {}, 1, {}, {}); found [{}]",
+                      batch, longest, size / 2, fmt::join(cos.sizes(), ", "));
+}
+
 /// (B or 1, 1, S, K/2) as rows of the kernel's tables.
 Tensor table(const Tensor& angles, const Tensor& like) {
   return angles.to(rows::wide_type(like.scalar_type())).reshape({-1, angles.size(-1)}).contiguous();
 }
 
 /// (B, H, S, K) -> (B, S, H K)
-Tensor heads_joined(const Tensor& x_BHSK) { return x_BHSK.transpose(1, 2).reshape({x_BHSK.size(0), x_BHSK.size(2), -1}); }
+Tensor heads_joined(const Tensor& x_BHSK) {
+  return x_BHSK.transpose(1, 2).reshape({x_BHSK.size(0), x_BHSK.size(2), -1});
+}
 
 }  // namespace
 
@@ -84,13 +133,15 @@ bool attends_joined(const at::Device& device, at::ScalarType dtype) {
   return device.is_cpu() && (dtype == at::kBFloat16 || dtype == at::kFloat || dtype == at::kDouble);
 }
 
-Tensor joined_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t num_heads, int64_t num_kv_heads,
-                        const std::vector<int64_t>& lengths) {
+Tensor joined_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t num_heads,
+                        int64_t num_kv_heads, const std::vector<int64_t>& lengths) {
+  check_joined(qkv, cos, sin, num_heads, num_kv_heads, lengths);
   const auto sequences = sequences_of(qkv, cos.defined() ? cos.size(0) : 1, lengths);
   const auto optional_table = [&](const Tensor& angles) {
     return angles.defined() ? std::optional(table(angles, qkv)) : std::nullopt;
   };
-  return applied<JoinedAttention>(qkv, optional_table(cos), optional_table(sin), num_heads, num_kv_heads, sequences);
+  return applied<JoinedAttention>(qkv, optional_table(cos), optional_table(sin), num_heads,
+                                  num_kv_heads, sequences);
 }
 
 Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads) {
@@ -101,7 +152,8 @@ Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads) {
 Tensor causal_attention(const Heads& heads, bool fused) {
   const Tensor& q_BHSK = heads.q_BHSK;
   if (q_BHSK.is_cpu() && rows::applies(fused, q_BHSK, "fused_attention")) {
-    const Tensor qkv = at::cat({heads_joined(q_BHSK), heads_joined(heads.k_BGSK), heads_joined(heads.v_BGSK)}, -1);
+    const Tensor qkv =
+        at::cat({heads_joined(q_BHSK), heads_joined(heads.k_BGSK), heads_joined(heads.v_BGSK)}, -1);
     return joined_attention(qkv, {}, {}, q_BHSK.size(1), heads.k_BGSK.size(1));
   }
   const int64_t count = q_BHSK.size(1);
@@ -109,9 +161,10 @@ Tensor causal_attention(const Heads& heads, bool fused) {
   const bool shares_heads = q_BHSK.is_cuda() && q_BHSK.element_size() == 2;
   const Tensor k = shares_heads ? heads.k_BGSK : repeat_heads(heads.k_BGSK, count);
   const Tensor v = shares_heads ? heads.v_BGSK : repeat_heads(heads.v_BGSK, count);
-  const Tensor out_BHSK = at::scaled_dot_product_attention(q_BHSK, k, v, {}, /*dropout_p=*/0.0,
-                                                           /*is_causal=*/q_BHSK.size(2) > 1, /*scale=*/std::nullopt,
-                                                           /*enable_gqa=*/k.size(1) != count);
+  const Tensor out_BHSK =
+      at::scaled_dot_product_attention(q_BHSK, k, v, {}, /*dropout_p=*/0.0,
+                                       /*is_causal=*/q_BHSK.size(2) > 1, /*scale=*/std::nullopt,
+                                       /*enable_gqa=*/k.size(1) != count);
   return heads_joined(out_BHSK);
 }
 
@@ -119,15 +172,17 @@ Tensor attention_by_bounds(const Heads& heads, const Tensor& bounds, int64_t lon
   // (1, H, S, K) -> (S, H, K)
   const auto tokens_first = [](const Tensor& x_1HSK) { return x_1HSK.squeeze(0).transpose(0, 1); };
   const Tensor q_SHK = tokens_first(heads.q_BHSK);
-  const auto results = at::_flash_attention_forward(q_SHK, tokens_first(heads.k_BGSK), tokens_first(heads.v_BGSK), bounds, bounds,
-                                                    longest, longest, /*dropout_p=*/0.0, /*is_causal=*/true,
-                                                    /*return_debug_mask=*/false);
+  const auto results = at::_flash_attention_forward(
+      q_SHK, tokens_first(heads.k_BGSK), tokens_first(heads.v_BGSK), bounds, bounds, longest,
+      longest, /*dropout_p=*/0.0, /*is_causal=*/true,
+      /*return_debug_mask=*/false);
   return std::get<0>(results).reshape({1, q_SHK.size(0), -1});
 }
 
 bool attends_by_bounds(const at::Device& device, at::ScalarType dtype, int64_t head_size) {
   const bool is_half = dtype == at::kBFloat16 || dtype == at::kHalf;
-  return device.is_cuda() && is_half && head_size % 8 == 0 && head_size <= 256 && at::globalContext().userEnabledFlashSDP();
+  return device.is_cuda() && is_half && head_size % 8 == 0 && head_size <= 256 &&
+         at::globalContext().userEnabledFlashSDP();
 }
 
 }  // namespace lora::ops

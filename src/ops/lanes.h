@@ -10,7 +10,8 @@
 
 namespace lora::ops {
 
-/// bf16 as its bits: conversions by shifts become vector instructions, which those of c10::BFloat16 do not.
+/// bf16 as its bits: conversions by shifts become vector instructions, which those of c10::BFloat16
+/// do not.
 struct Bf16 {
   uint16_t bits;
 };
@@ -36,8 +37,9 @@ inline InstructionSet instruction_set() {
     __builtin_cpu_init();
     const bool avx2_too = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (!avx2_too) return InstructionSet::kPlain;
-    const bool avx512_too = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    const bool avx512_too =
+        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     return avx512_too ? InstructionSet::kAvx512 : InstructionSet::kAvx2;
   }();
   return best;

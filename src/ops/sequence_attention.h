@@ -1,6 +1,6 @@
-// Causal softmax attention within sequences of rows on the CPU, from the projections as a product leaves them: heads are
-// taken apart and rotated on their way into the caches, and gradients go back the same way. Nothing of the size of
-// (queries x keys) outlives a block.
+// Causal softmax attention within sequences of rows on the CPU, from the projections as a product
+// leaves them: heads are taken apart and rotated on their way into the caches, and gradients go
+// back the same way. Nothing of the size of (queries x keys) outlives a block.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,7 +8,8 @@
 #include <cstdint>
 #include <vector>
 
-// Legend: N rows (tokens), H heads, G key/value heads, K head size, W = (H + 2 G) K, T rows of the rotary tables.
+// Legend: N rows (tokens), H heads, G key/value heads, K head size, W = (H + 2 G) K, T rows of the
+// rotary tables.
 namespace lora::ops {
 
 using at::Tensor;
@@ -21,19 +22,21 @@ struct Sequence {
 
 /// Queries, keys and values side by side, and how to read them.
 struct JoinedHeads {
-  Tensor qkv_NW;            ///< bf16, fp32 or double; contiguous
-  Tensor cos_TK, sin_TK;    ///< (T, K/2) contiguous in the wide type, for queries and keys; undefined: not rotated
+  Tensor qkv_NW;          ///< bf16, fp32 or double; contiguous
+  Tensor cos_TK, sin_TK;  ///< (T, K/2) contiguous in the wide type, for queries and keys;
+                          ///< undefined: not rotated
   int64_t heads = 0, groups = 0;
   std::vector<Sequence> sequences;  ///< every row in one of them
 
   int64_t head_size() const { return qkv_NW.size(1) / (heads + 2 * groups); }
 };
 
-/// out (N, H K) in the type of qkv; log_sum (H, N) in the wide type: what the backward pass needs of the softmax.
+/// out (N, H K) in the type of qkv; log_sum (H, N) in the wide type: what the backward pass needs
+/// of the softmax.
 void attend_sequences(const JoinedHeads& joined, Tensor& out_ND, Tensor& log_sum_HN);
 
 /// dqkv (N, W) from dout (N, H K), contiguous.
-void attend_sequences_backward(const JoinedHeads& joined, const Tensor& out_ND, const Tensor& dout_ND,
-                               const Tensor& log_sum_HN, Tensor& dqkv_NW);
+void attend_sequences_backward(const JoinedHeads& joined, const Tensor& out_ND,
+                               const Tensor& dout_ND, const Tensor& log_sum_HN, Tensor& dqkv_NW);
 
 }  // namespace lora::ops

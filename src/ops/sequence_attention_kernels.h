@@ -1,24 +1,28 @@
-// The kernels of sequence_attention.cpp, which includes this file once per instruction set, inside a namespace and under
-// the compiler options of that set: hence no include guard. T is the tensors' type, U that of the operands of products.
+// The kernels of sequence_attention.cpp, which includes this file once per instruction set, inside
+// a namespace and under the compiler options of that set: hence no include guard. T is the tensors'
+// type, U that of the operands of products.
 #include "ops/lane_numbers.h"
 
 /// Rows of one head lie far apart: each is asked for while others are worked on.
 template <class T>
 LORA_INLINE void prefetch_row(const T* x, int64_t size) {
   const auto* bytes = reinterpret_cast<const char*>(x);
-  for (int64_t at = 0; at < size * static_cast<int64_t>(sizeof(T)); at += 64) __builtin_prefetch(bytes + at);
+  for (int64_t at = 0; at < size * static_cast<int64_t>(sizeof(T)); at += 64)
+    __builtin_prefetch(bytes + at);
 }
 template <class T>
 LORA_INLINE void prefetch_row_to_write(T* x, int64_t size) {
   auto* bytes = reinterpret_cast<char*>(x);
-  for (int64_t at = 0; at < size * static_cast<int64_t>(sizeof(T)); at += 64) __builtin_prefetch(bytes + at, 1);
+  for (int64_t at = 0; at < size * static_cast<int64_t>(sizeof(T)); at += 64)
+    __builtin_prefetch(bytes + at, 1);
 }
 constexpr int64_t kRowsAhead = 16;
 
-/// Rows of one head as operands, rotated by the tables' rows (null: as they are); zero from `count` to `padded`.
+/// Rows of one head as operands, rotated by the tables' rows (null: as they are); zero from `count`
+/// to `padded`.
 template <class T, class U>
-void gather(const T* x, int64_t stride, int64_t count, int64_t padded, const Wide<T>* cos, const Wide<T>* sin, int64_t size,
-            U* rows) {
+void gather(const T* x, int64_t stride, int64_t count, int64_t padded, const Wide<T>* cos,
+            const Wide<T>* sin, int64_t size, U* rows) {
   using W = Wide<T>;
   const int64_t half = size / 2;
   for (int64_t row = 0; row < count; ++row) {
@@ -43,7 +47,8 @@ void gather(const T* x, int64_t stride, int64_t count, int64_t padded, const Wid
 
 /// The way back for gradients: rotated by the opposite angles.
 template <class T>
-void scatter(const Wide<T>* rows, int64_t count, const Wide<T>* cos, const Wide<T>* sin, int64_t size, T* x, int64_t stride) {
+void scatter(const Wide<T>* rows, int64_t count, const Wide<T>* cos, const Wide<T>* sin,
+             int64_t size, T* x, int64_t stride) {
   using W = Wide<T>;
   const int64_t half = size / 2;
   for (int64_t row = 0; row < count; ++row) {
@@ -79,24 +84,27 @@ void transpose(const E* x, int64_t rows, int64_t columns, int64_t stride, E* y) 
   }
 }
 
-/// Numbers of neighbouring rows side by side, as bf16 products want their second operand: (rows, columns) to
-/// (rows / 2, columns, 2).
+/// Numbers of neighbouring rows side by side, as bf16 products want their second operand: (rows,
+/// columns) to (rows / 2, columns, 2).
 inline void pair_rows(const Bf16* x, int64_t rows, int64_t columns, Bf16* y) {
   for (int64_t row = 0; row < rows; row += 2) {
     const Bf16 *even = x + row * columns, *odd = even + columns;
     auto* to = reinterpret_cast<uint32_t*>(y + row * columns);
 #pragma omp simd
-    for (int64_t i = 0; i < columns; ++i) to[i] = even[i].bits | static_cast<uint32_t>(odd[i].bits) << 16;
+    for (int64_t i = 0; i < columns; ++i)
+      to[i] = even[i].bits | static_cast<uint32_t>(odd[i].bits) << 16;
   }
 }
 
-/// One block of scores, (kQueries, keys), to probabilities relative to the largest score so far, here and in `p`. Query `row` sees the
-/// first `seen` + row keys. `largest` and `sum` go on from the blocks before; `shrink` is what those are to be multiplied by.
+/// One block of scores, (kQueries, keys), to probabilities relative to the largest score so far,
+/// here and in `p`. Query `row` sees the first `seen` + row keys. `largest` and `sum` go on from
+/// the blocks before; `shrink` is what those are to be multiplied by.
 template <class W, class U>
-void softmax_block(W* scores, int64_t queries, int64_t keys, int64_t seen, W scale, bool first, W* largest, W* sum,
-                   W* shrink, U* p) {
+void softmax_block(W* scores, int64_t queries, int64_t keys, int64_t seen, W scale, bool first,
+                   W* largest, W* sum, W* shrink, U* p) {
   for (int64_t row = 0; row < queries; ++row) {
-    const auto visible = static_cast<int32_t>(seen + row < keys ? seen + row : keys), all = static_cast<int32_t>(keys);
+    const auto visible = static_cast<int32_t>(seen + row < keys ? seen + row : keys),
+               all = static_cast<int32_t>(keys);
     W* s = scores + row * keys;
     U* to = p + row * keys;
     shrink[row] = 1;
@@ -134,8 +142,8 @@ void scale_rows(const W* factors, int64_t rows, int64_t size, W* sums) {
 
 /// The output's rows, sums / sum, and log_sum.
 template <class T>
-void finish_rows(const Wide<T>* sums, const Wide<T>* largest, const Wide<T>* sum, int64_t count, int64_t size, T* out,
-                 int64_t stride, Wide<T>* log_sum) {
+void finish_rows(const Wide<T>* sums, const Wide<T>* largest, const Wide<T>* sum, int64_t count,
+                 int64_t size, T* out, int64_t stride, Wide<T>* log_sum) {
   for (int64_t row = 0; row < count; ++row) {
     const Wide<T> factor = Wide<T>(1) / sum[row];
 #pragma omp simd
@@ -146,19 +154,22 @@ void finish_rows(const Wide<T>* sums, const Wide<T>* largest, const Wide<T>* sum
 
 /// Each row's sum of out * dout.
 template <class T>
-void row_dots(const T* out, const T* dout, int64_t stride, int64_t count, int64_t size, Wide<T>* dots) {
+void row_dots(const T* out, const T* dout, int64_t stride, int64_t count, int64_t size,
+              Wide<T>* dots) {
   for (int64_t row = 0; row < count; ++row) {
     const T *o = out + row * stride, *d = dout + row * stride;
-    if (row + kRowsAhead < count) prefetch_row(o + kRowsAhead * stride, size), prefetch_row(d + kRowsAhead * stride, size);
+    if (row + kRowsAhead < count)
+      prefetch_row(o + kRowsAhead * stride, size), prefetch_row(d + kRowsAhead * stride, size);
     dots[row] = sum_over<Wide<T>>(size, [&](auto at) { return at(o) * at(d); });
   }
 }
 
-/// From scores = k q^T and dp = v dout^T, (keys, kQueries), of which key `row` is seen by the queries from row - `ahead`
-/// on: p = exp(scale scores - log_sum) and ds = scale p (dp - dots), zero where a query may not look.
+/// From scores = k q^T and dp = v dout^T, (keys, kQueries), of which key `row` is seen by the
+/// queries from row - `ahead` on: p = exp(scale scores - log_sum) and ds = scale p (dp - dots),
+/// zero where a query may not look.
 template <class W, class U>
-void softmax_backward_block(const W* scores, const W* dp, const W* log_sum, const W* dots, W scale, int64_t keys,
-                            int64_t ahead, U* p, U* ds) {
+void softmax_backward_block(const W* scores, const W* dp, const W* log_sum, const W* dots, W scale,
+                            int64_t keys, int64_t ahead, U* p, U* ds) {
   for (int64_t row = 0; row < keys; ++row) {
     const auto hidden = static_cast<int32_t>(row - ahead);
     const W *s = scores + row * kQueries, *d = dp + row * kQueries;
@@ -174,6 +185,14 @@ void softmax_backward_block(const W* scores, const W* dp, const W* log_sum, cons
 }
 
 template <class T, class U>
-constexpr AttentionKernels<T, U> kAttentionKernels = {
-    gather<T, U>,   scatter<T>, transpose<U>, transpose<uint32_t>, transpose<Wide<T>>, pair_rows, softmax_block<Wide<T>, U>, scale_rows<Wide<T>>,
-    finish_rows<T>, row_dots<T>, softmax_backward_block<Wide<T>, U>};
+constexpr AttentionKernels<T, U> kAttentionKernels = {gather<T, U>,
+                                                      scatter<T>,
+                                                      transpose<U>,
+                                                      transpose<uint32_t>,
+                                                      transpose<Wide<T>>,
+                                                      pair_rows,
+                                                      softmax_block<Wide<T>, U>,
+                                                      scale_rows<Wide<T>>,
+                                                      finish_rows<T>,
+                                                      row_dots<T>,
+                                                      softmax_backward_block<Wide<T>, U>};

@@ -564,6 +564,21 @@ TEST_CASE("joined_attention: nothing depends on later tokens, other sequences or
   for (size_t i = 0; i < 2; ++i) CHECK(at::equal(first[i], again[i]));
 }
 
+TEST_CASE("joined_attention: shapes that do not fit are errors", "[ops]") {
+  const Projections given(1, 10, 4, 1, 10);
+  const auto attend = [&](int64_t heads, int64_t tables, std::vector<int64_t> lengths) {
+    return ops::joined_attention(given.qkv, given.cos.narrow(2, 0, tables), given.sin.narrow(2, 0, tables), heads, 2, lengths);
+  };
+  CHECK_NOTHROW(attend(4, 10, {4, 6}));
+  CHECK_NOTHROW(attend(4, 6, {4, 6}));
+  CHECK_THROWS_AS(attend(3, 10, {}), ShapeError);
+  CHECK_THROWS_AS(attend(4, 9, {}), ShapeError);
+  CHECK_THROWS_AS(attend(4, 5, {4, 6}), ShapeError);
+  CHECK_THROWS_AS(attend(4, 10, {4, 7}), ShapeError);
+  CHECK_THROWS_AS(attend(4, 10, {4, 0, 6}), ShapeError);
+  CHECK_THROWS_AS(attend(4, 10, {11, -1}), ShapeError);
+}
+
 TEST_CASE("joined_attention: a type without a kernel is an error", "[ops]") {
   CHECK_THROWS_AS(ops::joined_attention(at::zeros({1, 2, 12}, at::kHalf), {}, {}, 1, 1), ShapeError);
   CHECK_FALSE(ops::attends_joined(at::kCPU, at::kHalf));

@@ -49,11 +49,12 @@ formats::Json expected_json(const std::string& name) {
 }
 
 /// "model.layers.0.self_attn.q_proj.default.lora_A" -> PEFT's name in files.
-std::string file_name(std::string name) {
-  const auto adapter = name.find(".default.");
+std::string file_name(const std::string& name) {
+  constexpr std::string_view kAdapter = ".default.";
+  const auto adapter = name.find(kAdapter);
   if (adapter == std::string::npos) return "base_model.model." + name;
-  name.replace(adapter, std::string_view(".default.").size(), ".");
-  return "base_model.model." + name + (name.find("lora_embedding") == std::string::npos ? ".weight" : "");
+  const std::string without = name.substr(0, adapter) + "." + name.substr(adapter + kAdapter.size());
+  return "base_model.model." + without + (name.find("lora_embedding") == std::string::npos ? ".weight" : "");
 }
 
 train::StepState make_state(const AdapterSet& adapters, const std::vector<std::pair<std::string, at::Tensor>>& parameters,
