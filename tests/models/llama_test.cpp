@@ -189,6 +189,16 @@ TEST_CASE("llama: what every model can compute may lie beside its weights, and n
   CHECK_THROWS_WITH(llama::load(folder.path), Catch::Matchers::Contains("model.other.weight"));
 }
 
+TEST_CASE("llama: saved in another type, which config and weights say", "[llama]") {
+  const Folder folder("dtype");
+  llama::LlamaForCausalLM model(small_config());
+  llama::save(*model, folder.path, {.dtype = DType::kBF16, .copy_tokenizer_from = std::nullopt});
+  const auto loaded = llama::load(folder.path);
+  CHECK(loaded->config.dtype == DType::kBF16);
+  CHECK(at::equal(loaded->lm_head->weight, model->lm_head->weight.to(at::kBFloat16)));
+  CHECK(llama::load(folder.path, {.dtype = at::kFloat})->config.dtype == DType::kF32);
+}
+
 TEST_CASE("llama: one end token or several are saved for generation as they are", "[llama]") {
   const Folder folder("ends");
   for (const std::vector<int64_t>& ends : {std::vector<int64_t>{2}, {2, 7}}) {

@@ -143,6 +143,19 @@ TEST_CASE("WeightStream: weights of several types share a block's memory without
   CHECK(at::equal(third, at::full({1}, 3.0, at::kDouble)));
 }
 
+TEST_CASE("WeightStream: blocks of other shapes get memory of their own", "[nn]") {
+  WeightStream stream(at::kCPU);
+  const std::vector<std::vector<int64_t>> shapes = {{3, 4}, {5}, {4, 3}, {24}, {2, 6}};
+  for (size_t block = 0; block < shapes.size(); ++block) {
+    stream.add(block, shapes[block], at::kFloat, [block](at::Tensor target) { target.fill_(static_cast<double>(block)); });
+  }
+  for (int pass = 0; pass < 2; ++pass) {
+    for (size_t block = 0; block < shapes.size(); ++block) {
+      CHECK(at::equal(stream.get({block, 0}), at::full(shapes[block], static_cast<double>(block))));
+    }
+  }
+}
+
 TEST_CASE("WeightStream: dropping a weight waits for its block that is on its way", "[nn]") {
   WeightStream stream(at::kCPU);
   std::atomic<int> arrived = 0;
