@@ -6,6 +6,7 @@
 #include <array>
 #include <set>
 #include <utility>
+#include <vector>
 
 // Legend: N tokens of a micro-batch, P places of attention (N without packed rows), D model, H heads, K head size, Q
 // width of all query heads, W of queries, keys and values, F feed-forward, V vocabulary, R rank.
@@ -191,9 +192,11 @@ class Rehearsal {
     if (!on_cpu()) return 0;
     int64_t large = 0;
     const int64_t inner = layers_.front().down.inputs(), state = N_ * D_ * compute_, stream = N_ * D_ * stream_;
-    for (const int64_t bytes : {stream, stream, state, state, state, state, P_ * W_ * compute_, P_ * Q_ * compute_,
-                                P_ * Q_ * compute_, P_ * (W_ - Q_) / 2 * compute_, P_ * (W_ - Q_) / 2 * compute_,
-                                N_ * 2 * inner * compute_, N_ * inner * compute_}) {
+    std::vector<int64_t> tensors = {stream, stream, state, state, state, state, P_ * W_ * compute_, P_ * Q_ * compute_,
+                                    N_ * 2 * inner * compute_, N_ * inner * compute_};
+    const int64_t query = P_ * Q_ * compute_, key = P_ * (W_ - Q_) / 2 * compute_;
+    if (!attends_joined()) tensors.insert(tensors.end(), {query, key, key});
+    for (const int64_t bytes : tensors) {
       if (bytes >= kLargeTensor) large += bytes;
     }
     int64_t dropped = 0;
