@@ -4,11 +4,10 @@
 
 #include <cmath>
 
+#include "ops/rows.h"
+
 namespace lora::nn {
 namespace {
-
-/// One new token, or the few that are checked at a time.
-constexpr int64_t kFewPositions = 4;
 
 at::Tensor inverse_frequencies(int64_t head_dim, double theta, const at::TensorOptions& options) {
   const at::Tensor exponents = at::arange(0, head_dim, 2, options.dtype(at::kFloat)).div_(static_cast<double>(head_dim));
@@ -23,7 +22,7 @@ RotaryTable::RotaryTable(int64_t head_dim, double theta) : head_dim_(head_dim), 
 }
 
 std::pair<at::Tensor, at::Tensor> RotaryTable::at(const at::Tensor& position_ids_BS) const {
-  if (position_ids_BS.is_cpu() && position_ids_BS.numel() <= kFewPositions) return of_few(position_ids_BS.contiguous());
+  if (position_ids_BS.is_cpu() && position_ids_BS.numel() <= ops::rows::kFewRows) return of_few(position_ids_BS.contiguous());
   const at::Tensor angles =
       position_ids_BS.to(at::kFloat).unsqueeze(-1) * inverse_frequencies(head_dim_, theta_, position_ids_BS.options());
   return {angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)};

@@ -19,75 +19,56 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+/// How the kernels read qkv (B, S, W), with tables (B or 1, 1, S, K/2), and `lengths` (see joined_attention).
+JoinedHeads joined_heads(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t heads, int64_t groups,
+                         const std::vector<int64_t>& lengths) {
+  const auto table = [](const Tensor& angles) { return angles.defined() ? angles.view({-1, angles.size(-1)}) : Tensor(); };
+  JoinedHeads joined{qkv.view({-1, qkv.size(-1)}), table(cos), table(sin), heads, groups, {}};
+  int64_t begin = 0;
+  for (const int64_t length : lengths) {
+    joined.sequences.push_back({begin, length, 0});
+    begin += length;
+  }
+  if (!lengths.empty()) return joined;
+  const bool own_tables = cos.defined() && cos.size(0) > 1;
+  for (int64_t row = 0; row < qkv.size(0); ++row) {
+    const int64_t first = row * qkv.size(1);
+    joined.sequences.push_back({first, qkv.size(1), own_tables ? first : 0});
+  }
+  return joined;
+}
+
 /// Keeps the projections as they came, the result and the softmax's sums.
 struct JoinedAttention : torch::autograd::Function<JoinedAttention> {
-  static Tensor forward(AutogradContext* context, const Tensor& qkv,
-                        const std::optional<Tensor>& cos_TK, const std::optional<Tensor>& sin_TK,
-                        int64_t heads, int64_t groups, const std::vector<int64_t>& sequences) {
-    const JoinedHeads joined = joined_heads(qkv, cos_TK.value_or(Tensor()),
-                                            sin_TK.value_or(Tensor()), heads, groups, sequences);
+  /// Everything contiguous, the tables in the wide type.
+  static Tensor forward(AutogradContext* context, const Tensor& qkv, const std::optional<Tensor>& cos,
+                        const std::optional<Tensor>& sin, int64_t heads, int64_t groups, const std::vector<int64_t>& lengths) {
+    const Tensor cosine = cos.value_or(Tensor()), sine = sin.value_or(Tensor());
+    const JoinedHeads joined = joined_heads(qkv, cosine, sine, heads, groups, lengths);
     const int64_t tokens = joined.qkv_NW.size(0);
     Tensor out_ND = at::empty({tokens, heads * joined.head_size()}, qkv.options());
-    Tensor log_sum_HN =
-        at::empty({heads, tokens}, qkv.options().dtype(rows::wide_type(qkv.scalar_type())));
+    Tensor log_sum_HN = at::empty({heads, tokens}, qkv.options().dtype(rows::wide_type(qkv.scalar_type())));
     attend_sequences(joined, out_ND, log_sum_HN);
-    context->save_for_backward({joined.qkv_NW, joined.cos_TK, joined.sin_TK, out_ND, log_sum_HN});
+    context->save_for_backward({qkv, cosine, sine, out_ND, log_sum_HN});
     context->saved_data["heads"] = heads;
     context->saved_data["groups"] = groups;
-    context->saved_data["sequences"] = sequences;
-    context->saved_data["shape"] = qkv.sizes().vec();
+    context->saved_data["lengths"] = lengths;
     return out_ND.view({qkv.size(0), qkv.size(1), -1});
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const auto saved = context->get_saved_variables();
-    const JoinedHeads joined = joined_heads(
-        saved[0], saved[1], saved[2], context->saved_data["heads"].toInt(),
-        context->saved_data["groups"].toInt(), context->saved_data["sequences"].toIntVector());
-    const Tensor &out_ND = saved[3], &log_sum_HN = saved[4];
-    const Tensor dout_ND =
-        gradients[0].to(out_ND.scalar_type()).reshape(out_ND.sizes()).contiguous();
-    Tensor dqkv_NW = at::empty_like(joined.qkv_NW);
+    const Tensor &qkv = saved[0], &out_ND = saved[3], &log_sum_HN = saved[4];
+    const JoinedHeads joined = joined_heads(qkv, saved[1], saved[2], context->saved_data["heads"].toInt(),
+                                            context->saved_data["groups"].toInt(),
+                                            context->saved_data["lengths"].toIntVector());
+    const Tensor dout_ND = gradients[0].to(out_ND.scalar_type()).reshape(out_ND.sizes()).contiguous();
+    const Tensor dqkv = at::empty_like(qkv);
+    Tensor dqkv_NW = dqkv.view(joined.qkv_NW.sizes());
     attend_sequences_backward(joined, out_ND, dout_ND, log_sum_HN, dqkv_NW);
-    return {dqkv_NW.view(context->saved_data["shape"].toIntVector()),
-            Tensor(),
-            Tensor(),
-            Tensor(),
-            Tensor(),
-            Tensor()};
-  }
-
-  /// `sequences`: begin, length and first angle of each, one after the other.
-  static JoinedHeads joined_heads(const Tensor& qkv, const Tensor& cos_TK, const Tensor& sin_TK,
-                                  int64_t heads, int64_t groups,
-                                  const std::vector<int64_t>& sequences) {
-    JoinedHeads joined{
-        qkv.reshape({-1, qkv.size(-1)}).contiguous(), cos_TK, sin_TK, heads, groups, {}};
-    for (size_t i = 0; i + 2 < sequences.size(); i += 3) {
-      joined.sequences.push_back({sequences[i], sequences[i + 1], sequences[i + 2]});
-    }
-    return joined;
+    return {dqkv, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
-
-/// Begin, length and first angle of every sequence.
-std::vector<int64_t> sequences_of(const Tensor& qkv, int64_t tables,
-                                  const std::vector<int64_t>& lengths) {
-  std::vector<int64_t> sequences;
-  if (!lengths.empty()) {
-    int64_t begin = 0;
-    for (const int64_t length : lengths) {
-      sequences.insert(sequences.end(), {begin, length, 0});
-      begin += length;
-    }
-    return sequences;
-  }
-  const int64_t length = qkv.size(1);
-  for (int64_t row = 0; row < qkv.size(0); ++row) {
-    sequences.insert(sequences.end(), {row * length, length, tables > 1 ? row * length : 0});
-  }
-  return sequences;
-}
 
 /// The kernels read and write without looking.
 void check_joined(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t heads,
@@ -117,11 +98,6 @@ void check_joined(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64
                       batch, longest, size / 2, fmt::join(cos.sizes(), ", "));
 }
 
-/// (B or 1, 1, S, K/2) as rows of the kernel's tables.
-Tensor table(const Tensor& angles, const Tensor& like) {
-  return angles.to(rows::wide_type(like.scalar_type())).reshape({-1, angles.size(-1)}).contiguous();
-}
-
 /// (B, H, S, K) -> (B, S, H K)
 Tensor heads_joined(const Tensor& x_BHSK) {
   return x_BHSK.transpose(1, 2).reshape({x_BHSK.size(0), x_BHSK.size(2), -1});
@@ -130,18 +106,16 @@ Tensor heads_joined(const Tensor& x_BHSK) {
 }  // namespace
 
 bool attends_joined(const at::Device& device, at::ScalarType dtype) {
-  return device.is_cpu() && (dtype == at::kBFloat16 || dtype == at::kFloat || dtype == at::kDouble);
+  return device.is_cpu() && rows::supports(device, dtype);
 }
 
-Tensor joined_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t num_heads,
-                        int64_t num_kv_heads, const std::vector<int64_t>& lengths) {
+Tensor joined_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t num_heads, int64_t num_kv_heads,
+                        const std::vector<int64_t>& lengths) {
   check_joined(qkv, cos, sin, num_heads, num_kv_heads, lengths);
-  const auto sequences = sequences_of(qkv, cos.defined() ? cos.size(0) : 1, lengths);
-  const auto optional_table = [&](const Tensor& angles) {
-    return angles.defined() ? std::optional(table(angles, qkv)) : std::nullopt;
+  const auto table = [&](const Tensor& angles) {
+    return angles.defined() ? std::optional(angles.to(rows::wide_type(qkv.scalar_type())).contiguous()) : std::nullopt;
   };
-  return applied<JoinedAttention>(qkv, optional_table(cos), optional_table(sin), num_heads,
-                                  num_kv_heads, sequences);
+  return applied<JoinedAttention>(qkv.contiguous(), table(cos), table(sin), num_heads, num_kv_heads, lengths);
 }
 
 Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads) {

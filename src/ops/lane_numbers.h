@@ -57,22 +57,26 @@ LORA_INLINE double exponential(double x) {
   return std::exp(x);
 }
 
+/// One head of one token: (x1, x2) to (x1 cos - x2 sin, x2 cos + x1 sin), halves of `half` numbers; `direction` -1 turns
+/// back.
+template <class From, class To, class W>
+LORA_INLINE void rotate_row(const From* x, const W* cos, const W* sin, W direction, int64_t half, To* y) {
+#pragma omp simd
+  for (int64_t i = 0; i < half; ++i) {
+    const W first = load(x[i]), second = load(x[i + half]), turn = direction * sin[i];
+    store(y[i], first * cos[i] - second * turn);
+    store(y[i + half], second * cos[i] + first * turn);
+  }
+}
+
 // Sums over rows. The compiler's own vectorised sums end with an addition per lane, one after the
 // other, which costs as much as a row of a few hundred numbers; these keep lanes in registers and
 // end with halves.
 
 constexpr int64_t kLaneBytes = 64;
-typedef float FloatLanes __attribute__((vector_size(kLaneBytes)));
-typedef double DoubleLanes __attribute__((vector_size(kLaneBytes)));
-typedef uint32_t WordLanes __attribute__((vector_size(kLaneBytes)));
-typedef uint16_t HalfWordLanes __attribute__((vector_size(kLaneBytes / 2)));
 template <class W>
 struct LanesOf {
-  using type = FloatLanes;
-};
-template <>
-struct LanesOf<double> {
-  using type = DoubleLanes;
+  typedef W type __attribute__((vector_size(kLaneBytes)));
 };
 template <class W>
 using Lanes = typename LanesOf<W>::type;
@@ -80,22 +84,20 @@ using Lanes = typename LanesOf<W>::type;
 template <class T>
 constexpr int64_t kLanes = kLaneBytes / static_cast<int64_t>(sizeof(Wide<T>));
 
-LORA_INLINE FloatLanes load_lanes(const Bf16* x) {
-  HalfWordLanes bits;
+template <class W>
+LORA_INLINE Lanes<W> load_lanes(const W* x) {
+  Lanes<W> lanes;
+  std::memcpy(&lanes, x, sizeof(lanes));
+  return lanes;
+}
+LORA_INLINE Lanes<float> load_lanes(const Bf16* x) {
+  typedef uint16_t Bits __attribute__((vector_size(kLaneBytes / 2)));
+  typedef uint32_t Words __attribute__((vector_size(kLaneBytes)));
+  Bits bits;
   std::memcpy(&bits, x, sizeof(bits));
-  const WordLanes words = __builtin_convertvector(bits, WordLanes) << 16;
-  FloatLanes lanes;
+  const Words words = __builtin_convertvector(bits, Words) << 16;
+  Lanes<float> lanes;
   std::memcpy(&lanes, &words, sizeof(lanes));
-  return lanes;
-}
-LORA_INLINE FloatLanes load_lanes(const float* x) {
-  FloatLanes lanes;
-  std::memcpy(&lanes, x, sizeof(lanes));
-  return lanes;
-}
-LORA_INLINE DoubleLanes load_lanes(const double* x) {
-  DoubleLanes lanes;
-  std::memcpy(&lanes, x, sizeof(lanes));
   return lanes;
 }
 
@@ -115,14 +117,19 @@ struct OneAt {
   }
 };
 
-template <class W>
-LORA_INLINE W sum_of_lanes(const Lanes<W>& lanes) {
+/// All lanes combined, half with half.
+template <class W, class Combine>
+LORA_INLINE W folded(const Lanes<W>& lanes, Combine combine) {
   W parts[kLanes<W>];
   std::memcpy(parts, &lanes, sizeof(lanes));
   for (int64_t half = kLanes<W> / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) parts[i] += parts[i + half];
+    for (int64_t i = 0; i < half; ++i) parts[i] = combine(parts[i], parts[i + half]);
   }
   return parts[0];
+}
+template <class W>
+LORA_INLINE W sum_of_lanes(const Lanes<W>& lanes) {
+  return folded<W>(lanes, [](W a, W b) { return a + b; });
 }
 
 /// Sum of term(at) over `count` places; `term` reads with at(pointer).
@@ -154,13 +161,7 @@ LORA_INLINE W largest_of(const W* x, int64_t count) {
       const Lanes<W> next = load_lanes(x + i);
       lanes = next > lanes ? next : lanes;
     }
-    W parts[kStep];
-    std::memcpy(parts, &lanes, sizeof(lanes));
-    for (int64_t half = kStep / 2; half > 0; half /= 2) {
-      for (int64_t l = 0; l < half; ++l)
-        parts[l] = parts[l + half] > parts[l] ? parts[l + half] : parts[l];
-    }
-    largest = parts[0];
+    largest = folded<W>(lanes, [](W a, W b) { return b > a ? b : a; });
   }
   for (; i < count; ++i) largest = x[i] > largest ? x[i] : largest;
   return largest;

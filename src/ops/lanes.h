@@ -1,7 +1,11 @@
 // What kernels share that are compiled once per instruction set.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
+
+#include "ops/wide.h"
 
 #define LORA_INLINE inline __attribute__((always_inline))
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -15,18 +19,6 @@ namespace lora::ops {
 struct Bf16 {
   uint16_t bits;
 };
-
-template <class T>
-struct WideOf {
-  using type = float;
-};
-template <>
-struct WideOf<double> {
-  using type = double;
-};
-/// The type in which numbers of type T are computed with.
-template <class T>
-using Wide = typename WideOf<T>::type;
 
 enum class InstructionSet { kPlain, kAvx2, kAvx512 };
 
@@ -46,6 +38,20 @@ inline InstructionSet instruction_set() {
 #else
   return InstructionSet::kPlain;
 #endif
+}
+
+template <class Kernels>
+const Kernels& best_of(const Kernels& plain, const Kernels& avx2, const Kernels& avx512) {
+  if (instruction_set() == InstructionSet::kAvx512) return avx512;
+  return instruction_set() == InstructionSet::kAvx2 ? avx2 : plain;
+}
+/// The kernels of this name (see ops/kernels_of_all_sets.h) for this processor.
+#define LORA_BEST_OF(...) best_of(plain::__VA_ARGS__, avx2::__VA_ARGS__, avx512::__VA_ARGS__)
+
+/// A tensor's memory as kernels see it, null for an undefined one.
+template <class T>
+T* pointer(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<T*>(const_cast<void*>(tensor.const_data_ptr())) : nullptr;
 }
 
 }  // namespace lora::ops

@@ -160,18 +160,6 @@ LORA_INLINE void cross_entropy_row(T* logits, int64_t label, bool gradient, int6
   store(logits[label], exponential(of_label) * inverse - W(1));
 }
 
-/// One head of one token: (x1, x2) to (x1 cos - x2 sin, x2 cos + x1 sin), halves of `half` numbers.
-template <class T>
-LORA_INLINE void rotate_row(const T* x, const Wide<T>* cos, const Wide<T>* sin, Wide<T> direction, int64_t half, T* y) {
-  using W = Wide<T>;
-#pragma omp simd
-  for (int64_t i = 0; i < half; ++i) {
-    const W first = load(x[i]), second = load(x[i + half]), turn = direction * sin[i];
-    store(y[i], first * cos[i] - second * turn);
-    store(y[i + half], second * cos[i] + first * turn);
-  }
-}
-
 /// Weights come from memory at its full speed only when they are asked for a page before they are needed, a little at a time.
 template <int64_t Count, class T>
 LORA_INLINE void prefetch_ahead(const T* from) {

@@ -59,63 +59,22 @@ struct AdamWNumbers {
 using AdamWKernel = void (*)(const AdamWNumbers& s, const Bf16* gradient, float* master, float* exp_avg, float* exp_avg_sq,
                              Bf16* parameter, int64_t begin, int64_t end);
 
-namespace plain {
-#include "ops/row_kernels.h"
-}  // namespace plain
-
-#ifdef LORA_HAS_VECTOR_KERNELS
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-namespace avx2 {
-#include "ops/row_kernels.h"
-}  // namespace avx2
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512")
-namespace avx512 {
-#include "ops/row_kernels.h"
-}  // namespace avx512
-#pragma GCC pop_options
-#endif
+#define LORA_KERNELS "ops/row_kernels.h"
+#include "ops/kernels_of_all_sets.h"
 
 template <class X, class Y>
 const NormKernels<X, Y>& norm_kernels() {
-#ifdef LORA_HAS_VECTOR_KERNELS
-  if (instruction_set() == InstructionSet::kAvx512) return avx512::kNormKernels<X, Y>;
-  if (instruction_set() == InstructionSet::kAvx2) return avx2::kNormKernels<X, Y>;
-#endif
-  return plain::kNormKernels<X, Y>;
+  return LORA_BEST_OF(kNormKernels<X, Y>);
 }
 
 template <class T>
 const RowKernels<T>& row_kernels() {
-#ifdef LORA_HAS_VECTOR_KERNELS
-  if (instruction_set() == InstructionSet::kAvx512) return avx512::kRowKernels<T>;
-  if (instruction_set() == InstructionSet::kAvx2) return avx2::kRowKernels<T>;
-#endif
-  return plain::kRowKernels<T>;
+  return LORA_BEST_OF(kRowKernels<T>);
 }
 
-AdamWKernel adamw_kernel() {
-#ifdef LORA_HAS_VECTOR_KERNELS
-  if (instruction_set() == InstructionSet::kAvx512) return avx512::kAdamW;
-  if (instruction_set() == InstructionSet::kAvx2) return avx2::kAdamW;
-#endif
-  return plain::kAdamW;
-}
+AdamWKernel adamw_kernel() { return LORA_BEST_OF(kAdamW); }
 
-SquaresKernel squares_kernel() {
-#ifdef LORA_HAS_VECTOR_KERNELS
-  if (instruction_set() == InstructionSet::kAvx512) return avx512::kSquares;
-  if (instruction_set() == InstructionSet::kAvx2) return avx2::kSquares;
-#endif
-  return plain::kSquares;
-}
-
-template <class T>
-T* pointer(const Tensor& tensor) {
-  return tensor.defined() ? static_cast<T*>(const_cast<void*>(tensor.const_data_ptr())) : nullptr;
-}
+SquaresKernel squares_kernel() { return LORA_BEST_OF(kSquares); }
 
 /// Calls `body` with a value of the kernel's type for `tensor`.
 template <class Body>
@@ -159,11 +118,12 @@ void each_token(const Tensor& q, const Tensor& k, const Tensor& cos, Turn turn) 
 
 }  // namespace
 
-bool supports(const Tensor& tensor) {
-  const auto type = tensor.scalar_type();
-  if (tensor.is_cuda()) return cuda::supports(type);
-  return tensor.device().is_cpu() && (type == at::kBFloat16 || type == at::kFloat || type == at::kDouble);
+bool supports(const at::Device& device, at::ScalarType type) {
+  if (device.is_cuda()) return cuda::supports(type);
+  return device.is_cpu() && (type == at::kBFloat16 || type == at::kFloat || type == at::kDouble);
 }
+
+bool supports(const Tensor& tensor) { return supports(tensor.device(), tensor.scalar_type()); }
 
 bool supports(const Tensor& x, const Tensor& added) {
   if (!added.defined()) return supports(x);

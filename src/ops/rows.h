@@ -14,6 +14,7 @@ namespace lora::ops::rows {
 using at::Tensor;
 
 /// Whether the kernels exist for this type and device.
+bool supports(const at::Device& device, at::ScalarType type);
 bool supports(const Tensor& tensor);
 /// The same for a residual x and what is added to it (undefined: nothing): of one type, or narrower than an fp32 residual.
 bool supports(const Tensor& x, const Tensor& added);

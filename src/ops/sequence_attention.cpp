@@ -48,36 +48,15 @@ struct AttentionKernels {
                                  U* p, U* ds);
 };
 
-namespace plain {
-#include "ops/sequence_attention_kernels.h"
-}  // namespace plain
-
-#ifdef LORA_HAS_VECTOR_KERNELS
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-namespace avx2 {
-#include "ops/sequence_attention_kernels.h"
-}  // namespace avx2
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512")
-namespace avx512 {
-#include "ops/sequence_attention_kernels.h"
-}  // namespace avx512
-#pragma GCC pop_options
-#endif
+#define LORA_KERNELS "ops/sequence_attention_kernels.h"
+#include "ops/kernels_of_all_sets.h"
 
 template <class T, class U>
 const AttentionKernels<T, U>& kernels() {
-#ifdef LORA_HAS_VECTOR_KERNELS
-  if (instruction_set() == InstructionSet::kAvx512) return avx512::kAttentionKernels<T, U>;
-  if (instruction_set() == InstructionSet::kAvx2) return avx2::kAttentionKernels<T, U>;
-#endif
-  return plain::kAttentionKernels<T, U>;
+  return LORA_BEST_OF(kAttentionKernels<T, U>);
 }
 
-// ---- Products: C (M, N) = A (M, K) B (K, N), or added to C; all row-major, B in pairs of rows for
-// bf16 ----
+// ---- Products: C (M, N) = A (M, K) B (K, N), or added to C; all row-major, B in pairs of rows for bf16 ----
 
 struct Shape {
   int64_t m, n, k;
@@ -128,11 +107,6 @@ class Numbers {
  private:
   std::unique_ptr<E[]> data_;
 };
-
-template <class T>
-T* pointer(const Tensor& tensor) {
-  return tensor.defined() ? static_cast<T*>(const_cast<void*>(tensor.const_data_ptr())) : nullptr;
-}
 
 /// Where one head of one sequence is read from or written to.
 template <class T>

@@ -18,55 +18,34 @@ LORA_INLINE void prefetch_row_to_write(T* x, int64_t size) {
 }
 constexpr int64_t kRowsAhead = 16;
 
-/// Rows of one head as operands, rotated by the tables' rows (null: as they are); zero from `count`
-/// to `padded`.
-template <class T, class U>
-void gather(const T* x, int64_t stride, int64_t count, int64_t padded, const Wide<T>* cos,
-            const Wide<T>* sin, int64_t size, U* rows) {
-  using W = Wide<T>;
+/// Row `row` of one head, rotated by its row of the tables (null: as it is).
+template <class From, class To, class W>
+LORA_INLINE void turn_row(const From* from, const W* cos, const W* sin, W direction, int64_t row, int64_t size, To* to) {
   const int64_t half = size / 2;
+  if (cos != nullptr) return rotate_row(from, cos + row * half, sin + row * half, direction, half, to);
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) store(to[i], load(from[i]));
+}
+
+/// Rows of one head as operands, rotated; zero from `count` to `padded`.
+template <class T, class U>
+void gather(const T* x, int64_t stride, int64_t count, int64_t padded, const Wide<T>* cos, const Wide<T>* sin, int64_t size,
+            U* rows) {
   for (int64_t row = 0; row < count; ++row) {
     const T* from = x + row * stride;
-    U* to = rows + row * size;
     if (row + kRowsAhead < count) prefetch_row(from + kRowsAhead * stride, size);
-    if (cos == nullptr) {
-#pragma omp simd
-      for (int64_t i = 0; i < size; ++i) store(to[i], load(from[i]));
-      continue;
-    }
-    const W *c = cos + row * half, *s = sin + row * half;
-#pragma omp simd
-    for (int64_t i = 0; i < half; ++i) {
-      const W first = load(from[i]), second = load(from[i + half]);
-      store(to[i], first * c[i] - second * s[i]);
-      store(to[i + half], second * c[i] + first * s[i]);
-    }
+    turn_row(from, cos, sin, Wide<T>(1), row, size, rows + row * size);
   }
   std::memset(rows + count * size, 0, static_cast<size_t>((padded - count) * size) * sizeof(U));
 }
 
 /// The way back for gradients: rotated by the opposite angles.
 template <class T>
-void scatter(const Wide<T>* rows, int64_t count, const Wide<T>* cos, const Wide<T>* sin,
-             int64_t size, T* x, int64_t stride) {
-  using W = Wide<T>;
-  const int64_t half = size / 2;
+void scatter(const Wide<T>* rows, int64_t count, const Wide<T>* cos, const Wide<T>* sin, int64_t size, T* x, int64_t stride) {
   for (int64_t row = 0; row < count; ++row) {
-    const W* from = rows + row * size;
     T* to = x + row * stride;
     if (row + kRowsAhead < count) prefetch_row_to_write(to + kRowsAhead * stride, size);
-    if (cos == nullptr) {
-#pragma omp simd
-      for (int64_t i = 0; i < size; ++i) store(to[i], from[i]);
-      continue;
-    }
-    const W *c = cos + row * half, *s = sin + row * half;
-#pragma omp simd
-    for (int64_t i = 0; i < half; ++i) {
-      const W first = from[i], second = from[i + half];
-      store(to[i], first * c[i] + second * s[i]);
-      store(to[i + half], second * c[i] - first * s[i]);
-    }
+    turn_row(rows + row * size, cos, sin, Wide<T>(-1), row, size, to);
   }
 }
 

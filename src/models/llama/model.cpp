@@ -208,8 +208,7 @@ Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache, const nn:
   AttentionContext context;
   const at::Device device = batch.input_ids_BS.device();
   const auto dtype = compute_dtype(device.type(), embed_tokens->weight.scalar_type());
-  context.mask = attention_mask(batch, cache);
-  context.joined = fast.fused_rotary && fast.fused_attention && cache == nullptr && !context.mask.defined() &&
+  context.joined = fast.fused_rotary && fast.fused_attention && cache == nullptr && !batch.attention_mask_BS.defined() &&
                    ops::attends_joined(device, dtype);
   const auto& lengths = batch.segment_lengths;
   if (!lengths.empty()) {
@@ -226,6 +225,7 @@ Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache, const nn:
                       "with a longer context",
                       max_positions_, cached + length);
   std::tie(context.cos, context.sin) = rotary_.at(positions_of(batch, context.segments, cached, length));
+  context.mask = attention_mask(batch, cache);
   context.causal = length > 1;
   context.cache = cache;
   context.fast = fast;

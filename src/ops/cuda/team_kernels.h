@@ -14,19 +14,11 @@
 #include <cstdint>
 #include <limits>
 
+#include "ops/wide.h"
+
 namespace lora::ops::rows::team {
 
-template <class T>
-struct WideOf {
-  using type = float;
-};
-template <>
-struct WideOf<double> {
-  using type = double;
-};
-/// The type to compute in.
-template <class T>
-using Wide = typename WideOf<T>::type;
+using ops::Wide;
 
 template <class T>
 constexpr int kPackOf = 16 / static_cast<int>(sizeof(T));
