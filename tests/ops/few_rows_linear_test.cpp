@@ -18,12 +18,13 @@ struct Layers {
   std::vector<ops::LowRankUpdate> updates;
 };
 
-/// Two layers, the first with one update, the second with two.
+/// Two layers, the first with one update, the second with two. The kernels take 4 or 8 outputs at a time and the rest singly.
+constexpr int64_t kFirst = 19, kSecond = 9;
 Layers layers_of(int64_t rows, int64_t inputs, bool with_bias, bool with_updates) {
-  Layers drawn{draw({rows, inputs}), {.plain = {draw({7, inputs}), draw({5, inputs})}, .outputs = {7, 5}}, {}};
-  if (with_bias) drawn.weights.biases = {draw({7}), draw({5})};
+  Layers drawn{draw({rows, inputs}), {.plain = {draw({kFirst, inputs}), draw({kSecond, inputs})}, .outputs = {kFirst, kSecond}}, {}};
+  if (with_bias) drawn.weights.biases = {draw({kFirst}), draw({kSecond})};
   if (with_updates) {
-    drawn.updates = {{draw({8, inputs}), draw({7, 8}), 0.5, 0}, {draw({16, inputs}), draw({5, 16}), 2, 1}, {draw({3, inputs}), draw({5, 3}), 1, 1}};
+    drawn.updates = {{draw({8, inputs}), draw({kFirst, 8}), 0.5, 0}, {draw({16, inputs}), draw({kSecond, 16}), 2, 1}, {draw({3, inputs}), draw({kSecond, 3}), 1, 1}};
   }
   return drawn;
 }
@@ -97,5 +98,5 @@ TEST_CASE("few_rows_linear: shapes stay, and weights may be brought", "[ops]") {
   Layers layers = layers_of(4, 6, false, false);
   layers.weights.bring = [plain = layers.weights.plain] { return plain; };
   layers.weights.plain.clear();
-  CHECK(ops::few_rows_linear(layers.x.view({2, 2, 6}), layers.weights, {}).sizes() == at::IntArrayRef({2, 2, 12}));
+  CHECK(ops::few_rows_linear(layers.x.view({2, 2, 6}), layers.weights, {}).sizes() == at::IntArrayRef({2, 2, kFirst + kSecond}));
 }
