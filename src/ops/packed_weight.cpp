@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "lora/ops/frozen_linear.h"
+#include "ops/transposed.h"
 
 namespace lora::ops {
 namespace {
@@ -75,7 +76,7 @@ Tensor PackedWeight::times(const Tensor& x_NI) const { return multiplied(x_NI, f
 Tensor PackedWeight::times_transposed(const Tensor& dy_NO) const {
   std::call_once(backward_is_made_, [this] {
     const at::NoGradGuard no_grad;
-    backward_ = reordered(forward_.to_dense(dtype_).t().contiguous());
+    backward_ = reordered(transposed(forward_.to_dense(dtype_)));
   });
   return multiplied(dy_NO, backward_);
 }
@@ -88,7 +89,7 @@ Tensor PackedWeight::times_once(const std::vector<Tensor>& weights, const Tensor
 
 Tensor PackedWeight::times_transposed_once(const std::vector<Tensor>& weights, const Tensor& dy_NO) {
   const at::NoGradGuard no_grad;
-  const Tensor packed = reordered(joined(weights, dy_NO.scalar_type()).t().contiguous());
+  const Tensor packed = reordered(transposed(joined(weights, dy_NO.scalar_type()).contiguous()));
   return multiplied(dy_NO, packed);
 }
 

@@ -2,6 +2,7 @@
 // a namespace and under the compiler options of that set: hence no include guard. T is the tensors'
 // type, U that of the operands of products.
 #include "ops/lane_numbers.h"
+#include "ops/lane_transpose.h"
 
 /// Rows of one head lie far apart: each is asked for while others are worked on.
 template <class T>
@@ -46,20 +47,6 @@ void scatter(const Wide<T>* rows, int64_t count, const Wide<T>* cos, const Wide<
     T* to = x + row * stride;
     if (row + kRowsAhead < count) prefetch_row_to_write(to + kRowsAhead * stride, size);
     turn_row(rows + row * size, cos, sin, Wide<T>(-1), row, size, to);
-  }
-}
-
-/// (rows, columns) to (columns, rows). `stride` is that of the result.
-template <class E>
-void transpose(const E* x, int64_t rows, int64_t columns, int64_t stride, E* y) {
-  constexpr int64_t kBlock = 16;
-  for (int64_t row = 0; row < rows; row += kBlock) {
-    const int64_t row_end = row + kBlock < rows ? row + kBlock : rows;
-    for (int64_t column = 0; column < columns; ++column) {
-      E* to = y + column * stride;
-      const E* from = x + column;
-      for (int64_t i = row; i < row_end; ++i) to[i] = from[i * columns];
-    }
   }
 }
 
