@@ -31,6 +31,24 @@ bool is_half(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16;
 }
 
+/// One piece of memory of zeros for all of `shapes`' parts, each of which begins where wide loads may.
+Tensors parts_of_one(const std::vector<std::vector<int64_t>>& shapes, const at::TensorOptions& options) {
+  constexpr int64_t kAlignment = 16;  // numbers
+  const auto room = [](int64_t count) { return (count + kAlignment - 1) / kAlignment * kAlignment; };
+  std::vector<int64_t> counts;
+  for (const auto& shape : shapes) counts.push_back(c10::multiply_integers(shape));
+  int64_t total = 0;
+  for (const int64_t count : counts) total += room(count);
+  const at::Tensor all = at::zeros({total}, options);
+  Tensors parts;
+  int64_t begin = 0;
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    parts.push_back(all.narrow(0, begin, counts[i]).view(shapes[i]));
+    begin += room(counts[i]);
+  }
+  return parts;
+}
+
 /// A parameter with what its optimizer remembers of it.
 struct Slot {
   std::string name;
@@ -40,14 +58,16 @@ struct Slot {
 };
 
 /// The half of an optimizer that does not know the update rule: which parameters have a gradient,
-/// copies in fp32, names of the state.
+/// copies in fp32, names of the state. All that is remembered under one key is one piece of memory
+/// (per type and device), however many parameters there are.
 class SlotOptimizer : public Optimizer {
  public:
   explicit SlotOptimizer(std::vector<ParameterGroup> groups) : Optimizer(std::move(groups)) {
     for (const auto& group : groups_) {
       auto& slots = slots_.emplace_back();
-      for (const auto& [name, parameter] : group.parameters) slots.push_back(slot(name, parameter));
+      for (const auto& [name, parameter] : group.parameters) slots.push_back({name, parameter, parameter, {}});
     }
+    add_masters();
   }
 
   void step(double learning_rate, double gradient_factor) override {
@@ -106,20 +126,47 @@ class SlotOptimizer : public Optimizer {
     }
   }
 
-  void add_state(const std::string& key, const auto& make) {
-    for (auto& slots : slots_) {
-      for (auto& slot : slots) slot.state[key] = make(slot.value);
-    }
+  /// Zeros like every value.
+  void add_state(const std::string& key) {
+    add(key, [](const Slot&) { return true; }, [](const Slot& slot) { return slot.value.sizes().vec(); });
+  }
+  /// One fp32 zero for every value.
+  void add_number(const std::string& key) {
+    add(key, [](const Slot&) { return true; }, [](const Slot&) { return std::vector<int64_t>(); }, at::kFloat);
   }
 
  private:
-  static Slot slot(const std::string& name, const at::Tensor& parameter) {
+  /// Copies in the type of the update, for parameters of which it is not, and for strided ones, since the fused kernels walk
+  /// memory in order.
+  void add_masters() {
     const at::NoGradGuard no_grad;
-    // The fused kernels walk memory in order, so a strided parameter needs a copy as well.
-    if (!is_half(parameter) && parameter.is_contiguous()) return {name, parameter, parameter, {}};
-    const auto dtype = parameter.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    const auto copy = parameter.detach().to(dtype, false, /*copy=*/true).contiguous();
-    return {name, parameter, copy, {{"master", copy}}};
+    const auto needs_one = [](const Slot& slot) { return is_half(slot.parameter) || !slot.parameter.is_contiguous(); };
+    add("master", needs_one, [](const Slot& slot) { return slot.parameter.sizes().vec(); });
+    for (auto& slots : slots_) {
+      for (auto& slot : slots) {
+        if (!needs_one(slot)) continue;
+        slot.value = slot.state.at("master");
+        slot.value.copy_(slot.parameter);
+      }
+    }
+  }
+
+  /// `type`: where it is not the one in which the parameter is updated.
+  void add(const std::string& key, const auto& needs_one, const auto& shape_of, std::optional<at::ScalarType> type = {}) {
+    std::map<std::pair<std::string, at::ScalarType>, std::vector<Slot*>> alike;
+    for (auto& slots : slots_) {
+      for (auto& slot : slots) {
+        if (!needs_one(slot)) continue;
+        const auto wide = slot.parameter.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+        alike[{slot.parameter.device().str(), type.value_or(wide)}].push_back(&slot);
+      }
+    }
+    for (const auto& [kind, slots] : alike) {
+      std::vector<std::vector<int64_t>> shapes;
+      for (const Slot* slot : slots) shapes.push_back(shape_of(*slot));
+      const Tensors parts = parts_of_one(shapes, slots.front()->parameter.options().dtype(kind.second).requires_grad(false));
+      for (size_t i = 0; i < slots.size(); ++i) slots[i]->state[key] = parts[i];
+    }
   }
 
   static void require_fits(const State& given, const std::string& name, const at::Tensor& own) {
@@ -164,11 +211,9 @@ class AdamW : public SlotOptimizer {
  public:
   AdamW(std::vector<ParameterGroup> groups, const OptimizerOptions& options)
       : SlotOptimizer(std::move(groups)), options_(options) {
-    add_state("exp_avg", [](const at::Tensor& value) { return at::zeros_like(value); });
-    add_state("exp_avg_sq", [](const at::Tensor& value) { return at::zeros_like(value); });
-    add_state("step", [](const at::Tensor& value) {
-      return at::zeros({}, value.options().dtype(at::kFloat));
-    });
+    add_state("exp_avg");
+    add_state("exp_avg_sq");
+    add_number("step");
   }
 
  private:
@@ -258,7 +303,7 @@ class Sgd : public SlotOptimizer {
   Sgd(std::vector<ParameterGroup> groups, double momentum)
       : SlotOptimizer(std::move(groups)), momentum_(momentum) {
     if (momentum_ == 0) return;
-    add_state("momentum", [](const at::Tensor& value) { return at::zeros_like(value); });
+    add_state("momentum");
   }
 
  private:

@@ -180,6 +180,35 @@ TEST_CASE("parameters that are strided are updated like others", "[train]") {
   CHECK(distance(parameters, expected) < 1e-6);
 }
 
+TEST_CASE("what is remembered of all parameters under one key is one piece of memory", "[train]") {
+  const NamedParameters parameters = {{"a.lora_A", at::ones({3, 5}, at::kBFloat16).requires_grad_()},
+                                      {"a.norm", at::full({7}, 2.0, at::kBFloat16).requires_grad_()},
+                                      {"a.lora_B", at::full({5, 3}, 3.0).requires_grad_()}};
+  const OptimizerOptions options{.weight_decay = 0.1, .loraplus_lr_ratio = 4};  // three groups
+  const auto optimizer = make_optimizer(parameter_groups(parameters, options), options);
+  REQUIRE(optimizer->groups().size() == 3);
+  const auto state = optimizer->state();
+  CHECK_FALSE(state.contains("master.a.lora_B"));
+  CHECK(state.at("master.a.lora_A").equal(at::ones({3, 5})));
+  CHECK(state.at("master.a.norm").equal(at::full({7}, 2.0)));
+  for (const std::string key : {"master", "exp_avg", "exp_avg_sq", "step"}) {
+    INFO(key);
+    const at::Tensor& first = state.at(key + ".a.lora_A");
+    for (const auto& [name, tensor] : state) {
+      if (!name.starts_with(key + ".")) continue;
+      INFO(name);
+      CHECK(tensor.is_contiguous());
+      CHECK(tensor.storage().is_alias_of(first.storage()));
+      // No part reaches into another.
+      tensor.fill_(-1);
+      for (const auto& [other, untouched] : state) {
+        if (other != name) CHECK_FALSE((untouched == -1).any().item<bool>());
+      }
+      tensor.zero_();
+    }
+  }
+}
+
 TEST_CASE("a parameter without gradient keeps its value and its count of updates", "[train]") {
   const auto parameters = two_parameters();
   const OptimizerOptions options{.weight_decay = 0.1};
