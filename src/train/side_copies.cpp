@@ -1,7 +1,6 @@
 #include "train/side_copies.h"
 
 #include <ATen/ATen.h>
-#include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <array>
@@ -28,23 +27,20 @@ Batch pinned(Batch batch) {
 
 }  // namespace
 
-SideCopies::SideCopies(const at::Device& device)
-    : stream_(c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device)) {}
-
 SideCopies::Moving SideCopies::start(data::StepData step) const {
-  Moving moving{std::move(step), {}, c10::Event(stream_.device_type())};
-  const c10::StreamGuard on_stream(stream_);
-  for (Batch& batch : moving.step.micro_batches) {
-    moving.originals.push_back(pinned(batch));
-    batch = moving.originals.back().to(stream_.device());
-  }
-  moving.arrived.record(stream_);
+  Moving moving{std::move(step), {}};
+  side_.run([&] {
+    for (Batch& batch : moving.step.micro_batches) {
+      moving.originals.push_back(pinned(batch));
+      batch = moving.originals.back().to(device_);
+    }
+  });
   return moving;
 }
 
 data::StepData SideCopies::finish(Moving& moving) const {
-  const auto current = c10::impl::VirtualGuardImpl(stream_.device_type()).getStream(stream_.device());
-  moving.arrived.block(current);
+  side_.let_compute_wait();
+  const auto current = c10::impl::VirtualGuardImpl(device_.type()).getStream(device_);
   for (Batch& batch : moving.step.micro_batches) {
     for (at::Tensor* tensor : tensors_of(batch)) {
       if (tensor->defined()) tensor->record_stream(current);  // its memory is not given away while this stream reads it
