@@ -61,7 +61,7 @@ function(lora_add_test name)
   endif()
   add_test(NAME ${name} COMMAND ${target})
   set_tests_properties(${name} PROPERTIES LABELS "${name}" ENVIRONMENT
-    "LORA_SOURCE_DIR=${PROJECT_SOURCE_DIR};OMP_NUM_THREADS=2")
+    "LORA_SOURCE_DIR=${PROJECT_SOURCE_DIR};OMP_NUM_THREADS=2;GOMP_SPINCOUNT=3000")
 endfunction()
 
 # One precompiled header for everything that includes torch: parsing it costs seconds per file otherwise.

@@ -4,6 +4,7 @@
 usage: cli_test.py PROGRAM SOURCE_DIR
 """
 import json
+import os
 import pathlib
 import re
 import signal
@@ -280,6 +281,25 @@ class CliTest(unittest.TestCase):
         self.assertNotIn("from the cache", bench(*named))
         (cache,) = (self.folder / "tokens").iterdir()
         self.assertIn(f"2 from the cache {cache}", bench(*named))
+
+    def test_threads_wait_for_a_short_time_unless_told_otherwise(self):
+        def waits(**environment):
+            plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+            result = subprocess.run([PROGRAM, "--version"], env={**plain, "OMP_DISPLAY_ENV": "verbose", **environment},
+                                    capture_output=True, text=True, timeout=120)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            return set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", result.stderr))
+
+        if not waits():
+            self.skipTest("another OpenMP than libgomp")
+        self.assertEqual(waits(), {"3000"})
+        self.assertEqual(waits(GOMP_SPINCOUNT="77"), {"77"})
+        self.assertNotIn("3000", waits(OMP_WAIT_POLICY="passive"))
+        # What the program gives itself is not for the programs that it starts.
+        self.write("peer.py", "import os, json; json.dump(dict(os.environ), open('environment.json', 'w'))")
+        self.run_command("bench", "-c", "run.yaml", "--steps", 1, "--peer", sys.executable, "--peer-script", "peer.py", code=1)
+        given = json.loads((self.folder / "environment.json").read_text())
+        self.assertEqual({name for name in given if "SPIN" in name or "WAITS" in name} - set(os.environ), set())
 
     def test_bench_reports_nothing_when_the_peer_differs_or_ends(self):
         self.write("peer.py", """
