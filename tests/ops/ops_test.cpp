@@ -865,6 +865,16 @@ TEST_CASE("packed weights multiply as the plain ones do and come back bit for bi
   for (size_t i = 0; i < with.size(); ++i) {
     CHECK(largest_difference(with[i], without[i]) <= 0.01 * without[i].abs().max().item<double>());
   }
+  // A gradient may have any layout.
+  for (const auto& form : {packed, std::shared_ptr<const ops::PackedWeight>()}) {
+    const auto leaf = x.detach().clone().requires_grad_();
+    const auto gradient = [&](const at::Tensor& dy) {
+      return torch::autograd::grad({ops::frozen_linear(leaf, {{w1, w2}, form, {}, {96, 32}}, {})}, {leaf}, {dy})[0];
+    };
+    const auto dy = at::randn({10, 128}).to(at::kBFloat16), one = at::ones({1, 1}, at::kBFloat16);
+    CHECK(at::equal(gradient(dy.t().contiguous().t()), gradient(dy)));
+    CHECK(at::equal(gradient(one.expand({10, 128})), gradient(one.expand({10, 128}).contiguous())));
+  }
   // fp32 does not compute in bf16.
   const auto wide = x.to(at::kFloat), w3 = w1.to(at::kFloat), w4 = w2.to(at::kFloat);
   CHECK(at::equal(ops::frozen_linear(wide, {{w3, w4}, packed, {}, {96, 32}}, {}), ops::frozen_linear(wide, {{w3, w4}, nullptr, {}, {96, 32}}, {})));
