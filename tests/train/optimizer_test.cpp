@@ -100,12 +100,12 @@ TEST_CASE("SGD equals torch.optim.SGD", "[train]") {
 
 TEST_CASE("without bias correction the moments are used as they are", "[train]") {
   const auto dtype = GENERATE(at::kDouble, at::kBFloat16);  // LibTorch's operation and our kernel
-  const NamedParameters parameters = {{"w", at::tensor({1.0, -2.0}, dtype).requires_grad_()}};
+  const NamedParameters parameters = {{"w", at::tensor({1.0, -2.0}, at::kDouble).to(dtype).requires_grad_()}};
   const OptimizerOptions options{.weight_decay = 0.1, .bias_correction = false};
   const auto optimizer = make_optimizer(parameter_groups(parameters, options), options);
   double weights[2] = {1.0, -2.0}, m[2] = {0, 0}, v[2] = {0, 0};
   for (int step = 0; step < 20; ++step) {
-    const at::Tensor gradients = at::tensor({std::sin(step + 1.0), std::cos(3.0 * step)}, dtype);
+    const at::Tensor gradients = at::tensor({std::sin(step + 1.0), std::cos(3.0 * step)}, at::kDouble).to(dtype);
     parameters[0].second.mutable_grad() = gradients;
     optimizer->step(0.01);
     for (int i = 0; i < 2; ++i) {
