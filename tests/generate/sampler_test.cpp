@@ -140,6 +140,9 @@ TEST_CASE("top_p keeps tokens until the probability before them exceeds p", "[ge
   options.top_p = 0.75;  // the token that crosses p stays
   check_distribution(logits_of(kProbabilities), options,
                      {{1, 0.4 / 0.85}, {3, 0.3 / 0.85}, {4, 0.15 / 0.85}});
+  options.top_p = 0.93;  // only the last is beyond it
+  check_distribution(logits_of(kProbabilities), options,
+                     {{0, 0.1 / 0.95}, {1, 0.4 / 0.95}, {3, 0.3 / 0.95}, {4, 0.15 / 0.95}});
   options.top_p = 1e-9;  // never fewer than one
   check_distribution(logits_of(kProbabilities), options, {{1, 1.0}});
 }
