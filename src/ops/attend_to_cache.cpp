@@ -20,7 +20,7 @@ bool has_kernel(const Heads& heads) {
                            !(heads.q_BHSK.requires_grad() || heads.k_BGSK.requires_grad() || heads.v_BGSK.requires_grad());
   return no_gradient && heads.q_BHSK.is_cpu() && rows::supports(heads.q_BHSK) && heads.q_BHSK.size(2) <= rows::kFewRows &&
          is_cache_layout(heads.k_BGSK) && is_cache_layout(heads.v_BGSK) &&
-         heads.k_BGSK.scalar_type() == heads.q_BHSK.scalar_type();
+         heads.k_BGSK.scalar_type() == heads.q_BHSK.scalar_type() && heads.v_BGSK.scalar_type() == heads.q_BHSK.scalar_type();
 }
 
 /// Which of T positions the last S may look at, (S, T); nothing when S is 1: all.

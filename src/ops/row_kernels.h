@@ -4,6 +4,7 @@
 
 #include "ops/lane_numbers.h"
 
+/// delta may be null: then sum is x.
 template <class X, class Y>
 LORA_INLINE void add_rms_norm_row(const X* x, const Y* delta, const Wide<X>* weight, Wide<X> eps, int64_t width, X* sum,
                                   Y* y, Wide<X>* inverse_rms) {
@@ -11,8 +12,6 @@ LORA_INLINE void add_rms_norm_row(const X* x, const Y* delta, const Wide<X>* wei
   if (delta != nullptr) {
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) store(sum[i], load(x[i]) + load(delta[i]));
-  } else if (sum != x) {
-    std::memcpy(sum, x, static_cast<size_t>(width) * sizeof(X));
   }
   const W squares = sum_over<W>(width, [&](auto at) { return at(sum) * at(sum); });
   const W factor = W(1) / std::sqrt(squares / static_cast<W>(width) + eps);

@@ -36,7 +36,7 @@ void few_rows_product(const Tensor& x, const Tensor& weight, Tensor& y, int64_t 
 /// wide type. A query's result is the same, bit for bit, whatever queries stand beside it.
 void attend_to_cache(const Tensor& q, const Tensor& k, const Tensor& v, double scale, Tensor& out);
 
-/// sum = x + delta (rounded to x's type; delta undefined: x), y = sum / rms(sum) * weight in y's type.
+/// sum = x + delta (rounded to x's type; without delta sum must be x itself), y = sum / rms(sum) * weight in y's type.
 /// x, sum (N, D); delta, y (N, D) of one type; weight (D) and inverse_rms (N) in the wide type.
 void add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps, Tensor& sum, Tensor& y,
                   Tensor& inverse_rms);

@@ -22,6 +22,18 @@ TEST_CASE("rows are padded on the right and counted", "[data]") {
   CHECK(batch.num_targets == 2);
 }
 
+TEST_CASE("rows are filled up to a multiple, within the limit where they keep to it themselves", "[data]") {
+  const data::Example a{.input_ids = {5, 6, 7}, .labels = {5, 6, 7}};
+  const std::vector<const data::Example*> rows = {&a};
+  const auto length = [&](int64_t multiple, int64_t limit) { return data::collate(rows, 0, multiple, limit).input_ids_BS.size(1); };
+  CHECK(length(1, 0) == 3);
+  CHECK(length(8, 0) == 8);
+  CHECK(length(8, 8) == 8);
+  CHECK(length(8, 5) == 5);
+  CHECK(length(8, 2) == 3);
+  CHECK(length(3, 2) == 3);
+}
+
 TEST_CASE("the first label of a row is no target", "[data]") {
   CHECK(data::Example{.input_ids = {1, 2}, .labels = {1, 2}}.num_targets() == 1);
   CHECK(data::Example{.input_ids = {1, 2}, .labels = {1, -100}}.num_targets() == 0);

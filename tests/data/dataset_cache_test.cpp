@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -122,7 +123,7 @@ TEST_CASE("the content of the data counts, not its place", "[data]") {
 TEST_CASE("whatever changes the tokens makes another cache file", "[data]") {
   const Folder folder;
   const CountingTokenizer tokenizer, other_tokenizer("other");
-  const std::string text = R"({"content": "ab", "summary": "cde", "prompt": "x", "completion": "y"})";
+  const std::string text = R"({"content": "ab", "summary": "cde", "prompt": "x", "completion": "y", "none": "z"})";
   const Path file = folder.write("x.jsonl", text);
   const DatasetOptions options = folder.options();
   data::load_dataset(file, options, &tokenizer);
@@ -145,6 +146,8 @@ TEST_CASE("whatever changes the tokens makes another cache file", "[data]") {
   change([](auto& o) { o.skip_bad_rows = false; });
   change([](auto& o) { o.vocab_size = 200; });
   change([](auto& o) { o.prompt_column = "prompt"; });
+  change([](auto& o) { o.prompt_column = "none"; });
+  change([](auto& o) { o.prompt_column = "none"; o.response_column = "completion"; });
   change([](auto& o) { o.response_column = "completion"; });
   change([](auto& o) { o.keep_text_pairs = 0; });
   check_is_new(options, other_tokenizer, file);
@@ -184,6 +187,18 @@ TEST_CASE("a damaged cache file is named, made anew and good again", "[data]") {
   std::filesystem::remove(cache);
   std::filesystem::create_directory(cache);  // cannot be mapped, nor replaced
   testing::captured_log([&] { check_equal(data::load_dataset(file, folder.options(), &tokenizer), plain); });
+}
+
+TEST_CASE("what a run that was killed left in the cache directory is removed", "[data]") {
+  const Folder folder;
+  const CountingTokenizer tokenizer;
+  const pid_t ended = ::fork();
+  if (ended == 0) ::_exit(0);
+  REQUIRE(::waitpid(ended, nullptr, 0) == ended);
+  folder.write(fmt::format("cache/x.tokens.tmp-{}-1", ended), "half");
+  data::load_dataset(folder.write("x.jsonl", kText), folder.options(), &tokenizer);
+  REQUIRE(folder.cache_files().size() == 1);
+  CHECK(folder.cache_files()[0].extension() == ".tokens");
 }
 
 TEST_CASE("a directory that cannot be written is warned about once, and the data are there", "[data]") {

@@ -31,6 +31,7 @@ testing::ListedRows dataset_of(const std::vector<int64_t>& lengths) {
 TEST_CASE("rows go where they leave least room, longest first", "[data]") {
   using Packs = std::vector<std::vector<int64_t>>;
   CHECK(data::pack_rows(dataset_of({6, 5, 4, 3, 2}), 10) == Packs{{0, 2}, {1, 3, 4}});
+  CHECK(data::pack_rows(dataset_of({2, 3, 6, 5, 4}), 10) == Packs{{0, 1, 3}, {2, 4}});  // in a pack they keep their order
   CHECK(data::pack_rows(dataset_of({10, 1, 10}), 10) == Packs{{0}, {1}, {2}});
   CHECK(data::pack_rows(dataset_of({3, 3, 3}), 3) == Packs{{0}, {1}, {2}});
   CHECK_THROWS_AS(data::pack_rows(dataset_of({4, 11}), 10), ConfigError);

@@ -58,6 +58,7 @@ int64_t sum_of_all(const std::string& text) {
   const AlignedBytes file(text);
   const TokenCache cache = parse_token_cache(file.bytes(), kKey, 100, "f");
   int64_t sum = 0, begin = 0;
+  REQUIRE(std::min({cache.num_rows, cache.num_bad_rows, cache.num_truncated}) >= 0);
   for (size_t row = 0; row < cache.rows.ends.size(); ++row) {
     REQUIRE(cache.rows.ends[row] > begin);
     for (; begin < cache.rows.ends[row]; ++begin) {
@@ -122,6 +123,21 @@ TEST_CASE("a truncated or changed token cache is refused", "[formats]") {
     std::string changed = text;
     changed[size] = static_cast<char>(changed[size] ^ 1);
     CHECK_THROWS_AS(sum_of_all(changed), FormatError);
+  }
+}
+
+TEST_CASE("rows that are empty, overlap, leave tokens over or have no number are refused", "[formats]") {
+  using Numbers = std::vector<int64_t>;
+  Sample sample;
+  const auto check_refused = [&] { CHECK_THROWS_AS(sum_of_all(sample.file_text()), FormatError); };
+  for (const auto& ends : {Numbers{0, 5, 6}, {3, 3, 6}, {5, 3, 6}, {-1, 5, 6}, {3, 5, 5}, {3, 5, 7}, {3, 5, INT64_MAX}}) {
+    sample.ends = ends;
+    check_refused();
+  }
+  sample = Sample();
+  for (const int64_t number : {int64_t{0}, int64_t{-1}, INT64_MIN}) {
+    sample.numbers[1] = number;
+    check_refused();
   }
 }
 

@@ -265,6 +265,16 @@ TEST_CASE("right guesses make several tokens a pass", "[generate]") {
   CHECK(model.sizes == std::vector<int64_t>{8, 4, 1, 1, 1});
 }
 
+TEST_CASE("after wrong guesses come passes without one", "[generate]") {
+  Successor model;
+  GenerateOptions options = options_with(20, 3);
+  options.stop_ids = {0};
+  // Whatever two tokens are generated, 1 followed them in the prompt.
+  const auto result = complete(model, {3, 4, 1, 4, 5, 1, 5, 6, 1, 6, 7, 1, 7, 8, 1, 8, 9, 1, 2, 3}, options, at::kCPU);
+  CHECK(result.token_ids == std::vector<int64_t>{4, 5, 6, 7, 8, 9, 0});
+  CHECK(model.sizes == std::vector<int64_t>{20, 4, 1, 4, 1, 1, 4});
+}
+
 TEST_CASE("an end token among right guesses ends generation there", "[generate]") {
   for (const int64_t end : {4, 5, 6, 7, 8}) {
     Successor model;

@@ -27,6 +27,7 @@ TEST_CASE("a guess goes round a loop that is shorter than itself", "[generate]")
   PromptLookup lookup;
   CHECK(lookup.guess({6, 6, 6}, 3) == Ids{6, 6, 6});
   CHECK(lookup.guess({1, 2, 1, 2}, 3) == Ids{1, 2, 1});
+  CHECK(lookup.guess({8, 9, 1, 2, 1, 2}, 5) == Ids{1, 2, 1, 2, 1});  // and not on from the front
 }
 
 TEST_CASE("guesses that fail are made ever more rarely, until one is right", "[generate]") {

@@ -140,6 +140,9 @@ TEST_CASE("top_p keeps tokens until the probability before them exceeds p", "[ge
   options.top_p = 0.75;  // the token that crosses p stays
   check_distribution(logits_of(kProbabilities), options,
                      {{1, 0.4 / 0.85}, {3, 0.3 / 0.85}, {4, 0.15 / 0.85}});
+  options.top_p = 0.93;  // only the last is beyond it
+  check_distribution(logits_of(kProbabilities), options,
+                     {{0, 0.1 / 0.95}, {1, 0.4 / 0.95}, {3, 0.3 / 0.95}, {4, 0.15 / 0.95}});
   options.top_p = 1e-9;  // never fewer than one
   check_distribution(logits_of(kProbabilities), options, {{1, 1.0}});
 }
@@ -184,6 +187,32 @@ TEST_CASE("a seed gives the same tokens again, another seed others", "[generate]
   // Uniform over 50 tokens: floor(50 u) with u the generator's own number.
   SplitMix64 random(3);
   CHECK(sequence(3).front() == static_cast<int64_t>(50 * random.uniform()));
+}
+
+TEST_CASE("a draw walks what top_k left from the likeliest on", "[generate]") {
+  constexpr int64_t kKept = 60;
+  at::manual_seed(3);
+  const at::Tensor logits_V = at::randn({1000});
+  const auto [kept, ids] = logits_V.to(at::kDouble).topk(kKept);
+  const at::Tensor weights = at::exp(kept - kept[0]), cumulative = weights.cumsum(0);
+  SamplingOptions options;
+  options.temperature = 1;
+  options.top_k = kKept;
+  SplitMix64 random(5), same(5);
+  for (int draw = 0; draw < 50; ++draw) {
+    const double threshold = same.uniform() * cumulative[-1].item<double>();
+    const auto place = (cumulative <= threshold).sum().item<int64_t>();
+    CHECK(sample_token(logits_V, options, random).id == ids[place].item<int64_t>());
+  }
+}
+
+TEST_CASE("the least number that a generator gives draws no impossible token", "[generate]") {
+  constexpr uint64_t kSeedOfZero = 0 - uint64_t{0x9e3779b97f4a7c15};  // the state comes to 0, which mixes to 0
+  REQUIRE(SplitMix64(kSeedOfZero).uniform() == 0);
+  SamplingOptions options;
+  options.temperature = 1;
+  SplitMix64 random(kSeedOfZero);
+  CHECK(sample_token(tensor_of({-kInfinity, -kInfinity, 0, 1}), options, random).id == 2);
 }
 
 TEST_CASE("options out of range are refused", "[generate]") {

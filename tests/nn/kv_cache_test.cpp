@@ -33,6 +33,17 @@ TEST_CASE("a cache that was cut back goes on from there", "[nn]") {
   CHECK(at::equal(grown, at::full({200}, 4.F)));
 }
 
+TEST_CASE("a cache that grows keeps what it holds", "[nn]") {
+  KvCache cache(1);
+  std::vector<float> expected;
+  at::Tensor all;
+  for (int pass = 0; pass < 90; ++pass) {
+    all = append(cache, pass, 3);
+    expected.insert(expected.end(), 3, static_cast<float>(pass));
+  }
+  CHECK(at::equal(all, at::tensor(expected)));
+}
+
 TEST_CASE("a cache is cut back to what it holds", "[nn]") {
   KvCache cache(1);
   append(cache, 1, 2);

@@ -1,6 +1,7 @@
 #include "lora/nn/weight_stream.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 
 #include <atomic>
 #include <chrono>
@@ -121,6 +122,28 @@ TEST_CASE("WeightStream: a weight that somebody still holds is not written over"
   CHECK(at::equal(held, value_of(1, 1)));
 }
 
+TEST_CASE("WeightStream: nor one held below autograd, where a view does not know its base", "[nn]") {
+  Counted counted;
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  const auto held = counted.stream.get({1, 1});
+  counted.up();
+  CHECK(at::equal(held, value_of(1, 1)));
+}
+
+TEST_CASE("WeightStream: nor one that its read has kept", "[nn]") {
+  WeightStream stream(at::kCPU);
+  std::vector<at::Tensor> kept;
+  for (size_t block = 0; block < kBlocks; ++block) {
+    stream.add(block, {3, 4}, at::kFloat, [&kept, block](at::Tensor target) {
+      target.copy_(value_of(block, 0));
+      if (block == 1) kept.push_back(target);
+    });
+  }
+  for (size_t block = 0; block < kBlocks; ++block) stream.get({block, 0});
+  REQUIRE(kept.size() == 1);
+  CHECK(at::equal(kept[0], value_of(1, 0)));
+}
+
 TEST_CASE("WeightStream: a dropped weight is read no more, the others of its block are", "[nn]") {
   Counted counted;
   counted.visit(2);
@@ -143,15 +166,18 @@ TEST_CASE("WeightStream: weights of several types share a block's memory without
   CHECK(at::equal(third, at::full({1}, 3.0, at::kDouble)));
 }
 
-TEST_CASE("WeightStream: blocks of other shapes get memory of their own", "[nn]") {
+TEST_CASE("WeightStream: blocks of other shapes and types get memory of their own", "[nn]") {
   WeightStream stream(at::kCPU);
-  const std::vector<std::vector<int64_t>> shapes = {{3, 4}, {5}, {4, 3}, {24}, {2, 6}};
+  const std::vector<std::vector<int64_t>> shapes = {{3, 4}, {5}, {4, 3}, {24}, {2, 6}, {7}, {2, 6}};
+  const auto type_of = [](size_t block) { return block == 6 ? at::kBFloat16 : at::kFloat; };
   for (size_t block = 0; block < shapes.size(); ++block) {
-    stream.add(block, shapes[block], at::kFloat, [block](at::Tensor target) { target.fill_(static_cast<double>(block)); });
+    stream.add(block, shapes[block], type_of(block), [block](at::Tensor target) { target.fill_(static_cast<double>(block)); });
   }
   for (int pass = 0; pass < 2; ++pass) {
     for (size_t block = 0; block < shapes.size(); ++block) {
-      CHECK(at::equal(stream.get({block, 0}), at::full(shapes[block], static_cast<double>(block))));
+      const auto weight = stream.get({block, 0});
+      CHECK(weight.scalar_type() == type_of(block));  // at::equal takes types that differ
+      CHECK(at::equal(weight, at::full(shapes[block], static_cast<double>(block), type_of(block))));
     }
   }
 }

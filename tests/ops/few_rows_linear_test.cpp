@@ -92,6 +92,19 @@ TEST_CASE("few_rows_linear: a row does not depend on those beside it", "[ops]") 
   }
 }
 
+TEST_CASE("few_rows_linear: inputs and factors of any layout", "[ops]") {
+  at::manual_seed(44);
+  const at::NoGradGuard no_grad;
+  const auto turned = [](const at::Tensor& x) { return x.t().contiguous().t(); };
+  for (const auto type : {at::kDouble, at::kBFloat16}) {
+    const Layers plain = in_type(layers_of(3, 40, true, true), type);
+    Layers strided = plain;
+    strided.x = turned(strided.x);
+    for (auto& update : strided.updates) update.a_RI = turned(update.a_RI), update.b_OR = turned(update.b_OR);
+    CHECK(at::equal(ops::few_rows_linear(strided.x, strided.weights, strided.updates), ops::few_rows_linear(plain.x, plain.weights, plain.updates)));
+  }
+}
+
 TEST_CASE("few_rows_linear: shapes stay, and weights may be brought", "[ops]") {
   at::manual_seed(43);
   const at::NoGradGuard no_grad;

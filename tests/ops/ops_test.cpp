@@ -163,7 +163,7 @@ std::vector<at::Tensor> values_and_gradients(const std::function<std::vector<at:
   std::vector<at::Tensor> results = f(leaves);
   at::Tensor sum;
   for (size_t i = 0; i < results.size(); ++i) {
-    const auto cotangent = at::sin(at::arange(results[i].numel(), at::kFloat) + static_cast<double>(i)).view(results[i].sizes());
+    const auto cotangent = at::cos(at::arange(results[i].numel(), at::kFloat) + static_cast<double>(i)).view(results[i].sizes());
     const at::Tensor term = (results[i].to(at::kFloat) * cotangent).sum();
     sum = sum.defined() ? sum + term : term;
   }
@@ -214,6 +214,15 @@ TEST_CASE("add_rms_norm: the kernel equals the plain operations", "[ops]") {
         },
         {at::randn({7, width}), at::randn({7, width}), at::randn({width})});
   }
+}
+
+TEST_CASE("add_rms_norm: eps counts where numbers are small", "[ops]") {
+  at::manual_seed(47);
+  const auto x = at::randn({4, 50}) * 1e-3, delta = at::randn({4, 50}) * 1e-3, weight = at::randn({50});
+  const auto sum = (x + delta).to(at::kDouble);
+  const auto expected = sum / (sum.square().mean(-1, /*keepdim=*/true) + 1e-5).sqrt() * weight;
+  CHECK(largest_difference(ops::add_rms_norm(x, delta, weight, 1e-5).second, expected) < 1e-6);
+  CHECK(largest_difference(ops::rms_norm(x + delta, weight, 1e-5), expected) < 1e-6);
 }
 
 TEST_CASE("add_rms_norm: an fp32 stream with bf16 additions gives bf16", "[ops]") {
@@ -374,6 +383,36 @@ TEST_CASE("attend_to_cache: the kernel equals attention in double, shared heads,
   }
 }
 
+TEST_CASE("attend_to_cache: keys, values and queries of any layout", "[ops]") {
+  at::manual_seed(36);
+  const auto draw = [](at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); };
+  const auto q = draw({2, 4, 3, 6}), k = draw({2, 2, 9, 6}), v = draw({2, 2, 9, 6});
+  const auto expected = ops::attend_to_cache({q, k, v}, /*fused=*/false);
+  // The same numbers, elsewhere in memory.
+  const auto put = [&](at::Tensor place, const at::Tensor& numbers) { return place.copy_(numbers); };
+  const auto layouts = [&](const at::Tensor& x) {
+    const auto [b, h, s, d] = std::tuple(x.size(0), x.size(1), x.size(2), x.size(3));
+    return std::vector<at::Tensor>{put(draw({b, h, d, s, d}).select(4, 0).transpose(2, 3), x),  // a head's numbers apart
+                                   put(draw({b, h, s, d + 2}).narrow(3, 1, d), x),   // gaps between positions
+                                   put(draw({b, s, h, d}).transpose(1, 2), x),       // heads of a position together
+                                   put(draw({b, h + 3, s, d}).narrow(1, 1, h), x),   // gaps between rows
+                                   put(draw({b, h, 2 * s, d}).narrow(2, 0, s), x)};  // room behind the positions
+  };
+  const at::NoGradGuard no_grad;
+  for (const auto& other : layouts(k)) CHECK(largest_difference(ops::attend_to_cache({q, other, v}), expected) < 1e-12);
+  for (const auto& other : layouts(v)) CHECK(largest_difference(ops::attend_to_cache({q, k, other}), expected) < 1e-12);
+  for (const auto& other : layouts(q)) CHECK(largest_difference(ops::attend_to_cache({other, k, v}), expected) < 1e-12);
+}
+
+TEST_CASE("attend_to_cache: large scores overflow nothing", "[ops]") {
+  at::manual_seed(37);
+  for (const double size : {300.0, -300.0}) {
+    const auto q = at::full({1, 2, 1, 4}, size), k = at::randn({1, 2, 20, 4}) + 5, v = at::randn({1, 2, 20, 4});
+    const auto expected = ops::attend_to_cache({q.to(at::kDouble), k.to(at::kDouble), v.to(at::kDouble)}, /*fused=*/false);
+    CHECK(largest_difference(ops::attend_to_cache({q, k, v}), expected) < 1e-2);  // scores of thousands have few digits left
+  }
+}
+
 TEST_CASE("attend_to_cache: each of several queries sees what came before it and itself, and not the other queries", "[ops]") {
   at::manual_seed(35);
   const int64_t batch = 2, heads = 6, size = 20, room = 100;
@@ -411,6 +450,16 @@ TEST_CASE("attend_to_cache: gradients are those of the plain form", "[ops]") {
   check_gradients([](const auto& in) { return ops::attend_to_cache({in[0], in[1], in[2]}); }, {q, k, v});
   const auto several = random_double({1, 2, 3, 3});
   check_gradients([](const auto& in) { return ops::attend_to_cache({in[0], in[1], in[2]}); }, {several, k, v});
+  // Each alone.
+  check_gradients([&](const auto& in) { return ops::attend_to_cache({q.detach(), in[0], v.detach()}); }, {k});
+  check_gradients([&](const auto& in) { return ops::attend_to_cache({q.detach(), k.detach(), in[0]}); }, {v});
+}
+
+TEST_CASE("attend_to_cache: keys and values of another type than the queries are LibTorch's error", "[ops]") {
+  const at::NoGradGuard no_grad;
+  const auto wide = at::ones({1, 2, 1, 4}), narrow = wide.to(at::kBFloat16);
+  CHECK_THROWS_AS(ops::attend_to_cache({wide, narrow, wide}), c10::Error);
+  CHECK_THROWS_AS(ops::attend_to_cache({wide, wide, narrow}), c10::Error);
 }
 
 TEST_CASE("causal_attention: equals the plain form over one block and several", "[ops]") {
@@ -625,6 +674,79 @@ TEST_CASE("linear_cross_entropy_sum: rows with a negative label count for nothin
   CHECK_THROWS_AS(ops::linear_cross_entropy_sum(hidden, weight, at::full({6}, 20, at::kLong)), ShapeError);
 }
 
+TEST_CASE("linear_cross_entropy_sum: large logits overflow nothing", "[ops]") {
+  at::manual_seed(48);
+  const auto hidden = (at::randn({6, 8}) * 64).round(), weight = (at::randn({70, 8}) * 64).round();  // exact logits of thousands
+  const auto labels = at::randint(70, {6}, at::kLong);
+  const auto run = [&](at::ScalarType type, const auto& loss_of) {
+    const auto x = hidden.to(type).requires_grad_(), w = weight.to(type).requires_grad_();
+    const at::Tensor loss = loss_of(x, w);
+    const auto gradients = torch::autograd::grad({loss}, {x, w});
+    return std::vector<at::Tensor>{loss.detach(), gradients[0], gradients[1]};
+  };
+  const auto expected = run(at::kDouble, [&](const auto& x, const auto& w) {
+    return at::cross_entropy_loss(x.mm(w.t()), labels, {}, at::Reduction::Sum);
+  });
+  for (const bool fused : {true, false}) {
+    const auto found = run(at::kFloat, [&](const auto& x, const auto& w) {
+      return ops::linear_cross_entropy_sum(x, w, labels, nullptr, fused);
+    });
+    for (size_t i = 0; i < 3; ++i) {
+      CHECK(largest_difference(found[i], expected[i]) <= 1e-5 * expected[i].abs().max().item<double>());
+    }
+  }
+}
+
+TEST_CASE("linear_cross_entropy_sum: a trained weight's gradient is summed over chunks in fp32", "[ops]") {
+  at::manual_seed(49);
+  constexpr int64_t kVocabulary = 140'000, kChunk = 64, kChunks = 11;
+  const auto labels = at::randint(kVocabulary, {kChunk}, at::kLong), hidden = at::randn({kChunk, 4}).to(at::kBFloat16);
+  const auto gradient = [&](int64_t chunks, at::ScalarType type) {
+    const AutocastGuard autocast(at::kCPU, at::kBFloat16);
+    const auto weight = at::sin(at::arange(kVocabulary * 4, at::kFloat)).view({kVocabulary, 4}).to(at::kBFloat16).to(type).requires_grad_();
+    const auto loss = ops::linear_cross_entropy_sum(hidden.repeat({chunks, 1}), weight, labels.repeat({chunks}));
+    return torch::autograd::grad({loss}, {weight})[0];
+  };
+  // Chunks that are alike have the same gradient, of 8 bits each.
+  const auto one = gradient(1, at::kBFloat16).to(at::kFloat);
+  CHECK(at::equal(gradient(kChunks, at::kFloat), one * kChunks));
+  CHECK(at::equal(gradient(kChunks, at::kBFloat16), (one * kChunks).to(at::kBFloat16)));
+}
+
+TEST_CASE("linear_cross_entropy_sum: no rows are no loss, and a gradient of zeros", "[ops]") {
+  const auto weight = at::randn({5, 4}).requires_grad_();
+  const auto loss = ops::linear_cross_entropy_sum(at::zeros({0, 4}), weight, at::zeros({0}, at::kLong));
+  CHECK(loss.item<double>() == 0);
+  CHECK(at::equal(torch::autograd::grad({loss}, {weight})[0], at::zeros({5, 4})));
+}
+
+TEST_CASE("linear_cross_entropy_sum: a packed weight stands for a frozen one of the type that computes", "[ops]") {
+  if (!ops::PackedWeight::pays(at::kBFloat16)) {
+    WARN("skipped: this processor does not multiply bf16");
+    return;
+  }
+  at::manual_seed(50);
+  const auto hidden = at::randn({70, 64}).to(at::kBFloat16), weight = at::randn({96, 64}).to(at::kBFloat16) * 0.2;
+  const auto labels = at::randint(96, {70}, at::kLong);
+  const auto pack = [](const at::Tensor& w) { return std::make_shared<const ops::PackedWeight>(std::vector<at::Tensor>{w}, at::kBFloat16); };
+  const auto run = [&](const at::Tensor& hidden, const at::Tensor& weight, const auto& packed) {
+    const auto x = hidden.clone().requires_grad_();
+    const auto loss = ops::linear_cross_entropy_sum(x, weight, labels, packed);
+    return std::vector<at::Tensor>{loss.detach(), torch::autograd::grad({loss}, {x})[0]};
+  };
+  const auto check_near = [](const auto& found, const auto& expected, double tolerance) {
+    for (size_t i = 0; i < 2; ++i) {
+      CHECK(largest_difference(found[i], expected[i]) <= tolerance * expected[i].abs().max().template item<double>());
+    }
+  };
+  const auto wide = run(hidden.to(at::kDouble), weight.to(at::kDouble), nullptr);
+  check_near(run(hidden, weight, pack(weight)), wide, 0.02);
+  // A weight that trains has left the packed one behind, and fp32 does not compute in bf16.
+  const auto old = pack(at::zeros_like(weight));
+  check_near(run(hidden, weight.clone().requires_grad_(), old), wide, 0.02);
+  check_near(run(hidden.to(at::kFloat), weight.to(at::kFloat), old), wide, 1e-5);
+}
+
 TEST_CASE("values that are not finite stay so in every kernel", "[ops]") {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
@@ -657,6 +779,43 @@ TEST_CASE("frozen_linear: backward equals finite differences, several layers, up
                                  at::linear(x, w2) + 2.3 * at::linear(at::linear(x, a2), b2)}, -1);
   CHECK(largest_difference(run(std::vector<at::Tensor>{x, a1, b1, a2, b2}), expected) < 1e-12);
   check_gradients([&](const auto& in) { return ops::frozen_linear(in[0], weights, {}); }, {x});
+}
+
+TEST_CASE("frozen_linear: either factor trains alone", "[ops]") {
+  at::manual_seed(51);
+  const auto x = random_double({2, 5}, false), w = random_double({4, 5}, false);
+  const auto a = random_double({2, 5}), b = random_double({4, 2}), other_a = random_double({3, 5}), other_b = random_double({4, 3});
+  const auto run = [&](const at::Tensor& a, const at::Tensor& b, const at::Tensor& other_a, const at::Tensor& other_b) {
+    return ops::frozen_linear(x, {{w}, nullptr, {}, {4}}, {{a, b, 0.5, 0}, {other_a, other_b, 2.0, 0}});
+  };
+  check_gradients([&](const auto& in) { return run(in[0], b.detach(), other_a.detach(), in[1]); }, {a, other_b});
+  check_gradients([&](const auto& in) { return run(a.detach(), in[0], in[1], other_b.detach()); }, {b, other_a});
+}
+
+TEST_CASE("frozen_linear: autocast decides the type at the forward pass alone", "[ops]") {
+  at::manual_seed(52);
+  const auto x = at::randn({6, 20}), w = at::randn({7, 20}), a = at::randn({2, 20}), b = at::randn({7, 2}), dy = at::randn({6, 7});
+  const auto run = [&](at::ScalarType forward_type, at::ScalarType backward_type, int64_t rows) {
+    const auto leaf = x.narrow(0, 0, rows).clone().requires_grad_(), a_leaf = a.clone().requires_grad_(), b_leaf = b.clone().requires_grad_();
+    at::Tensor y;
+    {
+      const AutocastGuard autocast(at::kCPU, forward_type);
+      y = ops::frozen_linear(leaf, {{w}, nullptr, {}, {7}}, {{a_leaf, b_leaf, 0.5, 0}});
+    }
+    const AutocastGuard autocast(at::kCPU, backward_type);
+    auto results = torch::autograd::grad({y}, {leaf, a_leaf, b_leaf}, {dy.narrow(0, 0, rows).to(y.scalar_type())});
+    results.push_back(y);
+    return results;
+  };
+  for (const int64_t rows : {6, 3}) {  // and so few that the kernel of few rows would do
+    const auto wide = run(at::kFloat, at::kFloat, rows), again = run(at::kFloat, at::kBFloat16, rows);
+    const auto narrow = run(at::kBFloat16, at::kFloat, rows);
+    for (size_t i = 0; i < wide.size(); ++i) {
+      CHECK(at::equal(again[i], wide[i]));
+      CHECK(largest_difference(narrow[i], wide[i]) < 0.03 * wide[i].abs().max().item<double>());
+    }
+    CHECK(narrow.back().scalar_type() == at::kBFloat16);
+  }
 }
 
 TEST_CASE("frozen_linear: a few rows of bf16 give what many rows give", "[ops]") {
@@ -706,4 +865,17 @@ TEST_CASE("packed weights multiply as the plain ones do and come back bit for bi
   for (size_t i = 0; i < with.size(); ++i) {
     CHECK(largest_difference(with[i], without[i]) <= 0.01 * without[i].abs().max().item<double>());
   }
+  // A gradient may have any layout.
+  for (const auto& form : {packed, std::shared_ptr<const ops::PackedWeight>()}) {
+    const auto leaf = x.detach().clone().requires_grad_();
+    const auto gradient = [&](const at::Tensor& dy) {
+      return torch::autograd::grad({ops::frozen_linear(leaf, {{w1, w2}, form, {}, {96, 32}}, {})}, {leaf}, {dy})[0];
+    };
+    const auto dy = at::randn({10, 128}).to(at::kBFloat16), one = at::ones({1, 1}, at::kBFloat16);
+    CHECK(at::equal(gradient(dy.t().contiguous().t()), gradient(dy)));
+    CHECK(at::equal(gradient(one.expand({10, 128})), gradient(one.expand({10, 128}).contiguous())));
+  }
+  // fp32 does not compute in bf16.
+  const auto wide = x.to(at::kFloat), w3 = w1.to(at::kFloat), w4 = w2.to(at::kFloat);
+  CHECK(at::equal(ops::frozen_linear(wide, {{w3, w4}, packed, {}, {96, 32}}, {}), ops::frozen_linear(wide, {{w3, w4}, nullptr, {}, {96, 32}}, {})));
 }

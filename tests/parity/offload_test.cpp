@@ -214,6 +214,21 @@ TEST_CASE("A streamed base: saved, merged and searched for bad values without be
   }
 }
 
+TEST_CASE("A streamed base: a layer's weights come together, and no other layer's with them", "[offload]") {
+  const ScratchFolder folder;
+  save_base(folder.path(), false, false, DType::kF32);
+  auto model = llama::load(folder.path(), {.offload = nn::Offload::kDisk});
+  for (const auto& layer : *model->model->layers) {
+    std::vector<nn::LinearImpl*> products;
+    size_t bytes = 0;
+    for (const auto& module : layer->modules()) {
+      if (auto* linear = module->as<nn::LinearImpl>()) products.push_back(linear), bytes += linear->weight.nbytes();
+    }
+    CHECK(products.size() == 7);
+    for (auto* product : products) CHECK(product->passing_weight().storage().nbytes() == bytes);  // all of what is in memory for it
+  }
+}
+
 TEST_CASE("A streamed base: a file cut short during the run is an error that names it", "[offload]") {
   const ScratchFolder folder;
   save_base(folder.path(), false, false, DType::kF32);

@@ -46,6 +46,15 @@ TEST_CASE("the norm of bf16 gradients equals that in double", "[train]") {
   CHECK(std::isnan(clip_gradients(gradients, 1)));
 }
 
+TEST_CASE("clipping takes numbers beyond their own type's squares, strides and types side by side", "[train]") {
+  CHECK(clip_gradients({at::tensor({3e30}, at::kDouble), at::tensor({4e30}, at::kDouble)}, 0) == Approx(5e30));
+  CHECK(clip_gradients({at::full({100}, 10'000, at::kHalf)}, 0) == Approx(1e5).epsilon(1e-6));
+  const auto strided = at::full({4, 6}, 1000).to(at::kBFloat16).narrow(1, 2, 2).fill_(2);
+  CHECK(clip_gradients({strided}, 0) == Approx(std::sqrt(32.0)).epsilon(1e-6));
+  CHECK(clip_gradients({strided, at::tensor({2.0f})}, 0) == Approx(6).epsilon(1e-6));
+  CHECK(clip_gradients({at::tensor({2.0f}), at::full({8}, 2).to(at::kBFloat16)}, 3) == Approx(6).epsilon(1e-6));
+}
+
 TEST_CASE("the norm of a bf16 gradient counts its own numbers and none that lie behind them", "[train]") {
   const auto memory = at::full({9000}, 1000).to(at::kBFloat16);
   const auto gradient = memory.slice(0, 0, 4097).fill_(1);

@@ -99,22 +99,26 @@ TEST_CASE("SGD equals torch.optim.SGD", "[train]") {
 }
 
 TEST_CASE("without bias correction the moments are used as they are", "[train]") {
-  const NamedParameters parameters = {{"w", at::tensor({1.0, -2.0}, at::kDouble).requires_grad_()}};
+  const auto dtype = GENERATE(at::kDouble, at::kBFloat16);  // LibTorch's operation and our kernel
+  const NamedParameters parameters = {{"w", at::tensor({1.0, -2.0}, at::kDouble).to(dtype).requires_grad_()}};
   const OptimizerOptions options{.weight_decay = 0.1, .bias_correction = false};
   const auto optimizer = make_optimizer(parameter_groups(parameters, options), options);
   double weights[2] = {1.0, -2.0}, m[2] = {0, 0}, v[2] = {0, 0};
   for (int step = 0; step < 20; ++step) {
-    const double gradients[2] = {std::sin(step + 1.0), std::cos(3.0 * step)};
-    parameters[0].second.mutable_grad() = at::tensor({gradients[0], gradients[1]}, at::kDouble);
+    const at::Tensor gradients = at::tensor({std::sin(step + 1.0), std::cos(3.0 * step)}, at::kDouble).to(dtype);
+    parameters[0].second.mutable_grad() = gradients;
     optimizer->step(0.01);
     for (int i = 0; i < 2; ++i) {
-      m[i] = 0.9 * m[i] + 0.1 * gradients[i];
-      v[i] = 0.999 * v[i] + 0.001 * gradients[i] * gradients[i];
+      const double gradient = gradients[i].item<double>();
+      m[i] = 0.9 * m[i] + 0.1 * gradient;
+      v[i] = 0.999 * v[i] + 0.001 * gradient * gradient;
       weights[i] -= 0.01 * (m[i] / (std::sqrt(v[i]) + 1e-8) + 0.1 * weights[i]);
     }
   }
-  CHECK(parameters[0].second[0].item<double>() == Approx(weights[0]).epsilon(1e-12));
-  CHECK(parameters[0].second[1].item<double>() == Approx(weights[1]).epsilon(1e-12));
+  const auto found = dtype == at::kDouble ? parameters[0].second : optimizer->state().at("master.w");
+  const double tolerance = dtype == at::kDouble ? 1e-12 : 1e-5;
+  CHECK(found[0].item<double>() == Approx(weights[0]).epsilon(tolerance));
+  CHECK(found[1].item<double>() == Approx(weights[1]).epsilon(tolerance));
   CHECK(optimizer->state().at("step.w").item<double>() == 20);
 }
 
@@ -151,6 +155,59 @@ TEST_CASE("parameters in half precision follow a copy in fp32", "[train]") {
     CHECK(fp32_error < 1e-5);
     CHECK((master - half[i].second.to(at::kFloat)).abs().max().item<double>() > 0);
   }
+}
+
+TEST_CASE("the update of bf16 parameters is torch.optim.AdamW's, with a large eps and a gradient factor", "[train]") {
+  const auto half = two_parameters(at::kBFloat16);
+  std::vector<at::Tensor> expected;
+  for (const auto& entry : half) expected.push_back(entry.second.detach().to(at::kDouble).requires_grad_());
+  const OptimizerOptions options{.beta1 = 0.8, .beta2 = 0.95, .eps = 0.3, .weight_decay = 0.2};
+  const auto optimizer = make_optimizer(parameter_groups(half, options), options);
+  torch::optim::AdamW reference(expected, torch::optim::AdamWOptions(0.01).betas({0.8, 0.95}).eps(0.3).weight_decay(0.2));
+  for (int step = 0; step < 20; ++step) {
+    set_gradients(half, step);
+    for (size_t i = 0; i < expected.size(); ++i) expected[i].mutable_grad() = half[i].second.grad().to(at::kDouble) * 0.75;
+    optimizer->step(0.01, 0.75);
+    reference.step();
+  }
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const auto master = optimizer->state().at("master." + half[i].first);
+    CHECK((master - expected[i]).abs().max().item<double>() < 2e-6);
+  }
+}
+
+TEST_CASE("a gradient may be strided, or wider than its parameter", "[train]") {
+  const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
+  const std::string type = GENERATE("adamw", "sgd");
+  const auto plain = two_parameters(dtype), strided = two_parameters(dtype), wide = two_parameters(dtype);
+  const OptimizerOptions options{.type = type, .momentum = 0.5};
+  for (const auto* parameters : {&plain, &strided, &wide}) {
+    const auto optimizer = make_optimizer(parameter_groups(*parameters, options), options);
+    for (int step = 0; step < 3; ++step) {
+      set_gradients(*parameters, step);
+      at::Tensor& gradient = (*parameters)[0].second.mutable_grad();
+      if (parameters == &strided) gradient = gradient.t().contiguous().t();
+      if (parameters == &wide) optimizer->gradients(/*widen=*/true);
+      optimizer->step(0.01);
+    }
+  }
+  for (size_t i = 0; i < plain.size(); ++i) {
+    CHECK((strided[i].second - plain[i].second).abs().max().item<double>() < 1e-6);
+    CHECK(strided[i].second.allclose(wide[i].second, 0.01));  // one rounding of the parameter
+  }
+}
+
+TEST_CASE("what does not decay stays where its gradient is zero", "[train]") {
+  const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
+  const std::string type = GENERATE("adamw", "sgd");
+  const auto parameters = two_parameters(dtype);
+  const auto before = clones(parameters);
+  const OptimizerOptions options{.type = type, .weight_decay = 0.5, .no_decay = {"b.weight"}};
+  const auto optimizer = make_optimizer(parameter_groups(parameters, options), options);
+  for (const auto& entry : parameters) entry.second.mutable_grad() = at::zeros_like(entry.second);
+  optimizer->step(0.5);
+  CHECK(parameters[0].second.equal((before[0].to(at::kFloat) * 0.75).to(dtype)));
+  CHECK(parameters[1].second.equal(before[1]));
 }
 
 TEST_CASE("small gradients in half precision survive unscaling in fp32", "[train]") {

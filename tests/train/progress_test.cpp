@@ -95,10 +95,11 @@ std::string written_to_terminal(unsigned short columns, Action action) {
   size.ws_row = 24;
   size.ws_col = columns;
   REQUIRE(::openpty(&controller, &terminal, nullptr, nullptr, &size) == 0);
+  constexpr char kEnd = '\x1e';  // read to here: what is on its way when a terminal closes may be lost
   std::string text;
   std::thread reader([&] {
     char buffer[4096];
-    for (ssize_t count = 0; (count = ::read(controller, buffer, sizeof buffer)) > 0;) {
+    for (ssize_t count = 0; !text.ends_with(kEnd) && (count = ::read(controller, buffer, sizeof buffer)) > 0;) {
       text.append(buffer, static_cast<size_t>(count));
     }
   });
@@ -106,9 +107,12 @@ std::string written_to_terminal(unsigned short columns, Action action) {
     const RedirectedStderr redirected(terminal);
     action();
   }
-  ::close(terminal);
+  const bool written = ::write(terminal, &kEnd, 1) == 1;
   reader.join();
+  ::close(terminal);
   ::close(controller);
+  REQUIRE((written && text.ends_with(kEnd)));
+  text.pop_back();
   return text;
 }
 
