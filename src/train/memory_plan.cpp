@@ -37,8 +37,8 @@ constexpr int64_t kLargeTensor = 2 * kMiB;
 /// Shares of freed memory that find no use again: of the joined or converted copies of weights that packing makes on its
 /// way, of what all layers make, of what adapters that drop inputs make beside it, and of the gradients.
 constexpr double kKeptOfCopies = 0.5, kKeptOfLayers = 0.6, kKeptOfDropouts = 0.25, kKeptOfGradients = 0.4;
-/// Of layers and gradients when the gradients of earlier micro-batches lie between them.
-constexpr double kKeptOfAccumulated = 1.0;
+/// The same when gradients of earlier micro-batches lie between them.
+constexpr double kKeptOfLayersAccumulated = 0.85, kKeptOfGradientsAccumulated = 1;
 
 // ---- Sizes that the operations themselves choose ----
 
@@ -196,8 +196,8 @@ class Rehearsal {
   int64_t kept_bytes() const {
     if (!on_cpu()) return 0;
     const bool accumulates = in_.grad_accum > 1;
-    const double of_layers = accumulates ? kKeptOfAccumulated : kKeptOfLayers,
-                 of_gradients = accumulates ? kKeptOfAccumulated : kKeptOfGradients;
+    const double of_layers = accumulates ? kKeptOfLayersAccumulated : kKeptOfLayers,
+                 of_gradients = accumulates ? kKeptOfGradientsAccumulated : kKeptOfGradients;
     return static_cast<int64_t>(holes_of_packing() + of_layers * static_cast<double>(holes_of_layers()) +
                                 kKeptOfDropouts * static_cast<double>(layer_count() * bytes_beside_products()) +
                                 of_gradients * static_cast<double>(in_.parameters.gradients_bytes));
@@ -367,11 +367,27 @@ class Rehearsal {
     if (keep) hold_kept(kept, kept_beside_input(group));
   }
 
-  /// Products with the A factors, each dropout's mask, and the cast of a trained weight, which autocast keeps.
+  /// Products with the A factors, the factors as they were multiplied, each dropout's mask, and the cast of a trained weight,
+  /// which autocast keeps.
   int64_t kept_beside_input(const Group& group) const {
     int64_t bytes = N_ * group.ranks() * compute_ + dropouts(group) * N_ * group.inputs() * compute_;
+    if (is_joined(group)) bytes += factor_bytes(group);
     if (group.has_trained_weight() && shapes_.stream_dtype != compute_type_) bytes += group.numbers() * compute_;
     return bytes;
+  }
+
+  /// Copies of the factors in the products' type, the A factors of several layers below each other, the B factors scaled.
+  int64_t factor_bytes(const Group& group) const {
+    int64_t numbers = 0, updates = 0;
+    for (const auto& layer : *group.shape) {
+      if (layer.rank == 0 || layer.dropouts > 0) continue;
+      ++updates;
+      numbers += layer.rank * layer.out;
+    }
+    if (updates > 1 || compute_ < 4) {
+      for (const auto& layer : *group.shape) numbers += layer.dropouts > 0 ? 0 : layer.rank * layer.in;
+    }
+    return numbers * compute_;
   }
 
   static int64_t dropouts(const Group& group) {
@@ -402,14 +418,23 @@ class Rehearsal {
   void forward(Layer& layer, bool keep, bool with_gradients) {
     const bool recomputes_half = in_.recompute == nn::Recompute::kSelective;
     Scope flow(ledger_);
-    flow.hold(N_ * D_ * compute_);  // what the layer before left to add
+    // What the layer before left to add; recomputation keeps it among the inputs.
+    if (in_.recompute != nn::Recompute::kFull) flow.hold(N_ * D_ * compute_);
     attention_forward(layer, keep, with_gradients, flow);
     if (!recomputes_half) {
       feed_forward(layer, keep, with_gradients);
     } else {
       feed_forward(layer, false, false);
-      if (keep) hold_kept(layer.inputs_kept, N_ * D_ * (stream_ + compute_));
+      if (keep) keep_inputs(layer);
     }
+  }
+
+  /// What recomputation begins with: the stream, which may be what the norm before keeps, and what is still to be added to
+  /// it, of which a whole first layer has none.
+  void keep_inputs(Layer& layer) {
+    const bool has_more = in_.recompute == nn::Recompute::kSelective || &layer != &layers_.front();
+    const bool is_kept_by_norm = layer.kept.norm1 > 0;
+    hold_kept(layer.inputs_kept, N_ * D_ * ((is_kept_by_norm ? 0 : stream_) + (has_more ? compute_ : 0)));
   }
 
   void hold_kept(int64_t& kept, int64_t bytes) {
@@ -526,7 +551,7 @@ class Rehearsal {
     if (shapes_.head.trained && shapes_.head.dtype != compute_type_) chunk.hold(head_.numbers() * compute_);
     chunk.hold(rows * V * compute_);
     if (!has_kernel(in_.fast_paths.fused_loss)) chunk.hold(rows * V * (4 + (compute_ < 4 ? 4 : 0)));
-    chunk.hold(rows * D_ * compute_);
+    chunk.hold(2 * rows * D_ * compute_);  // the rows, filled up, and their gradient
     if (output_has_gradient_) multiply_transposed(head_);
     if (shapes_.head.trained) head_gradient(chunk, N_ > chunk_rows);
   }
@@ -548,7 +573,7 @@ class Rehearsal {
     const Scope batch(ledger_, kActivations, N_ * 2 * 8);
     for (Layer& layer : layers_) {
       if (in_.recompute == nn::Recompute::kFull) {
-        hold_kept(layer.inputs_kept, N_ * D_ * (stream_ + compute_));
+        keep_inputs(layer);
         forward(layer, false, false);
       } else {
         forward(layer, true, true);
@@ -573,15 +598,19 @@ class Rehearsal {
   }
 
   void backward(Layer& layer) {
-    Scope again(ledger_);  // outputs of the second forward pass
+    Scope again(ledger_);  // outputs of the second forward pass: the result, and the sum that the norm before it keeps, too
     if (in_.recompute == nn::Recompute::kFull) {
       forward(layer, true, true);
     } else if (in_.recompute == nn::Recompute::kSelective) {
       feed_forward(layer, true, true);
     }
-    if (in_.recompute == nn::Recompute::kFull) again.hold(N_ * D_ * (stream_ + compute_));
+    if (in_.recompute != nn::Recompute::kNone) again.hold(N_ * D_ * compute_);
     feed_forward_backward(layer);
-    if (in_.recompute == nn::Recompute::kSelective) release(layer.inputs_kept);
+    if (in_.recompute == nn::Recompute::kFull) again.hold(N_ * D_ * stream_);
+    if (in_.recompute == nn::Recompute::kSelective) {
+      again.end();
+      release(layer.inputs_kept);
+    }
     attention_backward(layer);
     release(layer.inputs_kept);
   }
