@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <initializer_list>
 #include <set>
 #include <utility>
 #include <vector>
@@ -221,28 +222,35 @@ class Rehearsal {
     return left_by_layers_ * static_cast<double>(layer_count() - 1) / static_cast<double>(layer_count());
   }
 
-  /// Large tensors of all layers but the last, whose room the head uses, less the small ones that find room in their holes.
+  /// Large tensors less the small ones that find room in their holes: of all layers but the last, whose room the head uses,
+  /// and, of what is recomputed, of one layer in the forward and one in the backward pass.
   int64_t holes_of_layers() const {
-    int64_t holes = 0;
-    for (const int64_t bytes : lasting_tensors()) holes += bytes < kLargeTensor ? -bytes : bytes;
-    return (layer_count() - 1) * std::max<int64_t>(holes, 0);
+    const LayerTensors tensors = tensors_of_layer();
+    return (layer_count() - 1) * holes_of(tensors.lasting) + 2 * holes_of(tensors.recomputed);
   }
 
-  /// Tensors of one layer that stay until its backward pass. Transposes that the first one leaves between them, or gradients
-  /// of earlier micro-batches, break up the holes of recomputed ones as well.
-  std::vector<int64_t> lasting_tensors() const {
+  static int64_t holes_of(const std::vector<int64_t>& tensors) {
+    int64_t holes = 0;
+    for (const int64_t bytes : tensors) holes += bytes < kLargeTensor ? -bytes : bytes;
+    return std::max<int64_t>(holes, 0);
+  }
+
+  /// Those that stay until the layer's backward pass, and those that are made again for it.
+  struct LayerTensors {
+    std::vector<int64_t> lasting, recomputed;
+  };
+  LayerTensors tensors_of_layer() const {
     const int64_t state = N_ * D_ * compute_, stream = N_ * D_ * stream_, inner = N_ * layers_.front().down.inputs() * compute_;
-    const std::vector<int64_t> attention = {stream, state, P_ * W_ * compute_, P_ * Q_ * compute_},
-                               feed_forward = {stream, state, 2 * inner, inner}, results = {state, state};
-    const bool broken_up = left_by_layers_ > 0 || in_.grad_accum > 1;
-    if (in_.recompute == nn::Recompute::kFull && !broken_up) return {stream, state};
-    std::vector<int64_t> tensors = attention;
-    if (in_.recompute == nn::Recompute::kSelective && !broken_up) {
-      tensors.insert(tensors.end(), {stream, state});
-    } else {
-      tensors.insert(tensors.end(), feed_forward.begin(), feed_forward.end());
-      tensors.insert(tensors.end(), results.begin(), results.end());
-    }
+    LayerTensors tensors{.lasting = {stream, state}, .recomputed = {}};  // the layer's inputs
+    // Transposes that the first backward pass leaves between them, or gradients of earlier micro-batches, keep recomputed
+    // tensors from finding their room again.
+    const bool is_broken_up = left_by_layers_ > 0 || in_.grad_accum > 1;
+    const auto add = [&](bool lasts, std::initializer_list<int64_t> sizes) {
+      auto& list = lasts || is_broken_up ? tensors.lasting : tensors.recomputed;
+      list.insert(list.end(), sizes);
+    };
+    add(in_.recompute != nn::Recompute::kFull, {stream, state, P_ * W_ * compute_, P_ * Q_ * compute_});  // attention
+    add(in_.recompute == nn::Recompute::kNone, {state, 2 * inner, inner, state});                         // feed-forward
     return tensors;
   }
 
