@@ -33,6 +33,7 @@ SMALL = model(512, 1376, 8, 8, 8, 8000)
 GROUPED = model(1024, 2816, 6, 16, 4, 16000, tied=True)
 H640, H640_TIED = model(640, 1760, 10, 10, 2, 50000), model(640, 1760, 10, 10, 2, 50000, tied=True)
 H1280, H1280_TIED = model(1280, 3456, 6, 20, 5, 50000), model(1280, 3456, 6, 20, 20, 50000, tied=True)
+H896, H896_TIED = model(896, 2400, 9, 14, 2, 50000), model(896, 2400, 9, 14, 14, 30000, tied=True)
 QV, ALL = {"r": 8, "target_modules": ["q_proj", "v_proj"]}, {"r": 16, "target_modules": "all-linear"}
 ALL64 = ALL | {"r": 64}
 
@@ -80,6 +81,12 @@ CASES = {
     "h1280_fp32_2x200": ("finetune", H1280_TIED, "fp32", "fp32", ALL64, 2, 200, {}),
     "h1280_amp_6x300": ("finetune", H1280, "fp32", "bf16", ALL64, 6, 300, {}),
     "h1280_selective_6x300": ("finetune", H1280, "bf16", "fp32", ALL64, 6, 300, {"train": {"recompute": "selective"}}),
+    "h896_bf16_5x200": ("finetune", H896, "bf16", "fp32", ALL, 5, 200, {}),
+    "h896_fp32_selective": ("finetune", H896_TIED, "fp32", "fp32", QV, 3, 400, {"train": {"recompute": "selective"}}),
+    "h896_bf16_full": ("finetune", H896, "bf16", "fp32", ALL64, 8, 256, {"train": {"recompute": "full"}}),
+    "h896_train_amp": ("train", H896_TIED, "fp32", "bf16", None, 2, 256, {"train": {"grad_accum": 2}}),
+    "h896_packed_dropout": ("finetune", H896, "bf16", "fp32", ALL | {"lora_dropout": 0.05}, 1, (30, 500),
+                            {"data": {"packing": True, "max_length": 1000}}),
     "h1280_offload_disk": ("finetune", H1280_TIED, "bf16", "fp32", ALL64, 6, 300, {"model": {"offload": "disk"}}),
 }
 

@@ -40,6 +40,9 @@ constexpr int64_t kLargeTensor = 2 * kMiB;
 constexpr double kKeptOfCopies = 0.5, kKeptOfLayers = 0.6, kKeptOfDropouts = 0.25, kKeptOfGradients = 0.4;
 /// The same when gradients of earlier micro-batches lie between them.
 constexpr double kKeptOfLayersAccumulated = 0.85, kKeptOfGradientsAccumulated = 1;
+/// How many layers' recomputed tensors find their room no more, at least, and as a share of all layers where something that
+/// stays was put between them.
+constexpr double kRecomputedLayers = 2, kRecomputedShare = 0.75;
 
 // ---- Sizes that the operations themselves choose ----
 
@@ -199,7 +202,7 @@ class Rehearsal {
     const bool accumulates = in_.grad_accum > 1;
     const double of_layers = accumulates ? kKeptOfLayersAccumulated : kKeptOfLayers,
                  of_gradients = accumulates ? kKeptOfGradientsAccumulated : kKeptOfGradients;
-    return static_cast<int64_t>(holes_of_packing() + of_layers * static_cast<double>(holes_of_layers()) +
+    return static_cast<int64_t>(holes_of_packing() + of_layers * holes_of_layers() +
                                 kKeptOfDropouts * static_cast<double>(layer_count() * bytes_beside_products()) +
                                 of_gradients * static_cast<double>(in_.parameters.gradients_bytes));
   }
@@ -222,17 +225,21 @@ class Rehearsal {
     return left_by_layers_ * static_cast<double>(layer_count() - 1) / static_cast<double>(layer_count());
   }
 
-  /// Large tensors less the small ones that find room in their holes: of all layers but the last, whose room the head uses,
-  /// and, of what is recomputed, of one layer in the forward and one in the backward pass.
-  int64_t holes_of_layers() const {
+  /// Of all layers but the last, whose room the head uses. Recomputed tensors find their room again, unless transposes that
+  /// the first backward pass leaves between them, or gradients of earlier micro-batches, break it up.
+  double holes_of_layers() const {
     const LayerTensors tensors = tensors_of_layer();
-    return (layer_count() - 1) * holes_of(tensors.lasting) + 2 * holes_of(tensors.recomputed);
+    const auto others = static_cast<double>(layer_count() - 1);
+    const bool is_broken_up = left_by_layers_ > 0 || in_.grad_accum > 1;
+    const double recomputed = std::max(kRecomputedLayers, is_broken_up ? kRecomputedShare * others : 0);
+    return others * holes_of(tensors.lasting) + recomputed * holes_of(tensors.recomputed);
   }
 
-  static int64_t holes_of(const std::vector<int64_t>& tensors) {
+  /// Large tensors less the small ones that find room in their holes.
+  static double holes_of(const std::vector<int64_t>& tensors) {
     int64_t holes = 0;
     for (const int64_t bytes : tensors) holes += bytes < kLargeTensor ? -bytes : bytes;
-    return std::max<int64_t>(holes, 0);
+    return static_cast<double>(std::max<int64_t>(holes, 0));
   }
 
   /// Those that stay until the layer's backward pass, and those that are made again for it.
@@ -242,11 +249,8 @@ class Rehearsal {
   LayerTensors tensors_of_layer() const {
     const int64_t state = N_ * D_ * compute_, stream = N_ * D_ * stream_, inner = N_ * layers_.front().down.inputs() * compute_;
     LayerTensors tensors{.lasting = {stream, state}, .recomputed = {}};  // the layer's inputs
-    // Transposes that the first backward pass leaves between them, or gradients of earlier micro-batches, keep recomputed
-    // tensors from finding their room again.
-    const bool is_broken_up = left_by_layers_ > 0 || in_.grad_accum > 1;
     const auto add = [&](bool lasts, std::initializer_list<int64_t> sizes) {
-      auto& list = lasts || is_broken_up ? tensors.lasting : tensors.recomputed;
+      auto& list = lasts ? tensors.lasting : tensors.recomputed;
       list.insert(list.end(), sizes);
     };
     add(in_.recompute != nn::Recompute::kFull, {stream, state, P_ * W_ * compute_, P_ * Q_ * compute_});  // attention
