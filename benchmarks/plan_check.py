@@ -31,10 +31,14 @@ M134 = model(768, 2048, 12, 12, 12, 32000)
 M370 = model(1024, 2816, 24, 16, 16, 32000)
 SMALL = model(512, 1376, 8, 8, 8, 8000)
 GROUPED = model(1024, 2816, 6, 16, 4, 16000, tied=True)
+H640, H640_TIED = model(640, 1760, 10, 10, 2, 50000), model(640, 1760, 10, 10, 2, 50000, tied=True)
+H1280, H1280_TIED = model(1280, 3456, 6, 20, 5, 50000), model(1280, 3456, 6, 20, 20, 50000, tied=True)
+H896, H896_TIED = model(896, 2400, 9, 14, 2, 50000), model(896, 2400, 9, 14, 14, 30000, tied=True)
 QV, ALL = {"r": 8, "target_modules": ["q_proj", "v_proj"]}, {"r": 16, "target_modules": "all-linear"}
+ALL64 = ALL | {"r": 64}
 
-# Command, model, its dtype, mixed precision, adapter, rows of a micro-batch, their tokens; other keys. With
-# `model.offload` the weights come from files.
+# Command, model, its dtype, mixed precision, adapter, rows of a micro-batch, their tokens (one number, or the fewest and the
+# most); other keys. With `model.offload` the weights come from files.
 CASES = {
     "134m_bf16_4x128": ("finetune", M134, "bf16", "fp32", QV, 4, 128, {}),
     "134m_bf16_1x1024": ("finetune", M134, "bf16", "fp32", QV, 1, 1024, {}),
@@ -63,6 +67,27 @@ CASES = {
     "134m_dropout": ("finetune", M134, "bf16", "fp32", QV | {"lora_dropout": 0.05}, 8, 128, {}),
     "wide_dropout_2x384": ("finetune", model(1536, 4096, 4, 24, 8, 24000), "bf16", "fp32", ALL | {"lora_dropout": 0.1}, 2, 384, {}),
     "small_dropout": ("finetune", SMALL, "bf16", "fp32", ALL | {"lora_dropout": 0.1}, 8, 128, {}),
+    "h640_tied_bf16_1x64": ("finetune", H640_TIED, "bf16", "fp32", QV, 1, 64, {}),
+    "h640_all64_bf16_32x64": ("finetune", H640, "bf16", "fp32", ALL64, 32, 64, {}),
+    "h640_fp32_full_recompute": ("finetune", H640, "fp32", "fp32", ALL64, 32, 64, {"train": {"recompute": "full"}}),
+    "h640_packed_long": ("finetune", H640, "bf16", "fp32", ALL64, 2, (200, 900), {"data": {"packing": True, "max_length": 1024}}),
+    "h640_packed_amp": ("finetune", H640_TIED, "fp32", "bf16", QV, 3, (20, 400), {"data": {"packing": True, "max_length": 512}}),
+    "h640_train_accumulated": ("train", H640_TIED, "bf16", "fp32", None, 6, 300, {"train": {"grad_accum": 4}}),
+    "h640_train_amp": ("train", H640, "fp32", "bf16", None, 1, 64, {}),
+    "h640_train_selective": ("train", H640, "bf16", "fp32", None, 6, 300, {"train": {"recompute": "selective"}}),
+    "h640_accumulated": ("finetune", H640, "fp32", "fp32", ALL64, 6, 300, {"train": {"grad_accum": 3}}),
+    "h640_accumulated_bf16": ("finetune", H640_TIED, "bf16", "fp32", QV, 6, 300, {"train": {"grad_accum": 3}}),
+    "h1280_bf16_6x300": ("finetune", H1280, "bf16", "fp32", QV, 6, 300, {}),
+    "h1280_fp32_2x200": ("finetune", H1280_TIED, "fp32", "fp32", ALL64, 2, 200, {}),
+    "h1280_amp_6x300": ("finetune", H1280, "fp32", "bf16", ALL64, 6, 300, {}),
+    "h1280_selective_6x300": ("finetune", H1280, "bf16", "fp32", ALL64, 6, 300, {"train": {"recompute": "selective"}}),
+    "h896_bf16_5x200": ("finetune", H896, "bf16", "fp32", ALL, 5, 200, {}),
+    "h896_fp32_selective": ("finetune", H896_TIED, "fp32", "fp32", QV, 3, 400, {"train": {"recompute": "selective"}}),
+    "h896_bf16_full": ("finetune", H896, "bf16", "fp32", ALL64, 8, 256, {"train": {"recompute": "full"}}),
+    "h896_train_amp": ("train", H896_TIED, "fp32", "bf16", None, 2, 256, {"train": {"grad_accum": 2}}),
+    "h896_packed_dropout": ("finetune", H896, "bf16", "fp32", ALL | {"lora_dropout": 0.05}, 1, (30, 500),
+                            {"data": {"packing": True, "max_length": 1000}}),
+    "h1280_offload_disk": ("finetune", H1280_TIED, "bf16", "fp32", ALL64, 6, 300, {"model": {"offload": "disk"}}),
 }
 
 
@@ -109,15 +134,16 @@ def write_bf16_model(folder, shape):
 def write_case(folder, name, steps):
     command, shape, dtype, amp, adapter, rows, length, others = CASES[name]
     source = random.Random(0)
-    data = "".join(json.dumps({"input_ids": source.choices(range(3, shape["vocab_size"]), k=length)}) + "\n" for _ in range(64))
-    (folder / "rows.jsonl").write_text(data)
+    shortest, longest = length if isinstance(length, tuple) else (length, length)
+    rows_of_tokens = [source.choices(range(3, shape["vocab_size"]), k=source.randint(shortest, longest)) for _ in range(64)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows_of_tokens))
     weights = shape | {"dtype": dtype}
     if "model" in others:
         write_bf16_model(folder / "base", shape)
         weights = {"path": "base"} | others["model"]
     run = {"run": {"mode": command, "output_dir": "out", "device": "cpu"}, "model": weights,
            "adapter": adapter or {"method": "none"},
-           "data": {"format": "tokens", "max_length": length, "train": {"path": "rows.jsonl"}} | others.get("data", {}),
+           "data": {"format": "tokens", "max_length": longest, "train": {"path": "rows.jsonl"}} | others.get("data", {}),
            "train": {"max_steps": steps, "micro_batch": rows, "amp": {"dtype": amp}} | others.get("train", {}),
            "log": {"report": False}}
     (folder / "run.yaml").write_text(json.dumps(run))  # JSON is YAML

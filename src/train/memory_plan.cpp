@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <array>
+#include <initializer_list>
 #include <set>
 #include <utility>
 #include <vector>
+
+#include "lora/ops/ops.h"
 
 // Legend: N tokens of a micro-batch, P places of attention (N without packed rows), D model, H heads, K head size, Q
 // width of all query heads, W of queries, keys and values, F feed-forward, V vocabulary, R rank.
@@ -29,17 +32,23 @@ constexpr int64_t kProgramBytes = 150 * kMiB;
 constexpr int64_t kWideProductTimes = 3, kWideProductLimit = 45 * kMiB;
 /// A CUDA context with LibTorch's kernels.
 constexpr int64_t kContextBytes = 600 * kMiB;
-/// From here on tensors are aligned to pages, and the C library's heap finds no use for many of the holes that they
-/// leave: shares of the plain weights that packing gave up, of the large tensors of all layers, of those of adapters that
-/// drop inputs, and of the gradients, within one backward pass and beside those of earlier micro-batches.
+/// From here on tensors are aligned to pages, for which the C library's heap asks for a page more than they have: none fits
+/// into the hole that one of its size left, but smaller ones do.
 constexpr int64_t kLargeTensor = 2 * kMiB;
-constexpr double kKeptOfReleased = 0.85, kKeptOfLayers = 0.5, kKeptOfDropouts = 0.25, kKeptOfGradients = 0.4,
-                 kKeptOfAccumulated = 1.0;
+/// Shares of freed memory that find no use again: of the joined or converted copies of weights that packing makes on its
+/// way, of what all layers make, of what adapters that drop inputs make beside it, and of the gradients.
+constexpr double kKeptOfCopies = 0.5, kKeptOfLayers = 0.6, kKeptOfDropouts = 0.25, kKeptOfGradients = 0.4;
+/// The same when gradients of earlier micro-batches lie between them.
+constexpr double kKeptOfLayersAccumulated = 0.85, kKeptOfGradientsAccumulated = 1;
+/// How many layers' recomputed tensors find their room no more, at least, and as a share of all layers where something that
+/// stays was put between them.
+constexpr double kRecomputedLayers = 2, kRecomputedShare = 0.75;
 
 // ---- Sizes that the operations themselves choose ----
 
 /// ops/linear_cross_entropy.cpp.
-constexpr int64_t kChunkLogits = int64_t{1} << 23, kLeastChunkRows = 64, kTrainedChunkTimes = 2;
+constexpr int64_t kChunkLogits = int64_t{1} << 23, kTrainedChunkTimes = 2, kGpuChunkLogits = int64_t{1} << 26,
+                  kLeastChunkRows = 64;
 /// ops/sequence_attention.cpp.
 constexpr int64_t kAttentionQueries = 64, kAttentionKeys = 512;
 
@@ -190,41 +199,14 @@ class Rehearsal {
   /// Freed memory that the heap cannot use again; a GPU's allocator keeps blocks by size.
   int64_t kept_bytes() const {
     if (!on_cpu()) return 0;
-    int64_t large = 0;
-    const int64_t inner = layers_.front().down.inputs(), state = N_ * D_ * compute_, stream = N_ * D_ * stream_;
-    std::vector<int64_t> tensors = {stream, stream, state, state, state, state, P_ * W_ * compute_, P_ * Q_ * compute_,
-                                    N_ * 2 * inner * compute_, N_ * inner * compute_};
-    const int64_t query = P_ * Q_ * compute_, key = P_ * (W_ - Q_) / 2 * compute_;
-    if (!attends_joined()) tensors.insert(tensors.end(), {query, key, key});
-    for (const int64_t bytes : tensors) {
-      if (bytes >= kLargeTensor) large += bytes;
-    }
-    int64_t dropped = 0;
-    for (const Group* group : {&layers_.front().qkv, &layers_.front().out, &layers_.front().gate_up, &layers_.front().down}) {
-      dropped += large_beside_product(*group);
-    }
-    const double of_gradients = in_.grad_accum > 1 ? kKeptOfAccumulated : kKeptOfGradients;
-    return static_cast<int64_t>(kKeptOfReleased * static_cast<double>(released_) +
-                                kKeptOfLayers * static_cast<double>(layer_count() * large) +
-                                kKeptOfDropouts * static_cast<double>(layer_count() * dropped) +
+    const bool accumulates = in_.grad_accum > 1;
+    const double of_layers = accumulates ? kKeptOfLayersAccumulated : kKeptOfLayers,
+                 of_gradients = accumulates ? kKeptOfGradientsAccumulated : kKeptOfGradients;
+    return static_cast<int64_t>(holes_of_packing() + of_layers * holes_of_layers() +
+                                kKeptOfDropouts * static_cast<double>(layer_count() * bytes_beside_products()) +
                                 of_gradients * static_cast<double>(in_.parameters.gradients_bytes));
   }
-  /// Of adapters that drop inputs: mask and dropped input, the update and its sum with the product, the sums side by side.
-  int64_t large_beside_product(const Group& group) const {
-    if (dropouts(group) == 0) return 0;
-    int64_t large = 0;
-    const auto add = [&](int64_t width, int64_t times) {
-      const int64_t bytes = N_ * width * compute_;
-      if (bytes >= kLargeTensor) large += times * bytes;
-    };
-    for (const auto& layer : *group.shape) {
-      if (layer.dropouts == 0) continue;
-      add(layer.in, 2 * layer.dropouts);
-      add(layer.out, 2 * layer.dropouts);
-    }
-    if (group.shape->size() > 1) add(group.outputs(), 1);
-    return large;
-  }
+
   /// What products themselves keep.
   int64_t product_bytes() const {
     if (!on_cpu() || compute_type_ != at::kFloat) return 0;
@@ -234,13 +216,69 @@ class Rehearsal {
   }
 
  private:
+  // ---- What the heap keeps ----
+
+  /// The transposes of the first backward pass find the holes that the head and the last layer left. Layers that stream leave
+  /// none, and have no transposes.
+  double holes_of_packing() const {
+    if (in_.streams_layers) return left_by_head_;
+    return left_by_layers_ * static_cast<double>(layer_count() - 1) / static_cast<double>(layer_count());
+  }
+
+  /// Of all layers but the last, whose room the head uses. Recomputed tensors find their room again, unless transposes that
+  /// the first backward pass leaves between them, or gradients of earlier micro-batches, break it up.
+  double holes_of_layers() const {
+    const LayerTensors tensors = tensors_of_layer();
+    const auto others = static_cast<double>(layer_count() - 1);
+    const bool is_broken_up = left_by_layers_ > 0 || in_.grad_accum > 1;
+    const double recomputed = std::max(kRecomputedLayers, is_broken_up ? kRecomputedShare * others : 0);
+    return others * holes_of(tensors.lasting) + recomputed * holes_of(tensors.recomputed);
+  }
+
+  /// Large tensors less the small ones that find room in their holes.
+  static double holes_of(const std::vector<int64_t>& tensors) {
+    int64_t holes = 0;
+    for (const int64_t bytes : tensors) holes += bytes < kLargeTensor ? -bytes : bytes;
+    return static_cast<double>(std::max<int64_t>(holes, 0));
+  }
+
+  /// Those that stay until the layer's backward pass, and those that are made again for it.
+  struct LayerTensors {
+    std::vector<int64_t> lasting, recomputed;
+  };
+  LayerTensors tensors_of_layer() const {
+    const int64_t state = N_ * D_ * compute_, stream = N_ * D_ * stream_, inner = N_ * layers_.front().down.inputs() * compute_;
+    LayerTensors tensors{.lasting = {stream, state}, .recomputed = {}};  // the layer's inputs
+    const auto add = [&](bool lasts, std::initializer_list<int64_t> sizes) {
+      auto& list = lasts ? tensors.lasting : tensors.recomputed;
+      list.insert(list.end(), sizes);
+    };
+    add(in_.recompute != nn::Recompute::kFull, {stream, state, P_ * W_ * compute_, P_ * Q_ * compute_});  // attention
+    add(in_.recompute == nn::Recompute::kNone, {state, 2 * inner, inner, state});                         // feed-forward
+    return tensors;
+  }
+
+  /// Of one layer's adapters that drop inputs: mask and dropped input, the update and its sum with the product, the sums side
+  /// by side.
+  int64_t bytes_beside_products() const {
+    const Layer& layer = layers_.front();
+    int64_t numbers = 0;
+    for (const Group* group : {&layer.qkv, &layer.out, &layer.gate_up, &layer.down}) {
+      if (dropouts(*group) == 0) continue;
+      for (const auto& linear : *group->shape) numbers += 2 * N_ * linear.dropouts * (linear.in + linear.out);
+      if (group->shape->size() > 1) numbers += N_ * group->outputs();
+    }
+    return numbers * compute_;
+  }
+
+  // ---- What the run's options mean ----
+
   int64_t tokens() const {
     const int64_t all = in_.micro_batch * in_.row_tokens;
     return in_.packed_rows ? (all + 63) / 64 * 64 : all;
   }
   int64_t places() const {
-    const bool by_class = in_.packed_rows && !attends_joined();
-    return by_class ? static_cast<int64_t>(static_cast<double>(tokens()) * in_.places_per_token) : tokens();
+    return attends_by_class() ? static_cast<int64_t>(static_cast<double>(tokens()) * in_.places_per_token) : tokens();
   }
   bool on_cpu() const { return in_.device == c10::kCPU; }
   /// ops/rows.h: kernels exist on the CPU for bf16 and fp32.
@@ -250,9 +288,10 @@ class Rehearsal {
   bool can_pack(const Group& group) const {
     return on_cpu() && in_.packing_pays && in_.fast_paths.packed_weights && is_joined(group);
   }
+  bool is_converted() const { return shapes_.weight_dtype != compute_type_; }
   /// LinearGroup::pack: a weight that others hold, or of another type, stays.
   bool is_released(const Group& group) const {
-    return in_.fast_paths.release_plain && shapes_.weight_dtype == compute_type_ && !(group.is_head && shapes_.head_is_tied);
+    return in_.fast_paths.release_plain && !is_converted() && !(group.is_head && shapes_.head_is_tied);
   }
   int64_t form_bytes(const Group& group) const { return group.numbers() * compute_; }
 
@@ -282,7 +321,7 @@ class Rehearsal {
   /// The weights of a product, packed when it is the first one with gradients.
   void multiply(Group& group, bool with_gradients) {
     if (is_streamed(group)) {
-      const Scope brought(ledger_, kPacked, can_pack(group) ? 2 * form_bytes(group) : cast_bytes(group));
+      const Scope brought(ledger_, kPacked, can_pack(group) ? brought_bytes(group) : cast_bytes(group));
     } else if (can_pack(group) && (with_gradients || group.packed)) {
       if (!group.packed) pack(group);
     } else {
@@ -290,29 +329,40 @@ class Rehearsal {
     }
   }
 
+  /// Packed for one product. Weights that came together lie side by side: only another type makes a copy of them.
+  int64_t brought_bytes(const Group& group) const { return form_bytes(group) * (is_converted() ? 2 : 1); }
+
   /// Plain weights of another type than the product's are converted for it, one layer after the other.
   int64_t cast_bytes(const Group& group) const {
-    if (shapes_.weight_dtype == compute_type_) return 0;
+    if (!is_converted()) return 0;
     int64_t largest = 0;
     for (const auto& layer : *group.shape) largest = std::max(largest, layer.numbers());
     return largest * compute_;
   }
 
   void pack(Group& group) {
-    const bool is_copied = group.shape->size() > 1 || shapes_.weight_dtype != compute_type_;
+    const bool is_copied = group.shape->size() > 1 || is_converted();
     const Scope joined(ledger_, kPacked, is_copied ? form_bytes(group) : 0);
     ledger_.hold(kPacked, form_bytes(group));
     packed_ += form_bytes(group);
     group.packed = true;
-    if (!is_released(group)) return;
-    ledger_.drop(kWeights, group.numbers() * weight_);
-    packed_ -= group.numbers() * weight_;
-    released_ += group.numbers() * weight_;
+    double& left = group.is_head ? left_by_head_ : left_by_layers_;
+    if (!is_released(group)) {
+      left += is_copied ? kKeptOfCopies * static_cast<double>(form_bytes(group)) : 0;
+      return;
+    }
+    const int64_t plain = group.numbers() * weight_;
+    ledger_.drop(kWeights, plain);
+    packed_ -= plain;
+    released_ += plain;
+    left += static_cast<double>(plain);
   }
 
   /// The product with the transposed weights, which are made when first needed from the others.
   void multiply_transposed(Group& group) {
-    if (is_streamed(group) || !group.packed) {
+    if (is_streamed(group) && can_pack(group)) {
+      const Scope brought(ledger_, kPacked, brought_bytes(group) + form_bytes(group));
+    } else if (is_streamed(group) || !group.packed) {
       multiply(group, false);
     } else if (!group.transposed) {
       const Scope plain(ledger_, kPacked, 2 * form_bytes(group));
@@ -329,11 +379,27 @@ class Rehearsal {
     if (keep) hold_kept(kept, kept_beside_input(group));
   }
 
-  /// Products with the A factors, each dropout's mask, and the cast of a trained weight, which autocast keeps.
+  /// Products with the A factors, the factors as they were multiplied, each dropout's mask, and the cast of a trained weight,
+  /// which autocast keeps.
   int64_t kept_beside_input(const Group& group) const {
     int64_t bytes = N_ * group.ranks() * compute_ + dropouts(group) * N_ * group.inputs() * compute_;
+    if (is_joined(group)) bytes += factor_bytes(group);
     if (group.has_trained_weight() && shapes_.stream_dtype != compute_type_) bytes += group.numbers() * compute_;
     return bytes;
+  }
+
+  /// Copies of the factors in the products' type, the A factors of several layers below each other, the B factors scaled.
+  int64_t factor_bytes(const Group& group) const {
+    int64_t numbers = 0, updates = 0;
+    for (const auto& layer : *group.shape) {
+      if (layer.rank == 0 || layer.dropouts > 0) continue;
+      ++updates;
+      numbers += layer.rank * layer.out;
+    }
+    if (updates > 1 || compute_ < 4) {
+      for (const auto& layer : *group.shape) numbers += layer.dropouts > 0 ? 0 : layer.rank * layer.in;
+    }
+    return numbers * compute_;
   }
 
   static int64_t dropouts(const Group& group) {
@@ -364,14 +430,23 @@ class Rehearsal {
   void forward(Layer& layer, bool keep, bool with_gradients) {
     const bool recomputes_half = in_.recompute == nn::Recompute::kSelective;
     Scope flow(ledger_);
-    flow.hold(N_ * D_ * compute_);  // what the layer before left to add
+    // What the layer before left to add; recomputation keeps it among the inputs.
+    if (in_.recompute != nn::Recompute::kFull) flow.hold(N_ * D_ * compute_);
     attention_forward(layer, keep, with_gradients, flow);
     if (!recomputes_half) {
       feed_forward(layer, keep, with_gradients);
     } else {
       feed_forward(layer, false, false);
-      if (keep) hold_kept(layer.inputs_kept, N_ * D_ * (stream_ + compute_));
+      if (keep) keep_inputs(layer);
     }
+  }
+
+  /// What recomputation begins with: the stream, which may be what the norm before keeps, and what is still to be added to
+  /// it, of which a whole first layer has none.
+  void keep_inputs(Layer& layer) {
+    const bool has_more = in_.recompute == nn::Recompute::kSelective || &layer != &layers_.front();
+    const bool is_kept_by_norm = layer.kept.norm1 > 0;
+    hold_kept(layer.inputs_kept, N_ * D_ * ((is_kept_by_norm ? 0 : stream_) + (has_more ? compute_ : 0)));
   }
 
   void hold_kept(int64_t& kept, int64_t bytes) {
@@ -403,13 +478,13 @@ class Rehearsal {
     const bool attention_keeps = keep && (layer.input_has_gradient || layer.norms_trained || layer.qkv.trains());
     if (!attends_joined()) {
       inside.hold(N_ * W_ * compute_);
-      if (in_.packed_rows) inside.hold(P_ * W_ * compute_);
+      if (attends_by_class()) inside.hold(P_ * W_ * compute_);
       if (has_kernel(in_.fast_paths.fused_attention)) inside.hold(P_ * W_ * compute_);  // heads apart, then joined again
     }
     hold(attention_keeps, layer.kept.attention, attention_bytes(), inside);
     // The out projection's input is attention's result; laid out anew when packed rows are attended to class by class.
     const bool out_keeps = keep && (attention_keeps || layer.out.trains());
-    if (in_.packed_rows && !attends_joined()) {
+    if (attends_by_class()) {
       const Scope joined(ledger_, kActivations, P_ * Q_ * compute_);
       hold_input(layer.out, out_keeps, layer.kept.out, inside);
     } else if (out_keeps) {
@@ -419,15 +494,20 @@ class Rehearsal {
     flow.hold(N_ * D_ * compute_);
   }
 
-  /// Attention straight from the projections.
+  /// Attention straight from the projections, which takes packed rows as they are, as a GPU's attention by bounds does.
   bool attends_joined() const { return has_kernel(in_.fast_paths.fused_rotary && in_.fast_paths.fused_attention); }
+  /// Elsewhere they are laid out class by class, which is planned as one class.
+  bool attends_by_class() const {
+    return in_.packed_rows && !attends_joined() && !ops::attends_by_bounds(in_.device, compute_type_, shapes_.head_dim);
+  }
 
   /// Queries, keys, values, the result and each row's normaliser.
   int64_t attention_bytes() const {
     int64_t width = W_ + Q_;
     if (!has_kernel(in_.fast_paths.fused_attention)) {
       if (!has_kernel(in_.fast_paths.fused_rotary)) width += W_ - (W_ - Q_) / 2;  // values are a part of the whole product
-      if (shapes_.heads != shapes_.kv_heads) width += 2 * Q_;
+      const bool shares_heads = !on_cpu() && compute_ == 2;  // ops/causal_attention.cpp
+      if (shapes_.heads != shapes_.kv_heads && !shares_heads) width += 2 * Q_;
     }
     return P_ * width * compute_ + P_ * shapes_.heads * 4;
   }
@@ -473,7 +553,8 @@ class Rehearsal {
   }
 
   void logits_by_chunks() {
-    const int64_t V = shapes_.vocabulary, most = kChunkLogits * (shapes_.head.trained ? kTrainedChunkTimes : 1);
+    const int64_t V = shapes_.vocabulary, on_cpu_most = kChunkLogits * (shapes_.head.trained ? kTrainedChunkTimes : 1);
+    const int64_t most = on_cpu() ? on_cpu_most : kGpuChunkLogits;
     const int64_t chunk_rows = std::max(kLeastChunkRows, most / V / kLeastChunkRows * kLeastChunkRows);
     const int64_t rows = std::min(chunk_rows, (N_ + kLeastChunkRows - 1) / kLeastChunkRows * kLeastChunkRows);
     if (output_has_gradient_) hold_kept(hidden_gradient_, N_ * D_ * compute_);
@@ -482,7 +563,7 @@ class Rehearsal {
     if (shapes_.head.trained && shapes_.head.dtype != compute_type_) chunk.hold(head_.numbers() * compute_);
     chunk.hold(rows * V * compute_);
     if (!has_kernel(in_.fast_paths.fused_loss)) chunk.hold(rows * V * (4 + (compute_ < 4 ? 4 : 0)));
-    chunk.hold(rows * D_ * compute_);
+    chunk.hold(2 * rows * D_ * compute_);  // the rows, filled up, and their gradient
     if (output_has_gradient_) multiply_transposed(head_);
     if (shapes_.head.trained) head_gradient(chunk, N_ > chunk_rows);
   }
@@ -504,7 +585,7 @@ class Rehearsal {
     const Scope batch(ledger_, kActivations, N_ * 2 * 8);
     for (Layer& layer : layers_) {
       if (in_.recompute == nn::Recompute::kFull) {
-        hold_kept(layer.inputs_kept, N_ * D_ * (stream_ + compute_));
+        keep_inputs(layer);
         forward(layer, false, false);
       } else {
         forward(layer, true, true);
@@ -529,15 +610,19 @@ class Rehearsal {
   }
 
   void backward(Layer& layer) {
-    Scope again(ledger_);  // outputs of the second forward pass
+    Scope again(ledger_);  // outputs of the second forward pass: the result, and the sum that the norm before it keeps, too
     if (in_.recompute == nn::Recompute::kFull) {
       forward(layer, true, true);
     } else if (in_.recompute == nn::Recompute::kSelective) {
       feed_forward(layer, true, true);
     }
-    if (in_.recompute == nn::Recompute::kFull) again.hold(N_ * D_ * (stream_ + compute_));
+    if (in_.recompute != nn::Recompute::kNone) again.hold(N_ * D_ * compute_);
     feed_forward_backward(layer);
-    if (in_.recompute == nn::Recompute::kSelective) release(layer.inputs_kept);
+    if (in_.recompute == nn::Recompute::kFull) again.hold(N_ * D_ * stream_);
+    if (in_.recompute == nn::Recompute::kSelective) {
+      again.end();
+      release(layer.inputs_kept);
+    }
     attention_backward(layer);
     release(layer.inputs_kept);
   }
@@ -576,7 +661,7 @@ class Rehearsal {
     if (reaches_attention) {
       dout.hold(N_ * Q_ * compute_);
       multiply_transposed(layer.out);
-      if (in_.packed_rows && !attends_joined()) dout.hold(P_ * Q_ * compute_);
+      if (attends_by_class()) dout.hold(P_ * Q_ * compute_);
     }
     add_gradients(layer.out);
     release(layer.kept.out);
@@ -589,7 +674,7 @@ class Rehearsal {
     release(layer.kept.attention);
     Scope dqkv(ledger_);
     if (!attends_joined()) {  // else those of the heads stand side by side already
-      if (reaches_attention) dqkv.hold(P_ * W_ * compute_ + (in_.packed_rows ? N_ * W_ * compute_ : 0));
+      if (reaches_attention) dqkv.hold(P_ * W_ * compute_ + (attends_by_class() ? N_ * W_ * compute_ : 0));
       dheads.end();
     }
     if (reaches_norm) {
@@ -606,8 +691,7 @@ class Rehearsal {
   /// twice in fp32, and a block's scores, twice in fp32 and three times narrow.
   int64_t attention_block_bytes() const {
     if (!has_kernel(in_.fast_paths.fused_attention)) return 0;
-    const bool apart = in_.packed_rows && in_.longest_sequence > 0;
-    const int64_t length = apart ? in_.longest_sequence : in_.row_tokens;
+    const int64_t length = in_.longest_sequence > 0 ? in_.longest_sequence : in_.row_tokens;
     const int64_t head = length * shapes_.head_dim, block = kAttentionQueries * std::min(length, kAttentionKeys);
     return head * (3 * compute_ + 2 * 4) + block * (3 * compute_ + 2 * 4);
   }
@@ -643,6 +727,7 @@ class Rehearsal {
   bool gradients_exist_ = false;  ///< of an earlier micro-batch of this step
   int64_t final_norm_ = 0, hidden_gradient_ = 0;
   int64_t packed_ = 0, released_ = 0;
+  double left_by_layers_ = 0, left_by_head_ = 0;  ///< holes where packing freed weights or copies of them
   Ledger ledger_;
 };
 

@@ -185,6 +185,22 @@ std::vector<std::pair<std::string, Case>> cases() {
     one.dtype = at::kBFloat16;
     one.recompute = nn::Recompute::kFull;
   });
+  add("recompute selective bf16, all linear", [](Case& one) {
+    one.lora = all_linear();
+    one.dtype = at::kBFloat16;
+    one.recompute = nn::Recompute::kSelective;
+  });
+  add("all linear, rank 64, short rows", [](Case& one) {
+    one.lora = all_linear();
+    one.lora->rank = 64;
+    one.micro_batch = 4;
+    one.row_tokens = 32;
+  });
+  add("dropout, all linear bf16 over fp32", [](Case& one) {
+    one.lora = all_linear();
+    one.lora->dropout = 0.1;
+    one.amp_dtype = at::kBFloat16;
+  });
   add("last layer alone", [](Case& one) { one.lora->layers_to_transform = {2}; });
   add("everything", [](Case& one) { one.lora.reset(); });
   add("everything, accumulated", [](Case& one) {
@@ -223,6 +239,10 @@ std::vector<std::pair<std::string, Case>> cases() {
     one.lora = all_linear();
     one.dtype = at::kBFloat16;
     one.packed = {200, 120, 64, 50, 190};
+  });
+  add("packed rows, plain operations", [](Case& one) {
+    one.packed = {60, 33, 17, 64, 21, 50, 64, 40, 60, 12, 38};
+    one.disabled = nn::FastPaths::names();
   });
   add("plain operations", [](Case& one) { one.disabled = nn::FastPaths::names(); });
   return all;
@@ -276,8 +296,11 @@ TEST_CASE("the rehearsal has as many bytes of tensors as two real steps") {
   for (const auto& [name, one] : cases()) {
     const double planned = static_cast<double>(plan_memory(inputs_of(one)).tensors_bytes), measured = measured_bytes(one);
     CAPTURE(name, planned, measured);
-    // Attention within packed rows goes length class by length class, which is planned as one class.
-    CHECK(std::abs(planned / measured - 1) < (one.packed.empty() ? 0.05 : 0.2));
+    // oneDNN chooses how much memory a product with the transposed gradients works in.
+    const bool trains_half = !one.lora && (one.dtype == at::kBFloat16 || one.amp_dtype == at::kBFloat16);
+    // Length classes are planned as one class.
+    const bool by_class = !one.packed.empty() && !one.disabled.empty();
+    CHECK(std::abs(planned / measured - 1) < (by_class ? 0.2 : trains_half ? 0.05 : 0.035));
   }
 }
 
@@ -356,12 +379,214 @@ TEST_CASE("what is no tensor is added, and what is there for a moment counts") {
   const uint64_t unsaved = plan_memory(inputs).tensors_bytes;
   inputs.saves_base = true;
   CHECK(plan_memory(inputs).tensors_bytes > unsaved);
+}
 
-  // Adapters that drop inputs leave holes where their tensors are large.
-  inputs = inputs_of({.dtype = at::kBFloat16, .micro_batch = 400});
-  const uint64_t kept = plan_memory(inputs).kept_bytes;
-  for (auto& shape : inputs.shapes.layers) shape.gate_up.front().dropouts = 1;
-  CHECK(plan_memory(inputs).kept_bytes > kept);
+namespace {
+
+/// Of one decoder layer of a configuration.
+int64_t layer_numbers(const llama::LlamaConfig& config) {
+  const int64_t kv_width = config.num_key_value_heads * config.head_dim;
+  return config.hidden_size * (2 * config.hidden_size + 2 * kv_width + 3 * config.intermediate_size);
+}
+
+double kept_bytes(const MemoryInputs& inputs) { return static_cast<double>(plan_memory(inputs).kept_bytes); }
+
+MemoryInputs with_rows(MemoryInputs inputs, int64_t rows) {
+  inputs.micro_batch = rows;
+  return inputs;
+}
+
+/// What `rows` more rows add to what the heap keeps when all tensors of a layer are large.
+double kept_by_rows(const MemoryInputs& inputs, int64_t rows) {
+  return kept_bytes(with_rows(inputs, 400 + rows)) - kept_bytes(with_rows(inputs, 400));
+}
+
+bool agree(double a, double b) { return std::abs(a - b) <= 1e-6 * std::abs(b) + 4; }
+
+}  // namespace
+
+TEST_CASE("packing leaves the holes of plain weights, but where transposes come afterwards") {
+  const auto config = small_config();
+  const int64_t layers = config.num_hidden_layers;
+  MemoryInputs inputs = inputs_of({.dtype = at::kBFloat16, .micro_batch = 1});
+  inputs.packing_pays = false;
+  const double nothing = kept_bytes(inputs);
+  inputs.packing_pays = true;
+  CHECK(agree(kept_bytes(inputs) - nothing, static_cast<double>((layers - 1) * 2 * layer_numbers(config))));
+
+  // Streamed layers leave nothing, and make no transposes that would find the head's hole.
+  MemoryInputs streamed = inputs;
+  streamed.streams_layers = true;
+  CHECK(agree(kept_bytes(streamed) - nothing, static_cast<double>(2 * config.vocab_size * config.hidden_size)));
+
+  // Weights that stay leave no hole; those converted on the way to their packed form leave some of the copies.
+  inputs = inputs_of({.amp_dtype = at::kBFloat16, .micro_batch = 1});
+  inputs.packing_pays = true;
+  const auto copies = static_cast<double>((layers - 1) * 2 * layer_numbers(config));
+  CHECK(kept_bytes(inputs) - nothing > 0.3 * copies);
+  CHECK(kept_bytes(inputs) - nothing < 0.7 * copies);
+
+  // A GPU's allocator keeps blocks by size.
+  inputs.device = c10::kCUDA;
+  CHECK(plan_memory(inputs).kept_bytes == 0);
+}
+
+TEST_CASE("large tensors of all layers but the last leave holes, less the small ones that find room there") {
+  const auto config = small_config();
+  const int64_t D = config.hidden_size, inner = config.intermediate_size;
+  // Norm, normed and result twice, sums that stay, q, k, v, what attention sees, gate and up, their product: numbers per token.
+  const int64_t sums = 2, states = 4, wide = 3 * D + D + 3 * inner;
+  const auto fp32 = inputs_of({});
+  const double all = static_cast<double>((sums + states) * D + wide);
+  const double share = kept_by_rows(fp32, 100) / (2.0 * 100 * 64 * 4 * all);
+  CHECK(share > 0.4);
+  CHECK(share < 0.8);
+
+  // Numbers of the stream stay fp32 under mixed precision.
+  const auto mixed = inputs_of({.amp_dtype = at::kBFloat16});
+  const double mixed_bytes = static_cast<double>(4 * sums * D + 2 * (states * D + wide));
+  CHECK(agree(kept_by_rows(mixed, 100), share * 2 * 100 * 64 * mixed_bytes));
+
+  // Gradients of earlier micro-batches lie between them.
+  auto accumulated = fp32;
+  accumulated.grad_accum = 2;
+  CHECK(kept_by_rows(accumulated, 100) > 1.2 * kept_by_rows(fp32, 100));
+  CHECK(kept_by_rows(accumulated, 100) < 2.0 * 100 * 64 * 4 * all);
+
+  // Recomputed tensors find their room again, but for those of one layer each way, unless something was put between them.
+  auto full = inputs_of({.recompute = nn::Recompute::kFull});
+  CHECK(agree(kept_by_rows(full, 100), share * 2 * 100 * 64 * 4 * all));
+  auto selective = inputs_of({.recompute = nn::Recompute::kSelective});
+  CHECK(agree(kept_by_rows(selective, 100), share * 2 * 100 * 64 * 4 * all));
+  // Two of three layers last, and two are recomputed: with nine layers it shows which do what.
+  for (MemoryInputs* inputs : {&full, &selective}) inputs->shapes.layers.resize(9, inputs->shapes.layers.front());
+  const double of_full = 8.0 * 2 * D + 2 * (all - 2.0 * D), of_selective = 8.0 * 8 * D + 2 * (all - 8.0 * D);
+  CHECK(agree(kept_by_rows(full, 100), share * 100 * 64 * 4 * of_full));
+  CHECK(agree(kept_by_rows(selective, 100), share * 100 * 64 * 4 * of_selective));
+  const double plain = kept_by_rows(full, 100);
+  full.grad_accum = 2;
+  CHECK(kept_by_rows(full, 100) > 1.5 * plain);
+  auto packed = inputs_of({.dtype = at::kBFloat16, .recompute = nn::Recompute::kFull});
+  packed.shapes.layers.resize(9, packed.shapes.layers.front());
+  packed.packing_pays = true;
+  CHECK(kept_by_rows(packed, 100) > 1.2 * share * 100 * 64 * 2 * of_full);
+  CHECK(kept_by_rows(packed, 100) < share * 100 * 64 * 2 * 8 * all);
+
+  // 100 rows of 64 tokens: q, k, v (9.4 MiB), gate and up (17), their product (8.6) and states (3.1) are large in fp32. A
+  // row of 64 tokens has nothing large. At 40 rows (2560 tokens) states (1.25 MiB) are small: 6 D and what attention sees.
+  CHECK(agree(kept_bytes(with_rows(fp32, 1)), kept_bytes(with_rows(fp32, 2))));
+  const double holes = static_cast<double>(3 * D + 3 * inner - 7 * D);
+  CHECK(agree(kept_bytes(with_rows(fp32, 40)) - kept_bytes(with_rows(fp32, 1)), share * 2 * 40 * 64 * 4 * holes));
+}
+
+TEST_CASE("gradients and adapters that drop inputs leave holes") {
+  MemoryInputs inputs = inputs_of({.lora = std::nullopt, .micro_batch = 1});
+  const auto gradients = static_cast<double>(inputs.parameters.gradients_bytes);
+  CHECK(kept_bytes(inputs) > 0.25 * gradients);
+  CHECK(kept_bytes(inputs) < 0.6 * gradients);
+  inputs.grad_accum = 2;
+  CHECK(agree(kept_bytes(inputs), gradients));
+
+  // Beside a product: mask and dropped input, the update and its sum, for q, k, v and for gate, up the outputs once more.
+  const auto config = small_config();
+  const int64_t D = config.hidden_size, inner = config.intermediate_size;
+  Case one{.lora = all_linear()};
+  const double without = kept_by_rows(inputs_of(one), 100);
+  one.lora->dropout = 0.1;
+  const double more = kept_by_rows(inputs_of(one), 100) - without;
+  const double numbers = static_cast<double>(2 * 4 * 2 * D + 3 * 2 * (D + inner) + 3 * D + 2 * inner);
+  const double share = more / (3.0 * 100 * 64 * 4 * numbers);
+  CHECK(share > 0.1);
+  CHECK(share < 0.4);
+  one.lora->targets = std::vector<std::string>{"down_proj"};
+  one.lora->dropout = 0;
+  const double without_down = kept_by_rows(inputs_of(one), 100);
+  one.lora->dropout = 0.1;
+  CHECK(agree(kept_by_rows(inputs_of(one), 100) - without_down, share * 3 * 100 * 64 * 4 * 2 * static_cast<double>(D + inner)));
+}
+
+TEST_CASE("while the head is transposed four forms of it exist beside the logits") {
+  Case one{.dtype = at::kBFloat16};
+  one.config.vocab_size = 60000;
+  one.micro_batch = one.row_tokens = 1;
+  MemoryInputs inputs = inputs_of(one);
+  inputs.packing_pays = true;
+  // Packed (in the plain one's place), made plain, transposed, packed again; the logits of the fewest rows that are multiplied.
+  const int64_t head = 2 * one.config.hidden_size * one.config.vocab_size, logits = 2 * 64 * one.config.vocab_size;
+  const auto beyond = static_cast<int64_t>(plan_memory(inputs).tensors_bytes - inputs.parameters.weights_bytes);
+  CHECK(beyond >= 3 * head + logits);
+  CHECK(beyond < 3 * head + logits + head / 10);  // adapters with their optimizer, and the one token
+}
+
+TEST_CASE("gradients of an earlier micro-batch stay while further ones are made and added") {
+  Case one = full_case();
+  one.config.vocab_size = 60000;
+  one.micro_batch = one.row_tokens = 1;
+  const auto tensors = [&](int64_t grad_accum) {
+    one.grad_accum = grad_accum;
+    return static_cast<double>(plan_memory(inputs_of(one)).tensors_bytes);
+  };
+  // One micro-batch: the head's gradient as it was summed up and times the loss'. Two: beside those of head and embedding.
+  const double table = 4.0 * static_cast<double>(one.config.hidden_size * one.config.vocab_size);
+  CHECK(std::abs(tensors(2) - tensors(1) - 2 * table) < table / 10);
+}
+
+TEST_CASE("a trained head's gradient of several chunks is fp32, twice, before it has its own type") {
+  Case one = full_case();
+  one.dtype = at::kBFloat16;
+  one.config.num_hidden_layers = 1;
+  one.config.hidden_size = 4096;
+  one.config.vocab_size = 32768;  // chunks of 512 rows
+  one.micro_batch = 9;
+  const MemoryInputs inputs = inputs_of(one);
+  const auto held = inputs.parameters.weights_bytes + inputs.parameters.optimizer_bytes;
+  const auto head = static_cast<uint64_t>(one.config.hidden_size * one.config.vocab_size);
+  CHECK(plan_memory(inputs).tensors_bytes >= held + (4 + 4 + 2) * head);
+}
+
+TEST_CASE("products in fp32 keep memory of their own, by the largest weight") {
+  const auto program = [](at::ScalarType dtype, int64_t vocabulary) {
+    Case one{.dtype = dtype};
+    one.config.vocab_size = vocabulary;
+    return static_cast<int64_t>(plan_memory(inputs_of(one)).program_bytes);
+  };
+  const auto config = small_config();
+  const int64_t head = 4 * config.hidden_size * config.vocab_size, up = 4 * config.hidden_size * config.intermediate_size;
+  CHECK(program(at::kFloat, config.vocab_size) - program(at::kBFloat16, config.vocab_size) == 3 * head);
+  CHECK(program(at::kFloat, 32) - program(at::kBFloat16, 32) == 3 * up);
+  CHECK(program(at::kFloat, 200'000) == program(at::kFloat, 400'000));  // up to a limit
+}
+
+TEST_CASE("streamed layers are packed for one product, and transposed for the way back") {
+  Case one{.dtype = at::kBFloat16};
+  one.config.vocab_size = 32;  // so that the head, which stays, is no peak
+  one.micro_batch = one.row_tokens = 1;
+  MemoryInputs inputs = inputs_of(one);
+  inputs.streams_layers = true;
+  inputs.packing_pays = false;
+  const uint64_t plain = plan_memory(inputs).tensors_bytes;
+  inputs.packing_pays = true;
+  // Gate and up are largest: transposed from where they lie side by side, and packed. The head's two forms replace the plain one.
+  const int64_t gate_up = 2 * 2 * one.config.hidden_size * one.config.intermediate_size;
+  const int64_t head = 2 * one.config.hidden_size * one.config.vocab_size;
+  const auto more = static_cast<int64_t>(plan_memory(inputs).tensors_bytes - plain);
+  CHECK(more <= 2 * gate_up + head);
+  CHECK(more > 2 * gate_up + head - gate_up / 4);  // the peak without them is that of the loss, which is a little higher
+}
+
+TEST_CASE("attention that takes packed rows as they are does not ask how classes would lay them out") {
+  Case one{.dtype = at::kBFloat16};
+  one.packed = {200, 120, 64, 50, 190};
+  const auto peak = [&](c10::DeviceType device, double places, bool plain) {
+    one.disabled = plain ? nn::FastPaths::names() : std::vector<std::string>{};
+    MemoryInputs inputs = inputs_of(one);
+    inputs.device = device;
+    inputs.places_per_token = places;
+    return plan_memory(inputs).tensors_bytes;
+  };
+  CHECK(peak(c10::kCPU, 1, false) == peak(c10::kCPU, 2, false));
+  CHECK(peak(c10::kCPU, 1, true) < peak(c10::kCPU, 2, true));
+  CHECK(peak(c10::kCUDA, 1, false) == peak(c10::kCUDA, 2, false));
 }
 
 }  // namespace lora::train

@@ -41,9 +41,9 @@ struct MemoryInputs {
   int64_t micro_batch = 1;  ///< rows; with packing sequences, which make one row together
   int64_t row_tokens = 1;   ///< of the longest row, padding included
   bool packed_rows = false;
-  /// Places that attention lays out for each token of a packed row (see ops::Segments).
+  /// Places that attention by length class lays out for each token of a packed row (see ops::Segments).
   double places_per_token = 1;
-  int64_t longest_sequence = 0;  ///< of a packed row's sequences, in tokens
+  int64_t longest_sequence = 0;  ///< of a packed row's sequences, in tokens; 0: a whole row
   int64_t grad_accum = 1;
 
   uint64_t loading_bytes = 0;  ///< the largest weight that is converted while it is read
