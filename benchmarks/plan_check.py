@@ -33,6 +33,7 @@ SMALL = model(512, 1376, 8, 8, 8, 8000)
 GROUPED = model(1024, 2816, 6, 16, 4, 16000, tied=True)
 H640, H640_TIED = model(640, 1760, 10, 10, 2, 50000), model(640, 1760, 10, 10, 2, 50000, tied=True)
 H1280, H1280_TIED = model(1280, 3456, 6, 20, 5, 50000), model(1280, 3456, 6, 20, 20, 50000, tied=True)
+H768 = model(768, 2304, 7, 12, 6, 24000)
 H896, H896_TIED = model(896, 2400, 9, 14, 2, 50000), model(896, 2400, 9, 14, 14, 30000, tied=True)
 QV, ALL = {"r": 8, "target_modules": ["q_proj", "v_proj"]}, {"r": 16, "target_modules": "all-linear"}
 ALL64 = ALL | {"r": 64}
@@ -81,6 +82,10 @@ CASES = {
     "h1280_fp32_2x200": ("finetune", H1280_TIED, "fp32", "fp32", ALL64, 2, 200, {}),
     "h1280_amp_6x300": ("finetune", H1280, "fp32", "bf16", ALL64, 6, 300, {}),
     "h1280_selective_6x300": ("finetune", H1280, "bf16", "fp32", ALL64, 6, 300, {"train": {"recompute": "selective"}}),
+    "h768_bf16_7x160": ("finetune", H768, "bf16", "fp32", ALL64, 7, 160, {}),
+    "h768_bf16_full": ("finetune", H768, "bf16", "fp32", QV, 10, 200, {"train": {"recompute": "full"}}),
+    "h768_amp_selective": ("finetune", H768, "fp32", "bf16", ALL, 4, 500, {"train": {"recompute": "selective"}}),
+    "h768_fp32_accumulated": ("finetune", H768, "fp32", "fp32", QV, 3, 320, {"train": {"grad_accum": 4}}),
     "h896_bf16_5x200": ("finetune", H896, "bf16", "fp32", ALL, 5, 200, {}),
     "h896_fp32_selective": ("finetune", H896_TIED, "fp32", "fp32", QV, 3, 400, {"train": {"recompute": "selective"}}),
     "h896_bf16_full": ("finetune", H896, "bf16", "fp32", ALL64, 8, 256, {"train": {"recompute": "full"}}),

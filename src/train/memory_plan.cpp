@@ -39,10 +39,10 @@ constexpr int64_t kLargeTensor = 2 * kMiB;
 /// way, of what all layers make, of what adapters that drop inputs make beside it, and of the gradients.
 constexpr double kKeptOfCopies = 0.5, kKeptOfLayers = 0.6, kKeptOfDropouts = 0.25, kKeptOfGradients = 0.4;
 /// The same when gradients of earlier micro-batches lie between them.
-constexpr double kKeptOfLayersAccumulated = 0.85, kKeptOfGradientsAccumulated = 1;
+constexpr double kKeptOfLayersAccumulated = 0.9, kKeptOfGradientsAccumulated = 1;
 /// How many layers' recomputed tensors find their room no more, at least, and as a share of all layers where something that
-/// stays was put between them.
-constexpr double kRecomputedLayers = 2, kRecomputedShare = 0.75;
+/// stays was put between them: between whole layers, or between halves beside halves that stay.
+constexpr double kRecomputedLayers = 2, kRecomputedShare = 0.6, kRecomputedHalves = 1;
 
 // ---- Sizes that the operations themselves choose ----
 
@@ -231,7 +231,8 @@ class Rehearsal {
     const LayerTensors tensors = tensors_of_layer();
     const auto others = static_cast<double>(layer_count() - 1);
     const bool is_broken_up = left_by_layers_ > 0 || in_.grad_accum > 1;
-    const double recomputed = std::max(kRecomputedLayers, is_broken_up ? kRecomputedShare * others : 0);
+    const double share = in_.recompute == nn::Recompute::kFull ? kRecomputedShare : kRecomputedHalves;
+    const double recomputed = std::max(kRecomputedLayers, is_broken_up ? share * others : 0);
     return others * holes_of(tensors.lasting) + recomputed * holes_of(tensors.recomputed);
   }
 
