@@ -460,7 +460,8 @@ TEST_CASE("large tensors of all layers but the last leave holes, less the small 
   CHECK(agree(kept_by_rows(selective, 100), share * 2 * 100 * 64 * 4 * all));
   // Two of three layers last, and two are recomputed: with nine layers it shows which do what.
   for (MemoryInputs* inputs : {&full, &selective}) inputs->shapes.layers.resize(9, inputs->shapes.layers.front());
-  const double of_full = 8.0 * 2 * D + 2 * (all - 2.0 * D), of_selective = 8.0 * 8 * D + 2 * (all - 8.0 * D);
+  const double state = static_cast<double>(D);
+  const double of_full = 8 * 2 * state + 2 * (all - 2 * state), of_selective = 8 * 8 * state + 2 * (all - 8 * state);
   CHECK(agree(kept_by_rows(full, 100), share * 100 * 64 * 4 * of_full));
   CHECK(agree(kept_by_rows(selective, 100), share * 100 * 64 * 4 * of_selective));
   const double plain = kept_by_rows(full, 100);
