@@ -19,6 +19,7 @@
 #include "lora/io/safetensors.h"
 #include "lora/lora.h"
 #include "lora/models/llama.h"
+#include "lora/ops/shared_cores.h"
 
 namespace {
 
@@ -226,6 +227,7 @@ class Run {
 
 int main(int argc, char** argv) {
   prepare_memory();
+  const ops::SharedCores shared_cores;
   Options options;
   CLI::App program{"Training steps on request, for benchmarks/compare.py"};
   program.add_option("--model", options.model)->required();

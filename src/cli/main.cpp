@@ -8,9 +8,10 @@
 
 #include "cli/command.h"
 #include "cli/signals.h"
-#include "lora/ops/device.h"
 #include "lora/core/error.h"
 #include "lora/core/log.h"
+#include "lora/ops/device.h"
+#include "lora/ops/shared_cores.h"
 
 namespace lora::cli {
 namespace {
@@ -55,6 +56,7 @@ int run(const Action& action) {
 
 int main(int argc, char** argv) {
   prepare_memory();
+  const ops::SharedCores shared_cores;
   CLI::App program{"Fine-tunes large language models with LoRA and its relatives."};
   program.name("lora");
   program.set_version_flag("--version", kVersion);

@@ -128,11 +128,11 @@ class SlotOptimizer : public Optimizer {
 
   /// Zeros like every value.
   void add_state(const std::string& key) {
-    add(key, [](const Slot&) { return true; }, [](const Slot& slot) { return slot.value.sizes().vec(); });
+    add(key, all_slots(), [](const Slot& slot) { return slot.value.sizes().vec(); });
   }
   /// One fp32 zero for every value.
   void add_number(const std::string& key) {
-    add(key, [](const Slot&) { return true; }, [](const Slot&) { return std::vector<int64_t>(); }, at::kFloat);
+    add(key, all_slots(), [](const Slot&) { return std::vector<int64_t>(); }, at::kFloat);
   }
 
  private:
@@ -140,32 +140,36 @@ class SlotOptimizer : public Optimizer {
   /// memory in order.
   void add_masters() {
     const at::NoGradGuard no_grad;
-    const auto needs_one = [](const Slot& slot) { return is_half(slot.parameter) || !slot.parameter.is_contiguous(); };
-    add("master", needs_one, [](const Slot& slot) { return slot.parameter.sizes().vec(); });
-    for (auto& slots : slots_) {
-      for (auto& slot : slots) {
-        if (!needs_one(slot)) continue;
-        slot.value = slot.state.at("master");
-        slot.value.copy_(slot.parameter);
-      }
+    std::vector<Slot*> slots = all_slots();
+    std::erase_if(slots, [](const Slot* slot) { return !is_half(slot->parameter) && slot->parameter.is_contiguous(); });
+    add("master", slots, [](const Slot& slot) { return slot.parameter.sizes().vec(); });
+    for (Slot* slot : slots) {
+      slot->value = slot->state.at("master");
+      slot->value.copy_(slot->parameter);
     }
   }
 
-  /// `type`: where it is not the one in which the parameter is updated.
-  void add(const std::string& key, const auto& needs_one, const auto& shape_of, std::optional<at::ScalarType> type = {}) {
-    std::map<std::pair<std::string, at::ScalarType>, std::vector<Slot*>> alike;
+  std::vector<Slot*> all_slots() {
+    std::vector<Slot*> all;
     for (auto& slots : slots_) {
-      for (auto& slot : slots) {
-        if (!needs_one(slot)) continue;
-        const auto wide = slot.parameter.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-        alike[{slot.parameter.device().str(), type.value_or(wide)}].push_back(&slot);
-      }
+      for (auto& slot : slots) all.push_back(&slot);
     }
-    for (const auto& [kind, slots] : alike) {
+    return all;
+  }
+
+  /// `type`: where it is not the one in which the parameter is updated.
+  static void add(const std::string& key, const std::vector<Slot*>& slots, const auto& shape_of,
+                  std::optional<at::ScalarType> type = {}) {
+    std::map<std::pair<std::string, at::ScalarType>, std::vector<Slot*>> alike;
+    for (Slot* slot : slots) {
+      const auto& parameter = slot->parameter;
+      alike[{parameter.device().str(), type.value_or(ops::rows::wide_type(parameter.scalar_type()))}].push_back(slot);
+    }
+    for (const auto& [kind, same] : alike) {
       std::vector<std::vector<int64_t>> shapes;
-      for (const Slot* slot : slots) shapes.push_back(shape_of(*slot));
-      const Tensors parts = parts_of_one(shapes, slots.front()->parameter.options().dtype(kind.second).requires_grad(false));
-      for (size_t i = 0; i < slots.size(); ++i) slots[i]->state[key] = parts[i];
+      for (const Slot* slot : same) shapes.push_back(shape_of(*slot));
+      const Tensors parts = parts_of_one(shapes, same.front()->parameter.options().dtype(kind.second).requires_grad(false));
+      for (size_t i = 0; i < same.size(); ++i) same[i]->state[key] = parts[i];
     }
   }
 
