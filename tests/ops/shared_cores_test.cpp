@@ -1,16 +1,15 @@
 #include "lora/ops/shared_cores.h"
 
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
 #include <iterator>
-#include <optional>
-#include <string>
 
 #include "catch.h"
 #include "ops/crowding.h"
+#include "variable.h"
 
 using namespace lora;
+using lora::testing::Variable;
 
 namespace {
 
@@ -56,20 +55,6 @@ TEST_CASE("shared cores: what others do while this process waits says nothing", 
   CHECK(after_looks(crowding, {.own = 1, .others = 1, .idle = 0}, 20));
   CHECK(after_looks(crowding, {.own = 0, .others = 0, .idle = 2}, 20));
 }
-
-/// A variable as a test wants it; as it was afterwards.
-class Variable {
- public:
-  Variable(const char* name, const char* value) : name_(name) {
-    if (const char* had = std::getenv(name)) had_ = had;
-    value != nullptr ? setenv(name, value, 1) : unsetenv(name);
-  }
-  ~Variable() { had_ ? setenv(name_, had_->c_str(), 1) : unsetenv(name_); }
-
- private:
-  const char* name_;
-  std::optional<std::string> had_;
-};
 
 int threads_here() {
   const std::filesystem::directory_iterator tasks("/proc/self/task");

@@ -13,8 +13,10 @@
 #include "lora/core/log.h"
 #include "support.h"
 #include "train/page_text.h"
+#include "variable.h"
 
 using lora::testing::count;
+using lora::testing::Variable;
 using lora::train::Progress;
 using lora::train::StepResult;
 
@@ -38,28 +40,6 @@ class RedirectedStderr {
 
  private:
   int saved_ = -1;
-};
-
-/// Sets an environment variable for a scope.
-class Variable {
- public:
-  Variable(const char* name, const char* value) : name_(name) {
-    if (const char* old = std::getenv(name)) former_ = old;
-    ::setenv(name, value, 1);
-  }
-  ~Variable() {
-    if (former_) {
-      ::setenv(name_, former_->c_str(), 1);
-    } else {
-      ::unsetenv(name_);
-    }
-  }
-  Variable(const Variable&) = delete;
-  Variable& operator=(const Variable&) = delete;
-
- private:
-  const char* name_;
-  std::optional<std::string> former_ = {};
 };
 
 template <class Action>
