@@ -1,8 +1,10 @@
 #include "lora/ops/shared_cores.h"
 
+#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <iterator>
+#include <thread>
 
 #include "catch.h"
 #include "ops/crowding.h"
@@ -56,9 +58,21 @@ TEST_CASE("shared cores: what others do while this process waits says nothing", 
   CHECK(after_looks(crowding, {.own = 0, .others = 0, .idle = 2}, 20));
 }
 
-int threads_here() {
+int threads_now() {
   const std::filesystem::directory_iterator tasks("/proc/self/task");
   return static_cast<int>(std::distance(begin(tasks), end(tasks)));
+}
+
+/// Once their number stands still: a thread that has ended is listed for a moment longer.
+int threads_here() {
+  int last = -1, same = 0;
+  for (int looks = 0; looks < 200 && same < 5; ++looks) {
+    const int now = threads_now();
+    same = now == last ? same + 1 : 0;
+    last = now;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return last;
 }
 
 TEST_CASE("shared cores: watched by a thread, unless the user has decided how threads wait", "[ops]") {
