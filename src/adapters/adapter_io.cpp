@@ -4,12 +4,15 @@
 #include <torch/utils.h>
 
 #include <algorithm>
+#include <numbers>
 #include <set>
 
-#include "adapters/inject_within.h"
+#include "adapters/inject_as_stored.h"
 #include "adapters/listing.h"
 #include "adapters/state.h"
 #include "core/check.h"
+#include "core/overloaded.h"
+#include "lora/adapters/dora.h"
 #include "lora/adapters/inject.h"
 #include "lora/core/log.h"
 
@@ -23,10 +26,17 @@ constexpr std::string_view kBaseLayerWeight = ".base_layer.weight";
 using Places = std::map<std::string, at::Tensor>;
 using FileTensors = std::map<std::string, at::Tensor>;
 
-/// A Linear's factors are modules in PEFT, an Embedding's are bare parameters: only the former end
-/// in ".weight".
+constexpr const char* kPromptEmbeddings = "prompt_embeddings";
+
+/// LoRA's factors of a Linear are modules in PEFT and end in ".weight"; everything else is a bare parameter.
 std::string factor_name(const AdapterSet::Slot& slot, const std::string& parameter) {
-  return slot.path + "." + parameter + (slot.linear.is_empty() ? "" : ".weight");
+  const bool is_module = (parameter == "lora_A" || parameter == "lora_B") && dynamic_cast<const LoraLinear*>(slot.adapter.get());
+  return slot.path + "." + parameter + (is_module ? ".weight" : "");
+}
+
+/// AdapterHub's name of a parameter: it keeps all adapters of a place in one module.
+std::string hub_name(const AdapterSet::BlockSlot& block, const std::string& adapter, const std::string& parameter) {
+  return block.path + ".adapters." + adapter + "." + parameter;
 }
 
 /// PEFT puts an adapted layer's own parameters one level deeper.
@@ -49,6 +59,11 @@ Places places_of(const AdapterSet& adapters) {
       places[factor_name(slot, parameter.key())] = parameter.value();
     }
   }
+  for (const auto& block : adapters.blocks()) {
+    for (const auto& parameter : block.adapter->named_parameters()) {
+      places[hub_name(block, adapters.name(), parameter.key())] = parameter.value();
+    }
+  }
   for (const auto& saved : adapters.saved_parameters())
     places[saved.name] = trained_value(adapters, saved);
   for (const auto& bias : adapters.biases())
@@ -64,7 +79,8 @@ std::string without(const std::string& text, const std::string& part) {
 
 /// A state dict that was written without PEFT's save function still has the adapter's name in it.
 std::string without_adapter_name(const std::string& file_name, const std::string& adapter) {
-  for (const char* factor : {".lora_A", ".lora_B", ".lora_embedding_A", ".lora_embedding_B"}) {
+  for (const char* factor : {".lora_A", ".lora_B", ".lora_E", ".lora_embedding_A", ".lora_embedding_B", ".lora_magnitude_vector",
+                             ".ia3_l"}) {
     const std::string named = factor + ("." + adapter);
     const size_t at = file_name.find(named);
     const size_t end = at + named.size();
@@ -74,13 +90,23 @@ std::string without_adapter_name(const std::string& file_name, const std::string
   return without(file_name, ".modules_to_save." + adapter);
 }
 
+/// AdapterHub's name with our adapter in the place of the one that it was saved as.
+std::string with_own_name(const std::string& file_name, const std::string& adapter) {
+  constexpr std::string_view kAdapters = ".adapters.";
+  const size_t begin = file_name.find(kAdapters);
+  if (begin == std::string::npos) return file_name;
+  const size_t end = file_name.find('.', begin + kAdapters.size());
+  return end == std::string::npos ? file_name : file_name.substr(0, begin + kAdapters.size()) + adapter + file_name.substr(end);
+}
+
 /// The place that a file's tensor name means; the name as it is when it means none.
 std::string place_name(const std::string& file_name, const std::string& adapter,
                        const Places& places) {
   const std::string bare =
       file_name.starts_with(kPrefix) ? file_name.substr(kPrefix.size()) : file_name;
   std::vector<std::string> readings = {bare, without_adapter_name(bare, adapter),
-                                       without_adapter_name(bare, "default")};
+                                       without_adapter_name(bare, "default"), with_own_name(bare, adapter)};
+  if (bare.ends_with(".lora_magnitude_vector.weight")) readings.push_back(bare.substr(0, bare.rfind('.')));
   // Older files name the bias of an adapted layer as the base model does; ours may hold a layer
   // only another adapts.
   readings.push_back(without(bare, ".base_layer"));
@@ -184,7 +210,11 @@ std::string known_init(const std::string& init) {
 
 }  // namespace
 
-LoraOptions lora_options_from(const formats::PeftLoraConfig& config) {
+namespace {
+
+/// Keys that LoRA and AdaLoRA share, into options of either.
+template <class Options>
+void take_shared(Options& options, const formats::PeftLoraConfig& config) {
   require<FormatError>(!config.lora_bias,
                        "[adapter_config.json] lora_bias must be false; found true, which gives "
                        "lora_B a bias; merge the "
@@ -193,53 +223,357 @@ LoraOptions lora_options_from(const formats::PeftLoraConfig& config) {
                        "[adapter_config.json] fan_in_fan_out must be false; found true, which is "
                        "for transposed weights "
                        "(Conv1D); use a model with ordinary linear layers");
-  LoraOptions options;
-  options.rank = config.r;
   options.alpha = config.lora_alpha;
   options.dropout = config.lora_dropout;
-  options.rank_stabilized = config.use_rslora;
-  options.init = known_init(config.init_lora_weights);
   options.bias = config.bias;
   if (config.target_modules) options.targets = *config.target_modules;
   if (config.exclude_modules) options.exclude = *config.exclude_modules;
   options.layers_to_transform = config.layers_to_transform;
   options.layers_pattern = config.layers_pattern;
-  options.rank_pattern = config.rank_pattern;
-  options.alpha_pattern = config.alpha_pattern;
   options.modules_to_save = config.modules_to_save;
   options.base_model_name = config.base_model_name_or_path.value_or("");
-  return options;
 }
 
-formats::PeftLoraConfig peft_config_from(const LoraOptions& options) {
+template <class Options>
+formats::PeftLoraConfig shared_config(const Options& options) {
   formats::PeftLoraConfig config;
   if (!options.base_model_name.empty()) config.base_model_name_or_path = options.base_model_name;
   config.task_type = "CAUSAL_LM";
   config.inference_mode = true;
-  config.r = options.rank;
   config.lora_alpha = options.alpha;
   config.lora_dropout = options.dropout;
-  config.use_rslora = options.rank_stabilized;
-  config.init_lora_weights = options.init;
   config.bias = options.bias;
   config.target_modules = options.targets;
   config.exclude_modules = unless_empty(options.exclude);
   config.layers_to_transform = options.layers_to_transform;
   config.layers_pattern = options.layers_pattern;
-  config.rank_pattern = options.rank_pattern;
-  config.alpha_pattern = options.alpha_pattern;
   config.modules_to_save = options.modules_to_save;
   return config;
 }
 
+AdaLoraOptions options_of(const formats::PeftAdaLoraConfig& config) {
+  AdaLoraOptions options;
+  take_shared(options, config.lora);
+  options.init_rank = config.init_r;
+  options.target_rank = config.target_r;
+  options.initial_steps = config.tinit;
+  options.final_steps = config.tfinal;
+  options.interval = config.deltaT;
+  options.beta1 = config.beta1;
+  options.beta2 = config.beta2;
+  options.orth_reg_weight = config.orth_reg_weight;
+  options.total_steps = config.total_step;
+  options.rank_pattern = config.rank_pattern;
+  return options;
+}
+
+formats::PeftAdaLoraConfig config_of(const AdaLoraOptions& options) {
+  formats::PeftAdaLoraConfig config{.lora = shared_config(options)};
+  config.init_r = options.init_rank;
+  config.target_r = options.target_rank;
+  config.tinit = options.initial_steps;
+  config.tfinal = options.final_steps;
+  config.deltaT = options.interval;
+  config.beta1 = options.beta1;
+  config.beta2 = options.beta2;
+  config.orth_reg_weight = options.orth_reg_weight;
+  config.total_step = options.total_steps;
+  config.rank_pattern = options.rank_pattern;
+  return config;
+}
+
+Ia3Options options_of(const formats::PeftIa3Config& config) {
+  require<FormatError>(!config.fan_in_fan_out, "[adapter_config.json] fan_in_fan_out must be false; found true, which is for "
+                       "transposed weights (Conv1D); use a model with ordinary linear layers");
+  Ia3Options options;
+  if (config.target_modules) options.targets = *config.target_modules;
+  if (config.exclude_modules) options.exclude = *config.exclude_modules;
+  if (config.target_modules) options.feedforward = std::vector<std::string>{};
+  if (config.feedforward_modules) options.feedforward = *config.feedforward_modules;
+  options.modules_to_save = config.modules_to_save;
+  options.init_ones = config.init_ia3_weights;
+  options.base_model_name = config.base_model_name_or_path.value_or("");
+  return options;
+}
+
+formats::PeftIa3Config config_of(const Ia3Options& options) {
+  formats::PeftIa3Config config;
+  if (!options.base_model_name.empty()) config.base_model_name_or_path = options.base_model_name;
+  config.task_type = "CAUSAL_LM";
+  config.target_modules = options.targets;
+  config.exclude_modules = unless_empty(options.exclude);
+  config.feedforward_modules = options.feedforward;
+  config.modules_to_save = options.modules_to_save;
+  config.init_ia3_weights = options.init_ones;
+  return config;
+}
+
+template <class Options>
+Options prompt_options_of(const formats::PeftPromptLearning& config) {
+  Options options;
+  options.num_virtual_tokens = config.num_virtual_tokens;
+  options.base_model_name = config.base_model_name_or_path.value_or("");
+  return options;
+}
+
+/// What the model is, is filled in where an adapter is saved.
+template <class Options>
+formats::PeftPromptLearning prompt_config_of(const Options& options) {
+  formats::PeftPromptLearning config;
+  if (!options.base_model_name.empty()) config.base_model_name_or_path = options.base_model_name;
+  config.task_type = "CAUSAL_LM";
+  config.num_virtual_tokens = options.num_virtual_tokens;
+  return config;
+}
+
+PrefixOptions options_of(const formats::PeftPrefixConfig& config) {
+  auto options = prompt_options_of<PrefixOptions>(config.prompt);
+  options.projection = config.prefix_projection;
+  options.encoder_hidden_size = config.encoder_hidden_size;
+  options.init_zero = config.init_weights.has_value();
+  return options;
+}
+
+formats::PeftPrefixConfig config_of(const PrefixOptions& options) {
+  formats::PeftPrefixConfig config{.prompt = prompt_config_of(options)};
+  config.prefix_projection = options.projection;
+  config.encoder_hidden_size = options.encoder_hidden_size;
+  if (options.init_zero) config.init_weights = "zero";
+  return config;
+}
+
+PromptOptions options_of(const formats::PeftPromptConfig& config) {
+  auto options = prompt_options_of<PromptOptions>(config.prompt);
+  options.init = config.prompt_tuning_init;
+  options.init_text = config.prompt_tuning_init_text.value_or("");
+  options.tokenizer = config.tokenizer_name_or_path.value_or("");
+  return options;
+}
+
+formats::PeftPromptConfig config_of(const PromptOptions& options) {
+  formats::PeftPromptConfig config{.prompt = prompt_config_of(options)};
+  config.prompt_tuning_init = options.init;
+  if (!options.init_text.empty()) config.prompt_tuning_init_text = options.init_text;
+  if (!options.tokenizer.empty()) config.tokenizer_name_or_path = options.tokenizer;
+  return config;
+}
+
+PTuningOptions options_of(const formats::PeftPTuningConfig& config) {
+  auto options = prompt_options_of<PTuningOptions>(config.prompt);
+  options.encoder = config.encoder_reparameterization_type;
+  options.encoder_hidden_size = config.encoder_hidden_size;
+  options.encoder_num_layers = config.encoder_num_layers;
+  options.encoder_dropout = config.encoder_dropout;
+  return options;
+}
+
+formats::PeftPTuningConfig config_of(const PTuningOptions& options) {
+  formats::PeftPTuningConfig config{.prompt = prompt_config_of(options)};
+  config.encoder_reparameterization_type = options.encoder;
+  config.encoder_hidden_size = options.encoder_hidden_size;
+  config.encoder_num_layers = options.encoder_num_layers;
+  config.encoder_dropout = options.encoder_dropout;
+  return config;
+}
+
+BottleneckOptions options_of(const formats::AdapterHubConfig& config) {
+  BottleneckOptions options;
+  options.mh_adapter = config.mh_adapter;
+  options.output_adapter = config.output_adapter;
+  options.reduction_factor = config.reduction_factor;
+  options.non_linearity = config.non_linearity;
+  options.original_ln_before = config.original_ln_before;
+  options.is_parallel = config.is_parallel;
+  options.scaling = config.scaling.value_or(1);
+  options.learn_scaling = !config.scaling;
+  options.dropout = config.dropout;
+  options.init = config.init_weights == "zero" ? "zero" : "bert";  // how it began is over
+  options.leave_out = config.leave_out;
+  return options;
+}
+
+formats::AdapterHubConfig config_of(const BottleneckOptions& options) {
+  formats::AdapterHubConfig config;
+  config.mh_adapter = options.mh_adapter;
+  config.output_adapter = options.output_adapter;
+  config.reduction_factor = options.reduction_factor;
+  config.non_linearity = options.non_linearity;
+  config.original_ln_before = options.original_ln_before;
+  config.is_parallel = options.is_parallel;
+  if (options.learn_scaling) {
+    config.scaling = std::nullopt;
+  } else {
+    config.scaling = options.scaling;
+  }
+  config.dropout = options.dropout;
+  config.init_weights = options.init;
+  config.leave_out = options.leave_out;
+  return config;
+}
+
+formats::PeftLoraConfig config_of(const LoraOptions& options) {
+  formats::PeftLoraConfig config = shared_config(options);
+  config.r = options.rank;
+  config.use_rslora = options.rank_stabilized;
+  config.use_dora = options.dora;
+  config.init_lora_weights = options.init;
+  config.rank_pattern = options.rank_pattern;
+  config.alpha_pattern = options.alpha_pattern;
+  return config;
+}
+
+LoraOptions options_of(const formats::PeftLoraConfig& config) {
+  LoraOptions options;
+  take_shared(options, config);
+  options.rank = config.r;
+  options.rank_stabilized = config.use_rslora;
+  options.dora = config.use_dora;
+  options.init = known_init(config.init_lora_weights);
+  options.rank_pattern = config.rank_pattern;
+  options.alpha_pattern = config.alpha_pattern;
+  return options;
+}
+
+}  // namespace
+
+MethodOptions options_from(const formats::AdapterConfig& config) {
+  return std::visit([](const auto& method) -> MethodOptions { return options_of(method); }, config);
+}
+
+formats::AdapterConfig config_from(const MethodOptions& options) {
+  return std::visit([](const auto& method) -> formats::AdapterConfig { return config_of(method); }, options);
+}
+
+namespace {
+
+bool has_start(const AdapterSet& adapters) {
+  return std::ranges::any_of(adapters.slots(), [](const auto& slot) {
+    const auto* linear = dynamic_cast<const LoraLinear*>(slot.adapter.get());
+    return linear != nullptr && linear->has_start();
+  });
+}
+
+/// PiSSA and OLoRA as plain LoRA of twice the rank on the original base: A and B beside what they began as. The scale stays.
+LoraOptions doubled(LoraOptions options) {
+  const double factor = options.rank_stabilized ? std::numbers::sqrt2 : 2;
+  options.init = "true";
+  options.rank *= 2;
+  options.alpha *= factor;
+  for (auto& entry : options.rank_pattern) entry.second *= 2;
+  require<ConfigError>(options.alpha_pattern.empty() || !options.rank_stabilized,
+                       "[adapters.save] alpha_pattern must be empty with use_rslora where PiSSA or OLoRA is saved as plain LoRA: PEFT's "
+                       "alphas are whole numbers; found {} entries", options.alpha_pattern.size());
+  for (auto& entry : options.alpha_pattern) entry.second *= 2;
+  return options;
+}
+
+/// What is in a file where the parameters themselves are not: sums with a start, ranks that are left.
+void put_doubled(const AdapterSet::Slot& slot, const LoraLinear& linear, FileTensors& tensors) {
+  tensors[slot.path + ".lora_A.weight"] = at::cat({linear.lora_A.detach(), linear.start_A});
+  tensors[slot.path + ".lora_B.weight"] = at::cat({linear.lora_B.detach(), -linear.start_B}, 1);
+}
+
+/// Ranks whose E is zero add nothing. Only once an allocation was made, and while it holds: between two of them pruned ranks
+/// may grow again.
+bool is_pruned(const AdapterSet& adapters) {
+  if (!adapters.allocator() || !adapters.allocator()->kept()) return false;
+  const auto& kept = *adapters.allocator()->kept();
+  for (size_t i = 0; i < adapters.slots().size(); ++i) {
+    const auto& linear = dynamic_cast<const AdaLoraLinear&>(*adapters.slots()[i].adapter);
+    const auto e_R = linear.lora_E.detach().flatten().cpu().to(at::kFloat);
+    for (size_t r = 0; r < kept[i].size(); ++r) {
+      if (!kept[i][r] && e_R.const_data_ptr<float>()[r] != 0) return false;
+    }
+  }
+  return true;
+}
+
+at::Tensor indexes_of(const std::vector<bool>& kept) {
+  std::vector<int64_t> indexes;
+  for (size_t r = 0; r < kept.size(); ++r) {
+    if (kept[r]) indexes.push_back(static_cast<int64_t>(r));
+  }
+  return at::tensor(indexes, at::kLong);
+}
+
+/// Fills in the pattern and cuts the tensors.
+void cut_to_kept(const AdapterSet& adapters, AdaLoraOptions& options, FileTensors& tensors) {
+  options.rank_pattern.emplace();
+  for (size_t i = 0; i < adapters.slots().size(); ++i) {
+    const std::string& path = adapters.slots()[i].path;
+    const auto& kept = (*adapters.allocator()->kept())[i];
+    (*options.rank_pattern)[path + ".lora_E"] = kept;
+    for (const char* factor : {".lora_A", ".lora_B", ".lora_E"}) {
+      at::Tensor& tensor = tensors.at(path + factor);
+      const int64_t dim = std::string_view(factor) == ".lora_B" ? 1 : 0;
+      tensor = tensor.detach().index_select(dim, indexes_of(kept).to(tensor.device()));
+    }
+  }
+}
+
+/// What a reader of the file wants to know of the model.
+void describe_model(const AdapterSet& adapters, formats::AdapterConfig& config) {
+  const auto describe = [&](formats::PeftPromptLearning& prompt) {
+    const nn::PromptShape shape = adapters.state().prompt_shape;
+    const bool is_prefix = adapters.prompt()->is_prefix();
+    prompt.num_layers = shape.layers;
+    prompt.num_attention_heads = is_prefix ? shape.kv_heads : shape.heads;
+    prompt.token_dim = is_prefix ? shape.kv_heads * shape.head_dim : shape.hidden;
+  };
+  std::visit(Overloaded{[&](formats::PeftPrefixConfig& prefix) { describe(prefix.prompt); },
+                        [&](formats::PeftPromptConfig& prompt) { describe(prompt.prompt); },
+                        [&](formats::PeftPTuningConfig& ptuning) { describe(ptuning.prompt); },
+                        [&](formats::AdapterHubConfig& hub) {
+                          hub.name = adapters.name();
+                          hub.hidden_size = adapters.blocks().front().block->hidden();
+                          hub.model_type = "llama";
+                          hub.model_class = "LlamaForCausalLM";
+                        },
+                        [](auto&) {}},
+             config);
+}
+
+void load_prompt(const AdapterSet& adapters, const FileTensors& tensors) {
+  Mismatches mismatches;
+  const at::Tensor* found = nullptr;
+  for (const auto& [name, value] : tensors) {
+    if (name == kPromptEmbeddings) {
+      found = &value;
+    } else {
+      mismatches.extra(name);
+    }
+  }
+  if (found == nullptr) mismatches.missing(kPromptEmbeddings);
+  mismatches.require_none();
+  adapters.prompt()->load_flat(*found);
+}
+
+}  // namespace
+
 io::AdapterFiles adapter_to_files(const AdapterSet& adapters) {
-  io::AdapterFiles files{.config = peft_config_from(adapters.options()), .tensors = {}};
-  for (const auto& [name, tensor] : places_of(adapters))
-    files.tensors[std::string(kPrefix) + name] = to_file(tensor);
+  MethodOptions options = adapters.options();
+  FileTensors tensors = places_of(adapters);
+  if (has_start(adapters)) {
+    options = doubled(std::get<LoraOptions>(options));
+    for (const auto& slot : adapters.slots()) {
+      const auto* linear = dynamic_cast<const LoraLinear*>(slot.adapter.get());
+      if (linear != nullptr) put_doubled(slot, *linear, tensors);
+    }
+  }
+  if (is_pruned(adapters)) cut_to_kept(adapters, std::get<AdaLoraOptions>(options), tensors);
+  io::AdapterFiles files{.config = config_from(options), .tensors = {}};
+  describe_model(adapters, files.config);
+  const std::string prefix = std::holds_alternative<BottleneckOptions>(options) ? "" : std::string(kPrefix);
+  for (const auto& [name, tensor] : tensors) files.tensors[prefix + name] = to_file(tensor);
+  if (adapters.prompt()) {
+    const at::NoGradGuard no_grad;
+    files.tensors[kPromptEmbeddings] = to_file(adapters.prompt()->flat());
+  }
   return files;
 }
 
 void load_adapter_tensors(const AdapterSet& adapters, const FileTensors& tensors) {
+  if (adapters.prompt()) return load_prompt(adapters, tensors);
   const auto places = places_of(adapters);
   std::map<std::string, at::Tensor> values;  // by place
   Mismatches mismatches;
@@ -267,8 +601,8 @@ void load_adapter_tensors(const AdapterSet& adapters, const FileTensors& tensors
 AdapterSet adapter_from_files(torch::nn::Module& model, const io::AdapterFiles& files,
                               const std::string& name) {
   const auto active_before = active_adapters(model);
-  const auto adapters = adapters::inject_within(model, lora_options_from(files.config), name,
-                                                max_elements_for(files.tensors));
+  const auto adapters = adapters::inject_as_stored(model, options_from(files.config), name,
+                                                   max_elements_for(files.tensors));
   try {
     load_adapter_tensors(adapters, files.tensors);
   } catch (...) {

@@ -11,11 +11,20 @@ namespace lora {
 const std::string& AdapterSet::name() const {
   return state_->name;
 }
-const LoraOptions& AdapterSet::options() const {
+const MethodOptions& AdapterSet::options() const {
   return state_->options;
 }
 const std::vector<AdapterSet::Slot>& AdapterSet::slots() const {
   return state_->slots;
+}
+const std::vector<AdapterSet::BlockSlot>& AdapterSet::blocks() const {
+  return state_->blocks;
+}
+const std::shared_ptr<PromptEncoder>& AdapterSet::prompt() const {
+  return state_->prompt;
+}
+const std::shared_ptr<RankAllocator>& AdapterSet::allocator() const {
+  return state_->allocator;
 }
 const std::vector<AdapterSet::SavedParameter>& AdapterSet::saved_parameters() const {
   return state_->saved;
@@ -29,11 +38,14 @@ bool AdapterSet::is_active() const {
 
 std::vector<std::pair<std::string, at::Tensor>> AdapterSet::named_parameters() const {
   std::vector<std::pair<std::string, at::Tensor>> found;
-  for (const auto& slot : slots()) {
-    for (const auto& parameter : slot.adapter->named_parameters()) {
-      found.emplace_back(slot.path + "." + name() + "." + parameter.key(), parameter.value());
+  const auto add = [&](const std::string& path, const torch::nn::Module& module) {
+    for (const auto& parameter : module.named_parameters()) {
+      found.emplace_back(path + "." + name() + "." + parameter.key(), parameter.value());
     }
-  }
+  };
+  for (const auto& slot : slots()) add(slot.path, *slot.adapter);
+  for (const auto& block : blocks()) add(block.path, *block.adapter);
+  if (prompt()) add(nn::PromptSlotImpl::kChildName, *prompt());
   for (const auto& saved : saved_parameters()) found.emplace_back(saved.name, saved.parameter);
   for (const auto& bias : biases()) found.emplace_back(bias.name, bias.parameter);
   return found;
@@ -60,13 +72,56 @@ at::Tensor AdapterSet::regularizer() const {
   return sum;
 }
 
+void AdapterSet::after_step(int64_t step, bool has_gradients) {
+  if (allocator()) allocator()->after_step(step, has_gradients);
+}
+
+std::map<std::string, at::Tensor> AdapterSet::training_state() const {
+  std::map<std::string, at::Tensor> state;
+  if (!state_->file_falls_short()) return state;
+  for (const auto& [name, tensor] : state_->trained_tensors()) state.emplace("value." + name, tensor);
+  if (allocator()) {
+    for (auto& [name, tensor] : allocator()->state()) state.emplace("allocator." + name, std::move(tensor));
+  }
+  return state;
+}
+
+void AdapterSet::load_training_state(const std::map<std::string, at::Tensor>& state) {
+  constexpr std::string_view kValue = "value.", kAllocator = "allocator.";
+  std::map<std::string, at::Tensor> values, averages;
+  for (const auto& [name, tensor] : state) {
+    const bool is_value = name.starts_with(kValue);
+    require<ShapeError>(is_value || (name.starts_with(kAllocator) && allocator()),
+                        "[adapters.load] a training state must belong to this adapter; found {:?} besides; resume with the settings "
+                        "it was saved with", name);
+    (is_value ? values : averages).emplace(name.substr(is_value ? kValue.size() : kAllocator.size()), tensor);
+  }
+  const auto own = state_->trained_tensors();
+  for (const auto& [name, tensor] : own) {
+    const auto found = values.find(name);
+    require<ShapeError>(found != values.end() && found->second.sizes() == tensor.sizes(),
+                        "[adapters.load] a training state must hold {:?} as [{}]; it does not; resume with the settings it was saved "
+                        "with", name, fmt::join(tensor.sizes(), ", "));
+  }
+  require<ShapeError>(values.size() == own.size(), "[adapters.load] a training state must hold {} tensors; found {}; resume with the "
+                      "settings it was saved with", own.size(), values.size());
+  if (allocator()) allocator()->load_state(averages);
+  const at::NoGradGuard no_grad;
+  for (const auto& [name, tensor] : own) at::Tensor(tensor).copy_(values.at(name));
+}
+
 void AdapterSet::set_enabled(bool enabled) {
   if (!enabled) unmerge();
   for (const auto& slot : slots()) adapters::slot_of(slot).set_enabled(enabled);
+  for (const auto& block : blocks()) block.block.ptr()->slot.set_enabled(enabled);
+  if (state_->prompt_slot) state_->prompt_slot->set_enabled(enabled);
   state_->put_trained_values(enabled && is_active());
 }
 
 void AdapterSet::merge() {
+  require<ConfigError>(blocks().empty() && !prompt(),
+                       "[adapters.merge] a method that changes weights can be merged; found {}, which no weight can hold; use the "
+                       "adapter beside its base model", method_name(options()));
   for (const auto& slot : slots()) {
     require<ConfigError>(adapters::slot_of(slot).enabled(),
                          "[adapters.merge] adapters must be switched on; found them off at {}; "
@@ -78,9 +133,17 @@ void AdapterSet::merge() {
   for (const auto& slot : slots()) {
     nn::AdapterSlot trial = adapters::slot_of(slot);
     at::Tensor weight = adapters::weight_value_of(slot).detach().clone();
-    trial.merge(weight);
+    at::Tensor bias = slot.linear.is_empty() || !slot.linear->bias.defined() ? at::Tensor() : slot.linear->bias.detach().clone();
+    trial.merge(weight, bias);
   }
   for (const auto& slot : slots()) adapters::merge(slot);
+}
+
+double AdapterSet::update_norm(const Slot& slot) {
+  const at::NoGradGuard no_grad;
+  if (!slot.adapter->scales()) return slot.adapter->weight_delta().norm().item<double>();
+  const at::Tensor weight = adapters::weight_value_of(slot).detach().to(at::kFloat);
+  return (slot.adapter->merged(weight, weight) - weight).norm().item<double>();
 }
 
 void AdapterSet::unmerge() {

@@ -111,17 +111,23 @@ std::string FreezeReport::summary() const {
                      with_thousands(trainable), with_thousands(total), percent);
 }
 
-FreezeReport freeze_base(torch::nn::Module& model, const AdapterSet& adapters,
-                         const FreezeRules& rules) {
-  require<ConfigError>(
-      adapters.is_active(),
-      "[adapters.freeze] the adapter that trains must be active; found {:?} inactive; call "
-      "set_active_adapters first",
-      adapters.name());
+FreezeReport freeze_base(torch::nn::Module& model, const AdapterSet& adapters, const FreezeRules& rules) {
+  return freeze_base(model, std::vector{adapters}, rules);
+}
+
+FreezeReport freeze_base(torch::nn::Module& model, const std::vector<AdapterSet>& adapters, const FreezeRules& rules) {
+  for (const auto& set : adapters) {
+    require<ConfigError>(
+        set.is_active(),
+        "[adapters.freeze] the adapter that trains must be active; found {:?} inactive; call "
+        "set_active_adapters first",
+        set.name());
+  }
   auto parameters = parameters_of(model);
-  auto trained = adapters.parameters();
   for (auto& entry : parameters) freeze(entry.value);
-  for (auto& parameter : trained) free_for_training(parameter);
+  for (const auto& set : adapters) {
+    for (auto& parameter : set.parameters()) free_for_training(parameter);
+  }
   return apply_rules(parameters, rules);
 }
 

@@ -3,22 +3,34 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <charconv>
 #include <iterator>
 #include <limits>
 #include <map>
+#include <sstream>
 
-#include "adapters/inject_within.h"
+#include "adapters/inject_as_stored.h"
 #include "adapters/module_tree.h"
 #include "adapters/state.h"
+#include "adapters/residual_start.h"
 #include "adapters/targets.h"
 #include "core/check.h"
+#include "core/overloaded.h"
+#include "lora/adapters/dora.h"
 #include "lora/core/log.h"
 #include "lora/core/pattern.h"
+#include "lora/nn/causal_lm.h"
 
 namespace lora {
 namespace {
 
+using adapters::base_modules;
+using adapters::base_parameters;
 using adapters::NamedModule;
+using adapters::registry_of;
+using adapters::select_modules_to_save;
+using adapters::select_targets;
+using adapters::warn_unused_patterns;
 using NamedParameters = std::vector<std::pair<std::string, at::Tensor>>;
 
 std::vector<std::string> names_of(const std::vector<AdapterSet>& sets) {
@@ -139,56 +151,252 @@ std::vector<AdapterSet::SavedParameter> trained_copies(const NamedParameters& pa
 /// One module to adapt, before its adapter is made.
 struct PlannedSlot {
   AdapterSet::Slot slot;
-  LoraSize size;
+  std::function<std::shared_ptr<nn::Adapter>()> make;
+  double elements = 0;  ///< in double, since ranks from outside may be anything
 };
 
-std::vector<PlannedSlot> plan_slots(const std::vector<NamedModule>& targets,
-                                    const LoraOptions& options, const std::string& name) {
-  std::vector<PlannedSlot> planned;
-  for (const auto& [path, module] : targets) {
-    require<ConfigError>(
-        !module->named_children().contains(name),
-        "[adapters.inject] adapter names must be unique; found {:?} on {} already; choose another",
-        name, path);
-    PlannedSlot plan{.slot = {.path = path}, .size = lora_size(options, path)};
-    if (auto linear = std::dynamic_pointer_cast<nn::LinearImpl>(module)) {
-      plan.slot.linear = nn::Linear(std::move(linear));
-    } else {
-      plan.slot.embedding = nn::Embedding(std::dynamic_pointer_cast<nn::EmbeddingImpl>(module));
-    }
-    planned.push_back(std::move(plan));
-  }
-  return planned;
-}
+/// What is about to be attached; the model is as it was.
+struct Plan {
+  std::vector<PlannedSlot> slots;
+  std::vector<AdapterSet::BlockSlot> blocks;  ///< whose adapters are made by
+  std::function<std::shared_ptr<nn::BlockAdapter>(const AdapterSet::BlockSlot&)> make_block;
+  std::function<std::shared_ptr<PromptEncoder>()> make_prompt;  ///< null: no virtual tokens
+  nn::CausalLMImpl* prompted = nullptr;                         ///< the model that takes them
+  double other_elements = 0;                                    ///< of blocks and virtual tokens
+  NamedParameters saved, biases;         ///< trained whole
+  std::vector<NamedModule> modules_to_save;
+};
 
-/// Numbers that the adapter will hold; in double, since ranks from outside may be anything.
-double num_elements(const std::vector<PlannedSlot>& planned, const NamedParameters& whole) {
-  double sum = 0;
-  for (const auto& [slot, size] : planned) {
-    const auto& weight = adapters::weight_form_of(slot);
-    sum += static_cast<double>(size.rank) * static_cast<double>(weight.size(0) + weight.size(1));
-  }
-  for (const auto& entry : whole) sum += static_cast<double>(entry.second.numel());
-  return sum;
-}
-
-AdapterSet::Slot make_slot(PlannedSlot plan, const LoraOptions& options) {
-  auto& slot = plan.slot;
-  bool training = false;
-  if (slot.linear.is_empty()) {
-    slot.adapter =
-        std::make_shared<LoraEmbedding>(slot.embedding->options, plan.size.rank, plan.size.alpha, options);
-    training = slot.embedding->is_training();
+AdapterSet::Slot slot_at(const NamedModule& target, const std::string& name) {
+  require<ConfigError>(
+      !target.module->named_children().contains(name),
+      "[adapters.inject] adapter names must be unique; found {:?} on {} already; choose another",
+      name, target.path);
+  AdapterSet::Slot slot{.path = target.path};
+  if (auto linear = std::dynamic_pointer_cast<nn::LinearImpl>(target.module)) {
+    slot.linear = nn::Linear(std::move(linear));
   } else {
-    slot.adapter =
-        std::make_shared<LoraLinear>(slot.linear->layout(), plan.size.rank, plan.size.alpha, options);
-    training = slot.linear->is_training();
+    slot.embedding = nn::Embedding(std::dynamic_pointer_cast<nn::EmbeddingImpl>(target.module));
   }
+  return slot;
+}
+
+std::shared_ptr<nn::Adapter> make_lora(const AdapterSet::Slot& slot, const LoraSize& size, const LoraOptions& options) {
+  const auto [rank, alpha, scale] = size;
+  if (slot.linear.is_empty()) {
+    if (!options.dora) return std::make_shared<LoraEmbedding>(slot.embedding->options, rank, alpha, options);
+    auto adapter = std::make_shared<DoraEmbedding>(*slot.embedding, rank, alpha, options);
+    adapter->reset_magnitude(slot.embedding->weight);
+    return adapter;
+  }
+  nn::LinearImpl& layer = *nn::Linear(slot.linear);
+  std::shared_ptr<DoraLinear> dora;
+  if (options.dora) dora = std::make_shared<DoraLinear>(layer, rank, alpha, options);
+  const auto adapter = dora ? std::shared_ptr<LoraLinear>(dora) : std::make_shared<LoraLinear>(layer.layout(), rank, alpha, options);
+  if (adapters::starts_from_weight(options.init) && !layer.weight.is_meta()) {
+    const auto [a_RI, b_OR] = adapters::start_factors(options.init, layer.weight_value(), rank, scale);
+    adapter->start_from(a_RI.cpu(), b_OR.cpu());
+  }
+  if (dora) dora->reset_magnitude(layer);
+  return adapter;
+}
+
+template <class Options>
+TargetRule rule_of(const Options& options) {
+  TargetRule rule{.targets = options.targets, .exclude = options.exclude, .modules_to_save = options.modules_to_save};
+  if constexpr (requires { options.layers_pattern; }) {
+    rule.layers_to_transform = options.layers_to_transform;
+    rule.layers_pattern = options.layers_pattern;
+  }
+  return rule;
+}
+
+/// The part of a plan that all methods on weights share. make_slot(target, slot): how each is made.
+template <class Options, class MakeSlot>
+Plan plan_weights(torch::nn::Module& model, Options& options, const std::string& bias, MakeSlot make_slot) {
+  Plan plan;
+  const auto modules = base_modules(model);
+  plan.modules_to_save = select_modules_to_save(modules, options.modules_to_save);
+  TargetRule rule = rule_of(options);
+  const auto targets = select_targets(model, modules, rule);
+  options.targets = rule.targets;
+  const auto parameters = base_parameters(model, modules);
+  require_untied(parameters, targets);
+  require_untied(parameters, plan.modules_to_save);
+  plan.slots = make_slot(targets);
+  plan.saved = select_saved(parameters, plan.modules_to_save);
+  plan.biases = select_biases(parameters, bias, targets, plan.modules_to_save);
+  return plan;
+}
+
+Plan plan_for(LoraOptions& options, torch::nn::Module& model, const std::string& name, bool /*as_stored*/) {
+  require_bias_word(options.bias);
+  return plan_weights(model, options, options.bias, [&](const std::vector<NamedModule>& targets) {
+    warn_unused_patterns(options.rank_pattern, "rank_pattern", targets);
+    warn_unused_patterns(options.alpha_pattern, "alpha_pattern", targets);
+    std::vector<PlannedSlot> slots;
+    for (const auto& target : targets) {
+      const LoraSize size = lora_size(options, target.path);
+      PlannedSlot planned{.slot = slot_at(target, name)};
+      const auto& weight = adapters::weight_form_of(planned.slot);
+      planned.elements = static_cast<double>(size.rank) * static_cast<double>(weight.size(0) + weight.size(1));
+      planned.make = [slot = planned.slot, size, &options] { return make_lora(slot, size, options); };
+      slots.push_back(std::move(planned));
+    }
+    return slots;
+  });
+}
+
+void require_linear(const AdapterSet::Slot& slot, const char* method) {
+  require<ConfigError>(!slot.linear.is_empty(), "[adapters.inject] {} must be given linear layers; found an embedding at {:?}; leave "
+                       "it out of target_modules", method, slot.path);
+}
+
+/// Ranks that a finished training kept at a module, or all of them.
+int64_t rank_at(const AdaLoraOptions& options, const std::string& path) {
+  if (!options.rank_pattern) return options.init_rank;
+  const auto kept = options.rank_pattern->find(path + ".lora_E");
+  require<ConfigError>(kept != options.rank_pattern->end(), "[adapters.inject] rank_pattern must have an entry for every module; found "
+                       "none for {:?}", path + ".lora_E");
+  require<ConfigError>(static_cast<int64_t>(kept->second.size()) == options.init_rank,
+                       "[adapters.inject] rank_pattern must have init_r = {} entries for every module; found {} for {:?}",
+                       options.init_rank, kept->second.size(), path);
+  return std::count(kept->second.begin(), kept->second.end(), true);
+}
+
+Plan plan_for(AdaLoraOptions& options, torch::nn::Module& model, const std::string& name, bool as_stored) {
+  require_bias_word(options.bias);
+  check_adalora(options, /*for_training=*/!as_stored && !options.rank_pattern);
+  return plan_weights(model, options, options.bias, [&](const std::vector<NamedModule>& targets) {
+    const double weight = options.orth_reg_weight / (2 * static_cast<double>(targets.size()));
+    std::vector<PlannedSlot> slots;
+    for (const auto& target : targets) {
+      PlannedSlot planned{.slot = slot_at(target, name)};
+      require_linear(planned.slot, "AdaLoRA");
+      const int64_t rank = rank_at(options, target.path);
+      const auto layout = planned.slot.linear->layout();
+      planned.elements = static_cast<double>(rank) * static_cast<double>(layout.in_features + layout.out_features + 1);
+      planned.make = [layout, rank, weight, &options] { return std::make_shared<AdaLoraLinear>(layout, rank, options, weight); };
+      slots.push_back(std::move(planned));
+    }
+    return slots;
+  });
+}
+
+Plan plan_for(Ia3Options& options, torch::nn::Module& model, const std::string& name, bool /*as_stored*/) {
+  const TargetMatcher feedforward({.targets = options.feedforward});
+  return plan_weights(model, options, "none", [&](const std::vector<NamedModule>& targets) {
+    std::vector<PlannedSlot> slots;
+    for (const auto& target : targets) {
+      PlannedSlot planned{.slot = slot_at(target, name)};
+      require_linear(planned.slot, "(IA)^3");
+      const auto layout = planned.slot.linear->layout();
+      const bool scales_input = feedforward.matches(target.path);
+      planned.elements = static_cast<double>(scales_input ? layout.in_features : layout.out_features);
+      planned.make = [layout, scales_input, &options] {
+        return std::make_shared<Ia3Linear>(layout, scales_input, options.init_ones);
+      };
+      slots.push_back(std::move(planned));
+    }
+    return slots;
+  });
+}
+
+/// The shape that virtual tokens must have; notes the model that takes them.
+nn::PromptShape require_prompted(torch::nn::Module& model, Plan& plan) {
+  plan.prompted = dynamic_cast<nn::CausalLMImpl*>(&model);
+  const auto shape = plan.prompted != nullptr ? plan.prompted->prompt_shape() : std::nullopt;
+  require<ConfigError>(shape.has_value(), "[adapters.inject] virtual tokens need a causal language model that takes them; found {}; use "
+                       "a model with prompt_shape(), or another method", model.name());
+  return *shape;
+}
+
+Plan plan_for(PrefixOptions& options, torch::nn::Module& model, const std::string& /*name*/, bool as_stored) {
+  Plan plan;
+  const auto shape = require_prompted(model, plan);
+  const int64_t width = shape.kv_heads * shape.head_dim;
+  if (options.encoder_hidden_size == 0) options.encoder_hidden_size = width;
+  plan.other_elements = 2.0 * static_cast<double>(options.num_virtual_tokens) * static_cast<double>(shape.layers * width);
+  plan.make_prompt = [&options, shape, as_stored] { return make_prefix(options, shape, as_stored); };
+  return plan;
+}
+
+Plan plan_for(PromptOptions& options, torch::nn::Module& model, const std::string& /*name*/, bool as_stored) {
+  Plan plan;
+  const auto shape = require_prompted(model, plan);
+  plan.other_elements = static_cast<double>(options.num_virtual_tokens) * static_cast<double>(shape.hidden);
+  plan.make_prompt = [made = options, shape, as_stored, prompted = plan.prompted]() mutable {
+    if (as_stored) made.init = "RANDOM";
+    return make_prompt(made, shape, made.init == "RANDOM" ? at::Tensor() : prompted->input_embeddings());
+  };
+  return plan;
+}
+
+Plan plan_for(PTuningOptions& options, torch::nn::Module& model, const std::string& /*name*/, bool as_stored) {
+  Plan plan;
+  const auto shape = require_prompted(model, plan);
+  if (options.encoder_hidden_size == 0) options.encoder_hidden_size = shape.hidden;
+  plan.other_elements = static_cast<double>(options.num_virtual_tokens) * static_cast<double>(shape.hidden);
+  plan.make_prompt = [&options, shape, as_stored] { return make_ptuning(options, shape, as_stored); };
+  return plan;
+}
+
+/// The first number in a path: which layer it is in.
+std::optional<int64_t> layer_of(const std::string& path) {
+  std::stringstream parts(path);
+  for (std::string part; std::getline(parts, part, '.');) {
+    int64_t number = 0;
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), number);
+    if (error == std::errc() && end == part.data() + part.size()) return number;
+  }
+  return std::nullopt;
+}
+
+Plan plan_for(BottleneckOptions& options, torch::nn::Module& model, const std::string& name, bool /*as_stored*/) {
+  Plan plan;
+  require<ConfigError>(options.mh_adapter || options.output_adapter,
+                       "[adapters.bottleneck] mh_adapter or output_adapter must be true; found neither");
+  for (const auto& [path, module] : base_modules(model)) {
+    const auto block = std::dynamic_pointer_cast<nn::BlockOutputImpl>(module);
+    if (!block) continue;
+    const bool wanted = adapters::last_part(path) == "attention_adapters" ? options.mh_adapter : options.output_adapter;
+    const auto layer = layer_of(path);
+    const bool left_out = layer && std::ranges::find(options.leave_out, *layer) != options.leave_out.end();
+    if (!wanted || left_out) continue;
+    require<ConfigError>(!block->slot.find(name), "[adapters.inject] adapter names must be unique; found {:?} on {} already", name, path);
+    plan.blocks.push_back(AdapterSet::BlockSlot{.path = path, .block = nn::BlockOutput(block), .adapter = nullptr});
+    plan.other_elements += 2 * static_cast<double>(block->hidden()) * static_cast<double>(block->hidden()) / options.reduction_factor;
+  }
+  plan.make_block = [&options](const AdapterSet::BlockSlot& slot) {
+    return std::make_shared<BottleneckAdapter>(slot.block->hidden(), options);
+  };
+  require<ConfigError>(!plan.blocks.empty(), "[adapters.inject] the model must have block outputs (nn::BlockOutput) for bottleneck "
+                       "adapters; found none that the options name; use another model or method");
+  return plan;
+}
+
+double num_elements(const Plan& plan) {
+  double sum = 0;
+  for (const auto& planned : plan.slots) sum += planned.elements;
+  for (const auto& entry : plan.saved) sum += static_cast<double>(entry.second.numel());
+  return sum + plan.other_elements;
+}
+
+AdapterSet::Slot make_slot(const PlannedSlot& planned) {
+  AdapterSet::Slot slot = planned.slot;
+  slot.adapter = planned.make();
+  const bool training = slot.linear.is_empty() ? slot.embedding->is_training() : slot.linear->is_training();
   // Beside a model of shapes alone the factors, which are small, stay real.
   const at::Device device = adapters::weight_form_of(slot).device();
   if (!device.is_meta()) slot.adapter->to(device);
   slot.adapter->train(training);
   return slot;
+}
+
+/// Where the model computes.
+at::Device device_of(const torch::nn::Module& model) {
+  const auto parameters = model.parameters();
+  return parameters.empty() || parameters.front().is_meta() ? at::Device(at::kCPU) : parameters.front().device();
 }
 
 void attach(const AdapterSet::Slot& slot, const std::string& name) {
@@ -224,33 +432,74 @@ void require_separate_parameters(const std::vector<AdapterSet>& sets) {
   }
 }
 
-}  // namespace
-
-AdapterSet inject(torch::nn::Module& model, const LoraOptions& options, const std::string& name) {
-  return adapters::inject_within(model, options, name, std::numeric_limits<double>::infinity());
+/// (IA)^3 scales a layer's whole output: what it means beside another method's update would depend on their order.
+void require_no_conflict(const std::vector<AdapterSet>& sets) {
+  std::map<const void*, const AdapterSet*> adapted;
+  const auto claim = [](const AdapterSet& set, const AdapterSet* other, const std::string& path) {
+    require<ConfigError>(other == nullptr || other == &set || std::holds_alternative<Ia3Options>(other->options()) ==
+                             std::holds_alternative<Ia3Options>(set.options()),
+                         "[adapters.set_active_adapters] (IA)^3 and another method must not share a layer; found {:?} and {:?} at "
+                         "{}; activate one of them, or give them different target_modules",
+                         other == nullptr ? "" : other->name(), set.name(), path);
+  };
+  const AdapterSet *prefix = nullptr, *prompt = nullptr;
+  for (const auto& set : sets) {
+    for (const auto& slot : set.slots()) {
+      const void* layer = slot.linear.is_empty() ? static_cast<const void*>(slot.embedding.get()) : slot.linear.get();
+      const auto [place, is_new] = adapted.emplace(layer, &set);
+      if (!is_new) claim(set, place->second, slot.path);
+    }
+    if (!set.prompt()) continue;
+    const AdapterSet*& holder = set.prompt()->is_prefix() ? prefix : prompt;
+    require<ConfigError>(holder == nullptr, "[adapters.set_active_adapters] one {} may be active at a time; found {:?} and {:?}; activate "
+                         "one of them", set.prompt()->is_prefix() ? "prefix" : "prompt of embeddings",
+                         holder == nullptr ? "" : holder->name(), set.name());
+    holder = &set;
+  }
 }
 
-AdapterSet adapters::inject_within(torch::nn::Module& model, const LoraOptions& options,
-                                   const std::string& name, double max_elements) {
+/// Makes the plan's adapters and attaches them.
+AdapterSet carry_out(Plan plan, std::shared_ptr<AdapterSet::State> state, torch::nn::Module& model) {
+  const std::string name = state->name;
+  for (const auto& planned : plan.slots) state->slots.push_back(make_slot(planned));
+  state->blocks = plan.blocks;
+  if (plan.make_prompt) state->prompt = plan.make_prompt();
+  for (auto& block : state->blocks) {
+    block.adapter = plan.make_block(block);
+    block.adapter->to(device_of(model));
+    block.adapter->train(block.block->is_training());
+  }
+  if (state->prompt) {
+    state->prompt->to(device_of(model));
+    state->prompt->train(model.is_training());
+  }
+
+  // All checks are done; only from here on does the model change.
+  set_active_adapters(model, {});
+  for (const auto& module : plan.modules_to_save) nn::restore_weights(*module.module);
+  state->saved = trained_copies(plan.saved);
+  state->biases = trained_copies(plan.biases);
+  for (const auto& slot : state->slots) attach(slot, name);
+  for (const auto& block : state->blocks) block.block.ptr()->attach(name, block.adapter);
+  if (state->prompt) {
+    plan.prompted->attach_prompt(name, state->prompt);
+    state->prompt_slot = plan.prompted->prompts();
+    state->prompt_shape = *plan.prompted->prompt_shape();
+  }
+  const AdapterSet set(std::move(state));
+  registry_of(model).sets.push_back(set);
+  set_active_adapters(model, {name});
+  return set;
+}
+
+AdapterSet inject_any(torch::nn::Module& model, const MethodOptions& options, const std::string& name, double max_elements,
+                      bool as_stored) {
   require_usable_name(model, name);
-  require_bias_word(options.bias);
   auto state = std::make_shared<AdapterSet::State>();
   state->name = name;
   state->options = options;
-
-  const auto modules = base_modules(model);
-  const auto modules_to_save = select_modules_to_save(modules, options.modules_to_save);
-  const auto targets = select_targets(model, modules, state->options);
-  warn_unused_patterns(options.rank_pattern, "rank_pattern", targets);
-  warn_unused_patterns(options.alpha_pattern, "alpha_pattern", targets);
-
-  const auto parameters = base_parameters(model, modules);
-  require_untied(parameters, targets);
-  require_untied(parameters, modules_to_save);
-  auto planned = plan_slots(targets, options, name);
-  const auto saved = select_saved(parameters, modules_to_save);
-  const auto biases = select_biases(parameters, options.bias, targets, modules_to_save);
-  const double wanted = num_elements(planned, saved);
+  Plan plan = std::visit([&](auto& method) { return plan_for(method, model, name, as_stored); }, state->options);
+  const double wanted = num_elements(plan);
   require<ShapeError>(
       wanted <= max_elements,
       "[adapters.load] the file must hold the adapter that its config describes; found that r, "
@@ -258,24 +507,32 @@ AdapterSet adapters::inject_within(torch::nn::Module& model, const LoraOptions& 
       "correct "
       "adapter_config.json",
       wanted);
-  for (auto& plan : planned) state->slots.push_back(make_slot(std::move(plan), options));
-
-  // All checks are done; only from here on does the model change.
-  set_active_adapters(model, {});
-  for (const auto& module : modules_to_save) nn::restore_weights(*module.module);
-  state->saved = trained_copies(saved);
-  state->biases = trained_copies(biases);
-  for (const auto& slot : state->slots) attach(slot, name);
-  const AdapterSet set(std::move(state));
-  registry_of(model).sets.push_back(set);
-  set_active_adapters(model, {name});
+  const AdapterSet set = carry_out(std::move(plan), std::move(state), model);
+  const auto* adalora = std::get_if<AdaLoraOptions>(&set.options());
+  if (adalora != nullptr && !as_stored && !adalora->rank_pattern) {
+    RankAllocator::Modules modules;
+    for (const auto& slot : set.slots()) modules.emplace_back(slot.path, std::dynamic_pointer_cast<AdaLoraLinear>(slot.adapter));
+    set.state().allocator = std::make_shared<RankAllocator>(*adalora, std::move(modules));
+  }
   return set;
+}
+
+}  // namespace
+
+AdapterSet inject_method(torch::nn::Module& model, const MethodOptions& options, const std::string& name) {
+  return inject_any(model, options, name, std::numeric_limits<double>::infinity(), /*as_stored=*/false);
+}
+
+AdapterSet adapters::inject_as_stored(torch::nn::Module& model, const MethodOptions& options, const std::string& name,
+                                      double max_elements) {
+  return inject_any(model, options, name, max_elements, /*as_stored=*/true);
 }
 
 void set_active_adapters(torch::nn::Module& model, const std::vector<std::string>& names) {
   std::vector<AdapterSet> wanted;
   for (const auto& name : names) wanted.push_back(require_adapter(model, name));
   require_separate_parameters(wanted);
+  require_no_conflict(wanted);
 
   const auto all = adapters_of(model);
   for (const auto& set : all) {
@@ -285,6 +542,14 @@ void set_active_adapters(torch::nn::Module& model, const std::vector<std::string
       adapters::unmerge(slot);
       adapters::slot_of(slot).set_enabled(true);
       adapters::slot_of(slot).set_active(names);
+    }
+    for (const auto& block : set.blocks()) {
+      block.block.ptr()->slot.set_enabled(true);
+      block.block.ptr()->slot.set_active(names);
+    }
+    if (const auto& prompts = set.state().prompt_slot) {
+      prompts->set_enabled(true);
+      prompts->set_active(names);
     }
   }
   for (size_t i = 0; i < wanted.size(); ++i) wanted[i].state().active_position = i;
@@ -323,6 +588,8 @@ void remove_adapter(torch::nn::Module& model, const std::string& name) {
   removed.state().put_trained_values(false);
   removed.state().set_requires_grad(false);
   for (const auto& slot : removed.slots()) detach(slot, name);
+  for (const auto& block : removed.blocks()) block.block.ptr()->detach(name);
+  if (const auto& prompts = removed.state().prompt_slot) prompts->detach(name);
   for (const auto& registry : adapters::registries_in(model)) {
     std::erase_if(registry->sets, [&](const auto& set) { return set.name() == name; });
   }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <set>
 
+#include "adapters/residual_start.h"
 #include "core/check.h"
 #include "lora/core/pattern.h"
 #include "lora/ops/ops.h"
@@ -13,7 +14,7 @@ namespace lora {
 namespace {
 
 void require_valid(int64_t rank, double alpha, const LoraOptions& options) {
-  static const std::set<std::string> kInits = {"true", "false", "gaussian", "orthogonal"};
+  static const std::set<std::string> kInits = {"true", "false", "gaussian", "orthogonal", "pissa", "olora"};
   require<ConfigError>(rank >= 1,
                        "[adapters.lora] r must be at least 1; found {}; use for example 8", rank);
   require<ConfigError>(std::isfinite(alpha),
@@ -23,8 +24,8 @@ void require_valid(int64_t rank, double alpha, const LoraOptions& options) {
   require<ConfigError>(options.dropout >= 0 && options.dropout < 1,
                        "[adapters.lora] lora_dropout must be in [0, 1); found {}; use 0 for none",
                        options.dropout);
-  require<ConfigError>(kInits.contains(options.init),
-                       "[adapters.lora] init_lora_weights must be one of {}; found {:?}; use true",
+  require<ConfigError>(kInits.contains(options.init) || adapters::pissa_iterations(options.init),
+                       "[adapters.lora] init_lora_weights must be one of {}, pissa_niter_N; found {:?}; use true",
                        fmt::join(kInits, ", "), options.init);
 }
 
@@ -101,20 +102,41 @@ LoraLinear::LoraLinear(const nn::LinearLayout& layout, int64_t rank, double alph
   lora_B = register_parameter("lora_B", b_OR);
 }
 
+void LoraLinear::start_from(const at::Tensor& a_RI, const at::Tensor& b_OR) {
+  const torch::NoGradGuard no_grad;
+  lora_A.copy_(a_RI);
+  lora_B.copy_(b_OR);
+  if (!has_start()) {
+    start_A = register_buffer("start_A", at::empty_like(lora_A));
+    start_B = register_buffer("start_B", at::empty_like(lora_B));
+  }
+  start_A.copy_(lora_A);
+  start_B.copy_(lora_B);
+}
+
+nn::LowRankFactors LoraLinear::factors() const {
+  if (!has_start()) return {lora_A, lora_B, scale_};
+  return {at::cat({lora_A, start_A}), at::cat({lora_B, -start_B}, 1), scale_};
+}
+
+at::Tensor LoraLinear::dropout_mask(const at::Tensor& x) const {
+  if (!is_training() || dropout_ == 0) return {};
+  return at::empty_like(x).bernoulli_(1 - dropout_).div_(1 - dropout_);
+}
+
 at::Tensor LoraLinear::delta(const at::Tensor& x) {
-  at::Tensor mask;
-  if (is_training() && dropout_ > 0)
-    mask = at::empty_like(x).bernoulli_(1 - dropout_).div_(1 - dropout_);
-  return ops::lora_delta(x, lora_A, lora_B, scale_, mask);
+  const auto [a_RI, b_OR, scale] = factors();
+  return ops::lora_delta(x, a_RI, b_OR, scale, dropout_mask(x));
 }
 
 std::optional<nn::LowRankFactors> LoraLinear::low_rank() const {
   if (is_training() && dropout_ > 0) return std::nullopt;
-  return nn::LowRankFactors{lora_A, lora_B, scale_};
+  return factors();
 }
 
 at::Tensor LoraLinear::weight_delta() const {
-  return at_least_fp32(lora_B).mm(at_least_fp32(lora_A)) * scale_;
+  const auto [a_RI, b_OR, scale] = factors();
+  return at_least_fp32(b_OR).mm(at_least_fp32(a_RI)) * scale;
 }
 
 LoraEmbedding::LoraEmbedding(const nn::EmbeddingOptions& base, int64_t rank, double alpha,

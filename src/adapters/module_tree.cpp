@@ -4,8 +4,10 @@
 
 #include "adapters/state.h"
 #include "lora/nn/adapter.h"
+#include "lora/nn/block_output.h"
 #include "lora/nn/embedding.h"
 #include "lora/nn/linear.h"
+#include "lora/nn/prompt.h"
 
 namespace lora::adapters {
 namespace {
@@ -15,8 +17,8 @@ std::string join(const std::string& path, const std::string& name) {
 }
 
 bool belongs_to_adapters(const torch::nn::Module& module) {
-  return dynamic_cast<const nn::Adapter*>(&module) != nullptr ||
-         dynamic_cast<const Registry*>(&module) != nullptr;
+  return dynamic_cast<const nn::Adapter*>(&module) != nullptr || dynamic_cast<const nn::BlockAdapter*>(&module) != nullptr ||
+         dynamic_cast<const nn::PromptSlotImpl*>(&module) != nullptr || dynamic_cast<const Registry*>(&module) != nullptr;
 }
 
 void collect(const torch::nn::Module& parent, const std::string& path,

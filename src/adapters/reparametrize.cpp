@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/utils.h>
 
+#include "adapters/residual_start.h"
 #include "core/check.h"
 
 namespace lora {
@@ -28,7 +29,12 @@ Reparametrization::Reparametrization(torch::nn::Linear linear, const LoraOptions
                        "[adapters.reparametrize] a layer must have one adapter; found another on "
                        "it; remove() or merge() "
                        "that first");
+  require<ConfigError>(!options.dora, "[adapters.reparametrize] use_dora must be off here; use lora::nn::Linear for DoRA");
   adapter_ = std::make_shared<LoraLinear>(layout_of(linear_), options.rank, options.alpha, options);
+  if (adapters::starts_from_weight(options.init)) {
+    const auto [a_RI, b_OR] = adapters::start_factors(options.init, base_weight_, options.rank, adapter_->scale());
+    adapter_->start_from(a_RI.cpu(), b_OR.cpu());
+  }
   adapter_->to(base_weight_.device());
   for (auto& parameter : linear_->parameters()) parameter.set_requires_grad(false);
   linear_->register_module(kChildName, adapter_);

@@ -1,5 +1,6 @@
 #include "adapters/state.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace lora {
@@ -27,8 +28,43 @@ void AdapterSet::State::set_requires_grad(bool required) {
   for (const auto& slot : slots) {
     for (auto& parameter : slot.adapter->parameters()) parameter.set_requires_grad(required);
   }
+  for (const auto& block : blocks) {
+    for (auto& parameter : block.adapter->parameters()) parameter.set_requires_grad(required);
+  }
+  if (prompt) {
+    for (auto& parameter : prompt->parameters()) parameter.set_requires_grad(required);
+  }
   for (auto& saved_parameter : saved) saved_parameter.parameter.set_requires_grad(required);
   for (auto& bias : biases) bias.parameter.set_requires_grad(required);
+}
+
+std::vector<std::pair<std::string, at::Tensor>> AdapterSet::State::trained_tensors() const {
+  std::vector<std::pair<std::string, at::Tensor>> found;
+  const auto add = [&](const std::string& path, const torch::nn::Module& module) {
+    for (const auto& entry : module.named_parameters()) found.emplace_back(path + "." + entry.key(), entry.value());
+    for (const auto& entry : module.named_buffers()) {
+      const bool is_start = entry.key() == "start_A" || entry.key() == "start_B";
+      if (is_start) found.emplace_back(path + "." + entry.key(), entry.value());
+    }
+  };
+  for (const auto& slot : slots) add(slot.path, *slot.adapter);
+  for (const auto& block : blocks) add(block.path, *block.adapter);
+  if (prompt) add(nn::PromptSlotImpl::kChildName, *prompt);
+  for (const auto* parameters : {&saved, &biases}) {
+    for (const auto& parameter : *parameters) {
+      found.emplace_back(parameter.name, trained_values_in_model ? parameter.parameter : parameter.other);
+    }
+  }
+  return found;
+}
+
+/// Files hold what is left of AdaLoRA's ranks, what a network made of virtual tokens, and sums with a start.
+bool AdapterSet::State::file_falls_short() const {
+  if (allocator || (prompt && !prompt->is_plain())) return true;
+  return std::any_of(slots.begin(), slots.end(), [](const Slot& slot) {
+    const auto* linear = dynamic_cast<const LoraLinear*>(slot.adapter.get());
+    return linear != nullptr && linear->has_start();
+  });
 }
 
 namespace adapters {

@@ -4,8 +4,10 @@
 #include <torch/nn/module.h>
 
 #include <cstddef>
+#include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "lora/adapters/adapter_set.h"
@@ -14,8 +16,13 @@ namespace lora {
 
 struct AdapterSet::State {
   std::string name;
-  LoraOptions options;
+  MethodOptions options;
   std::vector<Slot> slots;
+  std::vector<BlockSlot> blocks;
+  std::shared_ptr<PromptEncoder> prompt;
+  std::shared_ptr<nn::PromptSlotImpl> prompt_slot;  ///< where it is attached
+  nn::PromptShape prompt_shape;
+  std::shared_ptr<RankAllocator> allocator;
   std::vector<SavedParameter> saved, biases;
   /// Its place among the active adapters; empty when it is not active.
   std::optional<size_t> active_position;
@@ -25,6 +32,11 @@ struct AdapterSet::State {
   /// Exchanges the two values of every parameter that is trained whole, when they stand otherwise.
   void put_trained_values(bool into_model);
   void set_requires_grad(bool required);
+  /// Everything that training or loading sets, by name: parameters and buffers of what the method attached, and the values of
+  /// parameters that are trained whole.
+  std::vector<std::pair<std::string, at::Tensor>> trained_tensors() const;
+  /// Whether an adapter file cannot give them all back.
+  bool file_falls_short() const;
 };
 
 namespace adapters {

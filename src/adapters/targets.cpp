@@ -15,14 +15,6 @@
 namespace lora::adapters {
 namespace {
 
-TargetRule rule_of(const LoraOptions& options) {
-  return {.targets = options.targets,
-          .exclude = options.exclude,
-          .layers_to_transform = options.layers_to_transform,
-          .layers_pattern = options.layers_pattern,
-          .modules_to_save = options.modules_to_save};
-}
-
 std::vector<NamedModule> matching(const TargetRule& rule, const std::vector<NamedModule>& modules) {
   const TargetMatcher matcher(rule);
   std::vector<NamedModule> matched;
@@ -87,14 +79,14 @@ std::vector<std::string> names_for(const std::vector<NamedModule>& chosen, Targe
 
 std::vector<NamedModule> select_all_linear(const torch::nn::Module& model,
                                            const std::vector<NamedModule>& modules,
-                                           LoraOptions& options) {
+                                           TargetRule& rule) {
   const Heads heads(model, modules);
-  auto chosen = matching(rule_of(options), modules);
+  auto chosen = matching(rule, modules);
   std::erase_if(chosen, [&](const auto& named) {
     return dynamic_cast<const nn::LinearImpl*>(named.module.get()) == nullptr ||
            heads.contains(named);
   });
-  if (!chosen.empty()) options.targets = names_for(chosen, rule_of(options), modules);
+  if (!chosen.empty()) rule.targets = names_for(chosen, rule, modules);
   return chosen;
 }
 
@@ -118,7 +110,7 @@ std::vector<std::string> near_names(const std::string& item,
   return nearest_names(item, is_path ? paths_of(modules) : last_parts_of(modules));
 }
 
-[[noreturn]] void fail_without_match(const LoraOptions& options,
+[[noreturn]] void fail_without_match(const TargetRule& options,
                                      const std::vector<NamedModule>& modules) {
   const auto candidates = adaptable(modules);
   require<ConfigError>(!candidates.empty(),
@@ -156,7 +148,7 @@ std::vector<std::string> near_names(const std::string& item,
       fmt::join(near_names(items.front(), candidates), ", "));
 }
 
-void warn_unmatched_items(const LoraOptions& options, const std::vector<NamedModule>& modules) {
+void warn_unmatched_items(const TargetRule& options, const std::vector<NamedModule>& modules) {
   const auto* items = std::get_if<std::vector<std::string>>(&options.targets);
   if (items == nullptr) return;
   std::vector<std::string> unmatched;
@@ -173,11 +165,10 @@ void warn_unmatched_items(const LoraOptions& options, const std::vector<NamedMod
 
 std::vector<NamedModule> select_targets(const torch::nn::Module& model,
                                         const std::vector<NamedModule>& modules,
-                                        LoraOptions& options) {
-  const auto rule = rule_of(options);
+                                        TargetRule& rule) {
   auto chosen =
-      rule.is_all_linear() ? select_all_linear(model, modules, options) : matching(rule, modules);
-  if (chosen.empty()) fail_without_match(options, modules);
+      rule.is_all_linear() ? select_all_linear(model, modules, rule) : matching(rule, modules);
+  if (chosen.empty()) fail_without_match(rule, modules);
   for (const auto& named : chosen) {
     require<ConfigError>(is_adaptable(*named.module),
                          "[adapters.inject] a target must be a lora::nn::Linear or Embedding; "
@@ -185,7 +176,7 @@ std::vector<NamedModule> select_targets(const torch::nn::Module& model,
                          "layers inside it, or exclude it",
                          named.module->name(), named.path);
   }
-  warn_unmatched_items(options, modules);
+  warn_unmatched_items(rule, modules);
   return chosen;
 }
 

@@ -3,19 +3,21 @@
 
 #include <torch/nn/module.h>
 
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "adapters/module_tree.h"
-#include "lora/adapters/lora.h"
+#include "lora/core/pattern.h"
 
 namespace lora::adapters {
 
 /// The modules that get an adapter, all of them Linear or Embedding. Replaces "all-linear" in
-/// `options` by the names that it stood for. Throws ConfigError when nothing matches or a match is
+/// `rule` by the names that it stood for. Throws ConfigError when nothing matches or a match is
 /// neither.
 std::vector<NamedModule> select_targets(const torch::nn::Module& model,
                                         const std::vector<NamedModule>& modules,
-                                        LoraOptions& options);
+                                        TargetRule& rule);
 
 /// The modules that are trained whole. Throws ConfigError for an item that names none.
 std::vector<NamedModule> select_modules_to_save(const std::vector<NamedModule>& modules,

@@ -149,7 +149,7 @@ class Ours {
     model_ = make_model(config, device_);
     const auto tokenizer = make_tokenizer(config);
     read_rows(tokenizer.get());
-    adapters_ = make_adapters(config, *model_);
+    adapters_ = make_adapters(config, *model_, tokenizer.get(), 1'000'000);
     randomize_b();
   }
 

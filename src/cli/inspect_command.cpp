@@ -7,11 +7,13 @@
 #include "cli/command.h"
 #include "cli/options.h"
 #include "core/check.h"
+#include "core/overloaded.h"
 #include "formats/json.h"
 #include "lora/adapters/adapter_io.h"
 #include "lora/core/file.h"
 #include "lora/core/text.h"
 #include "lora/io/adapter_files.h"
+#include "lora/io/dtype.h"
 #include "lora/io/model_files.h"
 #include "lora/train/checkpoint.h"
 
@@ -75,10 +77,35 @@ double product_norm(const at::Tensor& b_OR, const at::Tensor& a_RI) {
   return std::sqrt(std::max(0.0, (b.t().mm(b) * a.mm(a.t())).sum().item<double>()));
 }
 
+std::string without_prefix(std::string module) {
+  for (const char* prefix : {"base_model.model.", "base_model."}) {
+    if (module.starts_with(prefix)) module.erase(0, std::string_view(prefix).size());
+  }
+  return module;
+}
+
+/// The same of scale * B diag(E) A.
+Json adalora_norms(const io::AdapterFiles& files, const AdaLoraOptions& options) {
+  Json norms = Json::object();
+  const auto rank = static_cast<double>(options.init_rank);
+  const double scale = (options.alpha > 0 ? options.alpha : rank) / (rank + 1e-5);
+  for (const auto& [name, e_R1] : files.tensors) {
+    if (!name.ends_with(".lora_E")) continue;
+    const std::string module = name.substr(0, name.size() - std::string_view(".lora_E").size());
+    const auto a_RI = files.tensors.find(module + ".lora_A"), b_OR = files.tensors.find(module + ".lora_B");
+    if (a_RI == files.tensors.end() || b_OR == files.tensors.end()) continue;
+    norms[without_prefix(module)] = scale * product_norm(b_OR->second, a_RI->second * e_R1);
+  }
+  return norms;
+}
+
 /// Frobenius norm of scale * B A per adapted module: how far the adapter moves each weight.
 Json update_norms(const io::AdapterFiles& files) {
   Json norms = Json::object();
-  const LoraOptions options = lora_options_from(files.config);
+  const MethodOptions method = options_from(files.config);
+  if (const auto* adalora = std::get_if<AdaLoraOptions>(&method)) return adalora_norms(files, *adalora);
+  if (!std::holds_alternative<LoraOptions>(method)) return norms;
+  const auto& options = std::get<LoraOptions>(method);
   for (const auto& [name, b_OR] : files.tensors) {
     for (const std::string factor : {".lora_", ".lora_embedding_"}) {
       const auto end = name.find(factor + "B");
@@ -87,31 +114,58 @@ Json update_norms(const io::AdapterFiles& files) {
       a_name.replace(end, factor.size() + 1, factor + "A");
       const auto a_RI = files.tensors.find(a_name);
       if (a_RI == files.tensors.end()) continue;
-      std::string module = name.substr(0, end);
-      for (const char* prefix : {"base_model.model.", "base_model."}) {
-        if (module.starts_with(prefix)) module.erase(0, std::string_view(prefix).size());
-      }
+      const std::string module = without_prefix(name.substr(0, end));
       norms[module] = std::abs(lora_size(options, module).scale) * product_norm(b_OR, a_RI->second);
     }
   }
   return norms;
 }
 
+/// The key numbers of a method, in the words of its file.
+Json method_numbers(const formats::AdapterConfig& config) {
+  const auto of_prompt = [](const formats::PeftPromptLearning& prompt) { return Json{{"num_virtual_tokens", prompt.num_virtual_tokens}}; };
+  return std::visit(
+      Overloaded{[](const formats::PeftLoraConfig& lora) { return Json{{"r", lora.r}, {"lora_alpha", lora.lora_alpha}}; },
+                 [](const formats::PeftAdaLoraConfig& adalora) {
+                   return Json{{"init_r", adalora.init_r}, {"target_r", adalora.target_r}, {"lora_alpha", adalora.lora.lora_alpha}};
+                 },
+                 [](const formats::PeftIa3Config&) { return Json::object(); },
+                 [&](const formats::PeftPrefixConfig& prefix) { return of_prompt(prefix.prompt); },
+                 [&](const formats::PeftPromptConfig& prompt) { return of_prompt(prompt.prompt); },
+                 [&](const formats::PeftPTuningConfig& ptuning) { return of_prompt(ptuning.prompt); },
+                 [](const formats::AdapterHubConfig& hub) { return Json{{"reduction_factor", hub.reduction_factor}}; }},
+      config);
+}
+
+/// Ranks per module where they differ: AdaLoRA's.
+Json kept_ranks(const io::AdapterFiles& files) {
+  Json ranks = Json::object();
+  for (const auto& [name, tensor] : files.tensors) {
+    if (name.ends_with(".lora_E")) ranks[without_prefix(name.substr(0, name.size() - 7))] = tensor.size(0);
+  }
+  return ranks;
+}
+
 Json inspect_adapter(const Path& directory) {
   Json result = begin("adapter");
   const auto files = io::read_adapter_files(directory);
-  add_tensors(result, directory / "adapter_model.safetensors");
-  const auto& config = files.config;
+  for (const auto& [name, tensor] : files.tensors) {
+    add_tensor(result, name, safetensors_name(io::from_torch(tensor.scalar_type())), tensor.sizes().vec());
+  }
   const auto config_file = directory / "adapter_config.json";
   const Json config_json = formats::parse_json(read_file(config_file), config_file.string());
-  result["adapter"] = {{"method", config.use_rslora ? "rslora" : "lora"},
-                       {"r", config.r},
-                       {"lora_alpha", config.lora_alpha},
-                       {"target_modules", config_json.value("target_modules", Json())},
-                       {"base_model", config.base_model_name_or_path ? Json(*config.base_model_name_or_path) : Json()},
-                       {"update_norms", update_norms(files)}};
+  const MethodOptions method = options_from(files.config);
+  Json& adapter = result["adapter"] = method_numbers(files.config);
+  adapter["method"] = method_name(method);
+  adapter["target_modules"] = config_json.value("target_modules", Json());
+  adapter["base_model"] = base_model_name(method).empty() ? Json() : Json(base_model_name(method));
+  adapter["update_norms"] = update_norms(files);
+  const Json ranks = kept_ranks(files);
+  if (!ranks.empty()) adapter["ranks"] = ranks;
   result["config"] = config_json;
-  result["digest"] = file_digest(directory / "adapter_model.safetensors");
+  if (std::filesystem::exists(directory / "adapter_model.safetensors")) {
+    result["digest"] = file_digest(directory / "adapter_model.safetensors");
+  }
   return result;
 }
 

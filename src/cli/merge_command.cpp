@@ -40,7 +40,7 @@ Batch built_in_rows(const llama::LlamaForCausalLMImpl& model, const at::Device& 
 
 Json update_norms(const AdapterSet& adapters) {
   Json norms = Json::object();
-  for (const auto& slot : adapters.slots()) norms[slot.path] = slot.adapter->weight_delta().norm().item<double>();
+  for (const auto& slot : adapters.slots()) norms[slot.path] = AdapterSet::update_norm(slot);
   return norms;
 }
 

@@ -131,7 +131,7 @@ void look_at_rows(const llama::LlamaForCausalLMImpl& model, Planned& planned) {
   train::MemoryInputs& inputs = planned.inputs;
   inputs.micro_batch = config.train.micro_batch;
   inputs.packed_rows = config.data.packing;
-  inputs.row_tokens = row_limit(config, model.max_positions());
+  inputs.row_tokens = row_limit(config, row_room(config, model));
   planned.row_source = "the limit of the run file";
   const Path& file = *config.data.train.path;
   std::error_code error;
@@ -149,7 +149,7 @@ void look_at_rows(const llama::LlamaForCausalLMImpl& model, Planned& planned) {
   } else {
     inputs.row_tokens = std::min(inputs.row_tokens, longest_row(dataset));
     if (config.train.loss_reduction != "all_positions") {
-      inputs.row_tokens = std::min(rounded_up(inputs.row_tokens, 8), model.max_positions());
+      inputs.row_tokens = std::min(rounded_up(inputs.row_tokens, 8), row_room(config, model));
     }
   }
 }
@@ -168,7 +168,10 @@ Planned make_plan(const PlanCommand& command) {
   // On the meta device the real model, adapters and rules, but no weight.
   const auto model = make_model(config, at::kMeta);
   const auto base_dtype = io::to_torch(model->config.dtype, "model.dtype");
-  const auto adapters = make_adapters(config, *model);
+  constexpr int64_t kAnyNumberOfSteps = 1'000'000'000;
+  RunConfig without_text = config;  // which tokens virtual ones begin as takes no memory
+  without_text.adapter.prompt_tuning_init = std::nullopt;
+  const auto adapters = make_adapters(without_text, *model, nullptr, kAnyNumberOfSteps);
   freeze(config, *model, adapters);
   const auto options = trainer_options(config, at::kMeta, 0);
 

@@ -6,7 +6,9 @@
 #include "lora/core/dtype.h"
 #include "lora/core/log.h"
 #include "lora/core/text.h"
+#include "lora/data/dataset.h"
 #include "lora/data/supervision.h"
+#include "lora/io/adapter_files.h"
 #include "lora/io/dtype.h"
 
 namespace lora::cli {
@@ -39,6 +41,7 @@ LoraOptions lora_options(const config::AdapterSection& section) {
   apply(options.alpha, section.lora_alpha);
   apply(options.dropout, section.lora_dropout);
   apply(options.rank_stabilized, section.use_rslora);
+  apply(options.dora, section.use_dora);
   apply(options.init, section.init_lora_weights);
   apply(options.bias, section.bias);
   apply(options.targets, section.target_modules);
@@ -51,18 +54,182 @@ LoraOptions lora_options(const config::AdapterSection& section) {
   return options;
 }
 
-AdapterSet load_initial_adapter(const config::AdapterSection& section, llama::LlamaForCausalLMImpl& model) {
-  const AdapterSet adapters = load_adapter(model, *section.init_from);
-  const LoraOptions& saved = adapters.options();
+AdaLoraOptions adalora_options(const config::AdapterSection& section, int64_t total_steps) {
+  AdaLoraOptions options;
+  apply(options.init_rank, section.init_r);
+  apply(options.target_rank, section.target_r);
+  apply(options.alpha, section.lora_alpha);
+  apply(options.dropout, section.lora_dropout);
+  apply(options.initial_steps, section.tinit);
+  apply(options.final_steps, section.tfinal);
+  apply(options.interval, section.deltaT);
+  apply(options.beta1, section.beta1);
+  apply(options.beta2, section.beta2);
+  apply(options.orth_reg_weight, section.orth_reg_weight);
+  options.total_steps = section.total_step.value_or(total_steps);
+  apply(options.bias, section.bias);
+  apply(options.targets, section.target_modules);
+  apply(options.exclude, section.exclude_modules);
+  apply(options.modules_to_save, section.modules_to_save);
+  apply(options.layers_pattern, section.layers_pattern);
+  if (section.layers_to_transform) options.layers_to_transform = section.layers_to_transform;
+  return options;
+}
+
+/// Without feedforward_modules those of the default that are targets.
+Ia3Options ia3_options(const config::AdapterSection& section) {
+  Ia3Options options;
+  apply(options.targets, section.target_modules);
+  apply(options.exclude, section.exclude_modules);
+  apply(options.modules_to_save, section.modules_to_save);
+  apply(options.feedforward, section.feedforward_modules);
+  return options;
+}
+
+PrefixOptions prefix_options(const config::AdapterSection& section, int64_t hidden) {
+  PrefixOptions options;
+  if (section.method == "ptuning_v2") {
+    options.dropout = 0.1;
+    options.encoder_hidden_size = hidden;
+    options.num_virtual_tokens = 128;
+  }
+  apply(options.num_virtual_tokens, section.num_virtual_tokens);
+  apply(options.projection, section.prefix_projection);
+  apply(options.dropout, section.prefix_dropout);
+  apply(options.encoder_hidden_size, section.encoder_hidden_size);
+  options.init_zero = section.init_weights == "zero";
+  return options;
+}
+
+PromptOptions prompt_options(const RunConfig& config, const data::Tokenizer* tokenizer) {
+  const auto& section = config.adapter;
+  PromptOptions options;
+  apply(options.num_virtual_tokens, section.num_virtual_tokens);
+  apply(options.init, section.prompt_tuning_init);
+  apply(options.init_text, section.prompt_tuning_init_text);
+  if (options.init != "TEXT") return options;
+  require<ConfigError>(tokenizer != nullptr && !options.init_text.empty(),
+                       "[adapter.prompt_tuning_init] TEXT needs adapter.prompt_tuning_init_text and a tokenizer; found {}; give it",
+                       tokenizer == nullptr ? "no tokenizer" : "no text");
+  options.init_ids = data::encode_prompt(*tokenizer, options.init_text);
+  options.tokenizer = config.model.path.value_or(config.tokenizer.path.value_or("")).string();
+  return options;
+}
+
+PTuningOptions ptuning_options(const config::AdapterSection& section) {
+  PTuningOptions options;
+  apply(options.num_virtual_tokens, section.num_virtual_tokens);
+  apply(options.encoder, section.encoder_reparameterization_type);
+  apply(options.encoder_hidden_size, section.encoder_hidden_size);
+  apply(options.encoder_num_layers, section.encoder_num_layers);
+  apply(options.encoder_dropout, section.encoder_dropout);
+  return options;
+}
+
+BottleneckOptions bottleneck_options(const config::AdapterSection& section) {
+  BottleneckOptions options = bottleneck_preset(section.preset.value_or("pfeiffer"));
+  apply(options.mh_adapter, section.mh_adapter);
+  apply(options.output_adapter, section.output_adapter);
+  apply(options.original_ln_before, section.original_ln_before);
+  apply(options.is_parallel, section.is_parallel);
+  apply(options.reduction_factor, section.reduction_factor);
+  apply(options.non_linearity, section.non_linearity);
+  apply(options.scaling, section.scaling);
+  apply(options.learn_scaling, section.learn_scaling);
+  apply(options.dropout, section.dropout);
+  apply(options.init, section.init_weights);
+  apply(options.leave_out, section.leave_out);
+  return options;
+}
+
+MethodOptions method_options(const RunConfig& config, const llama::LlamaForCausalLMImpl& model, const data::Tokenizer* tokenizer,
+                             int64_t total_steps) {
+  const std::string& method = config.adapter.method;
+  if (method == "adalora") return adalora_options(config.adapter, total_steps);
+  if (method == "ia3") return ia3_options(config.adapter);
+  if (method == "prefix" || method == "ptuning_v2") return prefix_options(config.adapter, model.config.hidden_size);
+  if (method == "prompt") return prompt_options(config, tokenizer);
+  if (method == "ptuning") return ptuning_options(config.adapter);
+  if (method == "bottleneck") return bottleneck_options(config.adapter);
+  return lora_options(config.adapter);
+}
+
+void require_agrees(const config::AdapterSection& section, const LoraOptions& saved) {
   require_same("r", section.r, saved.rank);
   require_same("lora_alpha", section.lora_alpha, saved.alpha);
   require_same("use_rslora", section.use_rslora, saved.rank_stabilized);
+  require_same("use_dora", section.use_dora, saved.dora);
   require_same("bias", section.bias, saved.bias);
   require_same("target_modules", section.target_modules, saved.targets);
   require_same("modules_to_save", section.modules_to_save, saved.modules_to_save);
   require_same("rank_pattern", section.rank_pattern, saved.rank_pattern);
   require_same("alpha_pattern", section.alpha_pattern, saved.alpha_pattern);
-  return adapters;
+}
+
+void require_agrees(const config::AdapterSection& section, const AdaLoraOptions& saved) {
+  require_same("init_r", section.init_r, saved.init_rank);
+  require_same("lora_alpha", section.lora_alpha, saved.alpha);
+  require_same("bias", section.bias, saved.bias);
+  require_same("target_modules", section.target_modules, saved.targets);
+  require_same("modules_to_save", section.modules_to_save, saved.modules_to_save);
+}
+
+void require_agrees(const config::AdapterSection& section, const Ia3Options& saved) {
+  require_same("target_modules", section.target_modules, saved.targets);
+  require_same("feedforward_modules", section.feedforward_modules, saved.feedforward);
+  require_same("modules_to_save", section.modules_to_save, saved.modules_to_save);
+}
+
+void require_no_network(bool has_network) {
+  require<ConfigError>(!has_network, "[adapter.init_from] a saved prompt can start one without a network; found one whose virtual tokens "
+                       "a network made, whose weights the file has not; begin afresh, or resume the run from its checkpoint");
+}
+
+void require_agrees(const config::AdapterSection& section, const PrefixOptions& saved) {
+  require_same("num_virtual_tokens", section.num_virtual_tokens, saved.num_virtual_tokens);
+  require_no_network(saved.projection || section.prefix_projection.value_or(false));
+}
+
+void require_agrees(const config::AdapterSection& section, const PromptOptions& saved) {
+  require_same("num_virtual_tokens", section.num_virtual_tokens, saved.num_virtual_tokens);
+}
+
+void require_agrees(const config::AdapterSection&, const PTuningOptions&) { require_no_network(true); }
+
+void require_agrees(const config::AdapterSection& section, const BottleneckOptions& saved) {
+  require_same("reduction_factor", section.reduction_factor, saved.reduction_factor);
+  require_same("mh_adapter", section.mh_adapter, saved.mh_adapter);
+  require_same("output_adapter", section.output_adapter, saved.output_adapter);
+  require_same("non_linearity", section.non_linearity, saved.non_linearity);
+}
+
+/// The method of the run file that trains such an adapter.
+bool is_method(const std::string& method, const MethodOptions& options) {
+  const std::string saved = method_name(options);
+  if (saved == "rslora" || saved == "dora") return method == "lora";
+  return method == saved || (method == "ptuning_v2" && saved == "prefix");
+}
+
+AdapterSet load_initial_adapter(const config::AdapterSection& section, llama::LlamaForCausalLMImpl& model) {
+  const io::AdapterFiles files = io::read_adapter_files(*section.init_from);
+  const MethodOptions saved = options_from(files.config);
+  require<ConfigError>(is_method(section.method, saved), "[adapter.method] the method must be that of adapter.init_from, {}; found {}",
+                       method_name(saved), section.method);
+  std::visit([&](const auto& options) { require_agrees(section, options); }, saved);
+  return adapter_from_files(model, files, "default");
+}
+
+/// Positions that virtual tokens will take from every row.
+int64_t num_virtual_tokens(const config::AdapterSection& section, int64_t hidden) {
+  const std::string& method = section.method;
+  if (method != "prefix" && method != "prompt" && method != "ptuning" && method != "ptuning_v2") return 0;
+  if (section.num_virtual_tokens) return *section.num_virtual_tokens;
+  if (section.init_from) {
+    const MethodOptions saved = options_from(io::read_adapter_files(*section.init_from).config);
+    if (const auto* prefix = std::get_if<PrefixOptions>(&saved)) return prefix->num_virtual_tokens;
+    if (const auto* prompt = std::get_if<PromptOptions>(&saved)) return prompt->num_virtual_tokens;
+  }
+  return method == "prefix" || method == "ptuning_v2" ? prefix_options(section, hidden).num_virtual_tokens : PromptOptions().num_virtual_tokens;
 }
 
 int64_t row_limit(const RunConfig& config, int64_t context) {
@@ -140,13 +307,17 @@ std::shared_ptr<const data::Tokenizer> make_tokenizer(const RunConfig& config) {
   return tokenizer;
 }
 
+int64_t row_room(const RunConfig& config, const llama::LlamaForCausalLMImpl& model) {
+  return model.max_positions() - num_virtual_tokens(config.adapter, model.config.hidden_size);
+}
+
 data::Dataset make_dataset(const RunConfig& config, const Path& file, const llama::LlamaForCausalLMImpl& model,
                            const data::Tokenizer* tokenizer, const std::optional<Path>& cache_dir) {
   data::DatasetOptions options;
   options.format = config.data.format;
   options.max_source_length = config.data.max_source_length;
   options.max_target_length = config.data.max_target_length;
-  options.max_length = row_limit(config, model.max_positions());
+  options.max_length = row_limit(config, row_room(config, model));
   options.truncate_long = config.data.on_long == "truncate";
   options.skip_bad_rows = config.data.on_bad_row == "skip";
   options.vocab_size = model.vocab_size();
@@ -163,11 +334,12 @@ data::Dataset make_dataset(const RunConfig& config, const Path& file, const llam
   return dataset;
 }
 
-AdapterSet make_adapters(const RunConfig& config, llama::LlamaForCausalLMImpl& model) {
+AdapterSet make_adapters(const RunConfig& config, llama::LlamaForCausalLMImpl& model, const data::Tokenizer* tokenizer,
+                         int64_t total_steps) {
   if (config.adapter.method == "none") return {};
   if (config.adapter.init_from) return load_initial_adapter(config.adapter, model);
-  LoraOptions options = lora_options(config.adapter);
-  options.base_model_name = config.model.path ? config.model.path->string() : "";
+  MethodOptions options = method_options(config, model, tokenizer, total_steps);
+  set_base_model_name(options, config.model.path ? config.model.path->string() : "");
   return inject(model, options);
 }
 

@@ -22,12 +22,17 @@ std::shared_ptr<const data::Tokenizer> make_tokenizer(const config::RunConfig& c
 /// Where tokens are kept for resumed and repeated runs.
 Path token_cache_dir(const config::RunConfig& config);
 
+/// Longest row that has room beside the virtual tokens of an adapter that is yet to be attached.
+int64_t row_room(const config::RunConfig& config, const llama::LlamaForCausalLMImpl& model);
+
 /// Reads a data file as the run file says. Without a cache_dir tokens are neither kept nor taken from an earlier run.
 data::Dataset make_dataset(const config::RunConfig& config, const Path& file, const llama::LlamaForCausalLMImpl& model,
                            const data::Tokenizer* tokenizer, const std::optional<Path>& cache_dir = std::nullopt);
 
-/// Attaches the adapter (fresh, or from adapter.init_from); empty for method none.
-AdapterSet make_adapters(const config::RunConfig& config, llama::LlamaForCausalLMImpl& model);
+/// Attaches the adapter (fresh, or from adapter.init_from); empty for method none. total_steps: of the run, for AdaLoRA's
+/// schedule. The tokenizer (may be null) is for adapter.prompt_tuning_init_text.
+AdapterSet make_adapters(const config::RunConfig& config, llama::LlamaForCausalLMImpl& model, const data::Tokenizer* tokenizer,
+                         int64_t total_steps);
 
 /// Applies the freezing rules.
 FreezeReport freeze(const config::RunConfig& config, llama::LlamaForCausalLMImpl& model, const AdapterSet& adapters);

@@ -100,7 +100,7 @@ int TrainingRun::run() {
   train::Progress progress(total_steps_, config_.train.log_interval);
   add_callbacks(trainer, metrics, progress);
 
-  auto loader_settings = loader_options(config_, pad_id_, model_->max_positions());
+  auto loader_settings = loader_options(config_, pad_id_, row_room(config_, *model_));
   loader_settings.first_step = start_.first_step;
   loader_settings.num_steps = total_steps_;
   loader_settings.pinned = device_.is_cuda();
@@ -144,13 +144,12 @@ void TrainingRun::prepare() {
   train_set_ = make_set(*config_.data.train.path);
   if (config_.data.eval.path) eval_set_ = make_set(*config_.data.eval.path);
   check_supervision(config_, train_set_, tokenizer_.get(), model_->config);
-  adapters_ = make_adapters(config_, *model_);
-  freeze_report_ = freeze(config_, *model_, adapters_);
-
-  auto counting = loader_options(config_, pad_id_, model_->max_positions());
+  auto counting = loader_options(config_, pad_id_, row_room(config_, *model_));
   counting.workers = 0;
   const data::Loader probe(train_set_, counting);
   total_steps_ = config_.train.max_steps >= 0 ? config_.train.max_steps : config_.train.epochs * probe.steps_per_epoch();
+  adapters_ = make_adapters(config_, *model_, tokenizer_.get(), total_steps_);
+  freeze_report_ = freeze(config_, *model_, adapters_);
   warn_about_schedule();
   check_for_stop();
 }

@@ -65,8 +65,18 @@ void check_range(const YamlNode& node, const KeyContext& context, double value) 
   refuse(node, context, fmt::format("must be {}", range));
 }
 
+/// A choice that ends in _N stands for every number of up to three digits.
+bool stands_for(std::string_view choice, std::string_view text) {
+  if (choice == text) return true;
+  if (!choice.ends_with("_N")) return false;
+  const std::string_view stem = choice.substr(0, choice.size() - 1);
+  if (!text.starts_with(stem)) return false;
+  const std::string_view digits = text.substr(stem.size());
+  return !digits.empty() && digits.size() <= 3 && std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
 bool is_choice(const std::vector<std::string_view>& choices, std::string_view text) {
-  return std::find(choices.begin(), choices.end(), text) != choices.end();
+  return std::any_of(choices.begin(), choices.end(), [&](std::string_view choice) { return stands_for(choice, text); });
 }
 
 void check_choice(const YamlNode& node, const KeyContext& context, const std::string& text) {

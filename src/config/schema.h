@@ -75,18 +75,59 @@ void describe_model(Visitor& v, ModelSection& model) {
 }
 
 template <class Visitor>
+void describe_adalora(Visitor& v, AdapterSection& adapter) {
+  v.key("init_r", adapter.init_r, at_least(1));
+  v.key("target_r", adapter.target_r, at_least(1));
+  v.key("tinit", adapter.tinit, at_least(0));
+  v.key("tfinal", adapter.tfinal, at_least(0));
+  v.key("deltaT", adapter.deltaT, at_least(1));
+  v.key("beta1", adapter.beta1, Rule{.least = 0, .most = 1, .least_is_open = true, .most_is_open = true});
+  v.key("beta2", adapter.beta2, Rule{.least = 0, .most = 1, .least_is_open = true, .most_is_open = true});
+  v.key("orth_reg_weight", adapter.orth_reg_weight, at_least(0));
+  v.key("total_step", adapter.total_step, at_least(1));
+}
+
+template <class Visitor>
+void describe_virtual_tokens(Visitor& v, AdapterSection& adapter) {
+  v.key("num_virtual_tokens", adapter.num_virtual_tokens, at_least(1).with_alias("pre_seq_len"));
+  v.key("prefix_projection", adapter.prefix_projection);
+  v.key("prefix_dropout", adapter.prefix_dropout, fraction());
+  v.key("encoder_hidden_size", adapter.encoder_hidden_size, at_least(1));
+  v.key("encoder_reparameterization_type", adapter.encoder_reparameterization_type, one_of({"MLP", "LSTM"}));
+  v.key("encoder_num_layers", adapter.encoder_num_layers, at_least(1));
+  v.key("encoder_dropout", adapter.encoder_dropout, fraction());
+  v.key("prompt_tuning_init", adapter.prompt_tuning_init, one_of({"RANDOM", "SAMPLE_VOCAB", "TEXT"}));
+  v.key("prompt_tuning_init_text", adapter.prompt_tuning_init_text);
+}
+
+template <class Visitor>
+void describe_bottleneck(Visitor& v, AdapterSection& adapter) {
+  v.key("preset", adapter.preset, one_of({"houlsby", "pfeiffer", "parallel"}));
+  v.key("mh_adapter", adapter.mh_adapter);
+  v.key("output_adapter", adapter.output_adapter);
+  v.key("original_ln_before", adapter.original_ln_before);
+  v.key("is_parallel", adapter.is_parallel);
+  v.key("reduction_factor", adapter.reduction_factor, greater_than(0));
+  v.key("non_linearity", adapter.non_linearity,
+        one_of({"relu", "swish", "silu", "gelu", "gelu_new", "tanh", "sigmoid", "leakyrelu", "elu"}));
+  v.key("scaling", adapter.scaling);
+  v.key("learn_scaling", adapter.learn_scaling);
+  v.key("dropout", adapter.dropout, fraction());
+  v.key("init_weights", adapter.init_weights, one_of({"zero", "bert"}));
+  v.key("leave_out", adapter.leave_out, at_least(0).or_single());
+}
+
+template <class Visitor>
 void describe_adapter(Visitor& v, AdapterSection& adapter) {
   v.key("method", adapter.method,
-        one_of({"lora", "none"})
-            .with_later(
-                {"adalora", "prefix", "prompt", "ptuning", "ptuning_v2", "bottleneck", "ia3"}));
+        one_of({"lora", "adalora", "ia3", "prefix", "prompt", "ptuning", "ptuning_v2", "bottleneck", "none"}));
   v.key("r", adapter.r, at_least(1));
   v.key("lora_alpha", adapter.lora_alpha, greater_than(0));
   v.key("lora_dropout", adapter.lora_dropout, fraction());
   v.key("use_rslora", adapter.use_rslora);
   v.key("init_lora_weights", adapter.init_lora_weights,
-        one_of({"true", "false", "gaussian", "orthogonal"})
-            .with_later({"pissa", "olora", "eva", "corda", "loftq", "lora_ga"}));
+        one_of({"true", "false", "gaussian", "orthogonal", "pissa", "pissa_niter_N", "olora"})
+            .with_later({"eva", "corda", "loftq", "lora_ga"}));
   v.key("bias", adapter.bias, one_of({"none", "all", "lora_only"}));
   v.key("target_modules", adapter.target_modules);
   v.key("exclude_modules", adapter.exclude_modules);
@@ -95,8 +136,12 @@ void describe_adapter(Visitor& v, AdapterSection& adapter) {
   v.key("layers_pattern", adapter.layers_pattern, Rule{}.or_single());
   v.key("rank_pattern", adapter.rank_pattern, at_least(1));
   v.key("alpha_pattern", adapter.alpha_pattern, at_least(1));
+  v.key("use_dora", adapter.use_dora);
+  describe_adalora(v, adapter);
+  v.key("feedforward_modules", adapter.feedforward_modules);
+  describe_virtual_tokens(v, adapter);
+  describe_bottleneck(v, adapter);
   v.key("init_from", adapter.init_from);
-  v.only("use_dora", "false");
   v.only("quantization", "null");
 }
 

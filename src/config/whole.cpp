@@ -1,7 +1,9 @@
 #include "config/whole.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include "config/adapter_keys.h"
 #include "core/check.h"
 #include "lora/core/error.h"
 
@@ -59,6 +61,14 @@ void check_offload(const WholeCheck& check, const RunConfig& config, std::string
               "moves what recomputation keeps; found train.recompute: none; set it to selective or full");
 }
 
+/// A key that another method knows is a misunderstanding, not a preference.
+void check_adapter(const WholeCheck& check, const AdapterSection& adapter) {
+  for (const auto& key : keys_of_other_methods(adapter)) {
+    check.holds(false, "adapter." + key, fmt::format("belongs to adapter.method {}; found it with {}; remove it or change the method",
+                                                     fmt::join(methods_of_key(key), ", "), adapter.method));
+  }
+}
+
 void check_training(const WholeCheck& check, const RunConfig& config) {
   const TrainSection& train = config.train;
   const ScalerSection& scaler = train.amp.scaler;
@@ -85,6 +95,7 @@ void check_whole(const RunConfig& config, const Places& places, std::string_view
                           command, mode, mode));
   check_required(check, config);
   check_model(check, config.model);
+  check_adapter(check, config.adapter);
   check_training(check, config);
   check_offload(check, config, mode);
 }

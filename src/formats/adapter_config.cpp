@@ -8,13 +8,13 @@
 #include <string>
 
 #include "core/check.h"
+#include "core/overloaded.h"
+#include "formats/config_reader.h"
 #include "formats/json.h"
+#include "formats/other_adapter_configs.h"
 
 namespace lora::formats {
 namespace {
-
-constexpr int64_t kMaxRank = 1'000'000;
-constexpr std::string_view kPeftVersion = "0.21.2";
 
 /// Keys that change what an adapter computes in ways that are not built here.
 constexpr std::array kRefusedKeys = {"alora_invocation_tokens",
@@ -24,7 +24,6 @@ constexpr std::array kRefusedKeys = {"alora_invocation_tokens",
                                      "monteclora_config",
                                      "target_parameters",
                                      "use_bdlora",
-                                     "use_dora",
                                      "use_qalora",
                                      "trainable_token_indices",
                                      "velora_config"};
@@ -41,126 +40,7 @@ constexpr std::array kResidualInitialisations = {"pissa", "olora", "loftq", "cor
 
 constexpr std::string_view kBiasKinds[] = {"none", "all", "lora_only"};
 
-/// Python's notion of true.
-bool is_truthy(const OrderedJson& value) {
-  if (value.is_boolean()) return value.get<bool>();
-  if (value.is_number()) return value.get<double>() != 0;
-  if (value.is_string()) return !value.get_ref<const std::string&>().empty();
-  return !value.empty();
-}
-
-/// Takes typed values out of the file's object and notes which keys it was asked for.
-class Reader {
- public:
-  Reader(const OrderedJson& root, std::string_view where) : root_(root), where_(where) {}
-
-  /// The value of `key`; nothing when it is absent or null.
-  const OrderedJson* find(const std::string& key) {
-    asked_.push_back(key);
-    const auto found = root_.find(key);
-    return found == root_.end() || found->is_null() ? nullptr : &*found;
-  }
-
-  void read(const std::string& key, bool& out) {
-    if (const auto* value = find(key)) {
-      check(value->is_boolean(), key, "be true or false", *value);
-      out = value->get<bool>();
-    }
-  }
-
-  void read(const std::string& key, std::optional<std::string>& out) {
-    if (const auto* value = find(key)) out = text(key, *value);
-  }
-
-  void read(const std::string& key, double& out) {
-    if (const auto* value = find(key)) {
-      check(value->is_number() && std::isfinite(value->get<double>()), key, "be a number", *value);
-      out = value->get<double>();
-    }
-  }
-
-  void read(const std::string& key, std::vector<std::string>& out) {
-    if (const auto* value = find(key)) out = texts(key, *value);
-  }
-
-  void read(const std::string& key, std::optional<PeftLoraConfig::Names>& out) {
-    const auto* value = find(key);
-    if (value == nullptr) return;
-    if (value->is_string()) {
-      out = value->get<std::string>();
-    } else {
-      out = texts(key, *value);
-    }
-  }
-
-  /// Maps of `lower` and more; an alpha may also be written as a float.
-  void read(const std::string& key, PeftLoraConfig::Patterns& out, int64_t lower) {
-    const auto* value = find(key);
-    if (value == nullptr) return;
-    check(value->is_object(), key, "be a map from expressions to whole numbers", *value);
-    for (const auto& [expression, number] : value->items()) {
-      out.emplace_back(expression, whole_number(key, number, lower));
-    }
-  }
-
-  int64_t whole_number(const std::string& key, const OrderedJson& value, int64_t lower) const {
-    std::optional<int64_t> number;
-    if (value.is_number_integer()) {
-      const bool fits = !value.is_number_unsigned() || value.get<uint64_t>() <= INT64_MAX;
-      if (fits) number = value.get<int64_t>();
-    } else if (value.is_number_float()) {
-      const auto real = value.get<double>();
-      if (std::abs(real) < 0x1p53 && real == std::trunc(real)) number = static_cast<int64_t>(real);
-    }
-    const bool in_range = number && *number >= lower && *number <= kMaxRank;
-    check(in_range, key, fmt::format("be a whole number from {} to {}", lower, kMaxRank), value);
-    return *number;
-  }
-
-  std::string text(const std::string& key, const OrderedJson& value) const {
-    check(value.is_string(), key, "be a text", value);
-    return value.get<std::string>();
-  }
-
-  std::vector<std::string> texts(const std::string& key, const OrderedJson& value) const {
-    check(value.is_array(), key, "be a list of texts", value);
-    std::vector<std::string> items;
-    for (const auto& item : value) items.push_back(text(key, item));
-    return items;
-  }
-
-  void check(bool holds, const std::string& key, std::string_view must,
-             const OrderedJson& found) const {
-    if (holds) return;
-    fail<FormatError>("[{}] {} must {}; found {:?}; correct the file", where_, key, must,
-                      found.dump().substr(0, 120));
-  }
-
-  std::vector<std::string> keys_not_asked_for() const {
-    std::vector<std::string> keys;
-    for (const auto& [key, value] : root_.items()) {
-      if (std::ranges::find(asked_, key) == asked_.end()) keys.push_back(key);
-    }
-    return keys;
-  }
-
- private:
-  const OrderedJson& root_;
-  std::string_view where_;
-  std::vector<std::string> asked_;
-};
-
-void check_method(Reader& reader, std::string_view where) {
-  const auto* method = reader.find("peft_type");
-  require<FormatError>(method != nullptr,
-                       "[{}] must name its peft_type; found none; is it the config of a PEFT "
-                       "adapter?",
-                       where);
-  reader.check(*method == "LORA", "peft_type", "be \"LORA\", the method that is built here",
-               *method);
-}
-
-void refuse_other_maths(Reader& reader, std::string_view where) {
+void refuse_other_maths(ConfigReader& reader, std::string_view where) {
   for (const std::string key : kRefusedKeys) {
     const auto* value = reader.find(key);
     // An empty list of token indices still asks for the wrapper around the embedding.
@@ -172,24 +52,23 @@ void refuse_other_maths(Reader& reader, std::string_view where) {
   }
 }
 
-void read_rank(Reader& reader, PeftLoraConfig& config) {
+void read_rank(ConfigReader& reader, PeftLoraConfig& config) {
   if (const auto* value = reader.find("r")) {
     reader.check(value->is_number_integer(), "r", "be a whole number", *value);
     config.r = reader.whole_number("r", *value, 1);
   }
   reader.read("lora_alpha", config.lora_alpha);
-  reader.read("rank_pattern", config.rank_pattern, 1);
-  reader.read("alpha_pattern", config.alpha_pattern, -kMaxRank);
+  reader.read("alpha_pattern", config.alpha_pattern, -kMaxConfigNumber);
 }
 
-void read_dropout(Reader& reader, PeftLoraConfig& config) {
+void read_dropout(ConfigReader& reader, PeftLoraConfig& config) {
   reader.read("lora_dropout", config.lora_dropout);
   const bool is_probability = config.lora_dropout >= 0 && config.lora_dropout < 1;
   reader.check(is_probability, "lora_dropout", "be at least 0 and less than 1",
                config.lora_dropout);
 }
 
-void read_bias(Reader& reader, PeftLoraConfig& config) {
+void read_bias(ConfigReader& reader, PeftLoraConfig& config) {
   if (const auto* value = reader.find("bias")) {
     config.bias = reader.text("bias", *value);
     const bool known = std::ranges::find(kBiasKinds, config.bias) != std::end(kBiasKinds);
@@ -198,7 +77,7 @@ void read_bias(Reader& reader, PeftLoraConfig& config) {
   reader.read("lora_bias", config.lora_bias);
 }
 
-void read_layers(Reader& reader, PeftLoraConfig& config) {
+void read_layers(ConfigReader& reader, PeftLoraConfig& config) {
   if (const auto* value = reader.find("layers_to_transform")) {
     config.layers_to_transform.emplace();
     const OrderedJson list = value->is_array() ? *value : OrderedJson::array({*value});
@@ -212,10 +91,10 @@ void read_layers(Reader& reader, PeftLoraConfig& config) {
   }
 }
 
-void read_initialisation(Reader& reader, ParsedPeftConfig& parsed) {
+void read_initialisation(ConfigReader& reader, PeftLoraConfig& config, ParsedPeftConfig& parsed) {
   const auto* value = reader.find("init_lora_weights");
   if (value == nullptr) return;
-  std::string& name = parsed.config.init_lora_weights;
+  std::string& name = config.init_lora_weights;
   if (value->is_boolean()) {
     name = value->get<bool>() ? "true" : "false";
     return;
@@ -234,7 +113,7 @@ void read_initialisation(Reader& reader, ParsedPeftConfig& parsed) {
   }
 }
 
-void note_ignored_keys(Reader& reader, ParsedPeftConfig& parsed) {
+void note_ignored_keys(ConfigReader& reader, ParsedPeftConfig& parsed) {
   for (const char* key : kIgnoredKeys) reader.find(key);
   for (const char* key : {"megatron_config", "runtime_config", "ensure_weight_tying"}) {
     const auto* value = reader.find(key);
@@ -243,20 +122,6 @@ void note_ignored_keys(Reader& reader, ParsedPeftConfig& parsed) {
     }
   }
   parsed.unknown_keys = reader.keys_not_asked_for();
-}
-
-template <class T>
-OrderedJson or_null(const std::optional<T>& value) {
-  return value ? OrderedJson(*value) : OrderedJson();
-}
-
-OrderedJson or_null(const std::optional<PeftLoraConfig::Names>& names) {
-  if (!names) return nullptr;
-  return std::visit([](const auto& value) { return OrderedJson(value); }, *names);
-}
-
-OrderedJson or_null(const std::vector<std::string>& list) {
-  return list.empty() ? OrderedJson() : OrderedJson(list);
 }
 
 /// PEFT takes one expression in place of a list of one, and most of its configs hold that.
@@ -271,37 +136,21 @@ OrderedJson to_map(const PeftLoraConfig::Patterns& patterns) {
   return map;
 }
 
-/// PEFT types it as a whole number, and writes it so.
-OrderedJson alpha_to_json(double alpha) {
-  const bool whole = std::abs(alpha) < 0x1p53 && alpha == std::trunc(alpha);
-  return whole ? OrderedJson(static_cast<int64_t>(alpha)) : OrderedJson(alpha);
-}
-
 OrderedJson initialisation_to_json(const std::string& name) {
   if (name == "true" || name == "false") return name == "true";
   return name;
 }
 
-}  // namespace
-
-ParsedPeftConfig parse_peft_lora_config(std::string_view json, std::string_view where) {
-  constexpr JsonLimits kLimits{.max_bytes = 16u << 20, .max_values = 200'000};
-  const OrderedJson root = parse_ordered_json(json, where, kLimits);
-  require<FormatError>(root.is_object(),
-                       "[{}] must be a JSON object; found {}; is it the config of a PEFT adapter?",
-                       where, root.type_name());
-  Reader reader(root, where);
-  check_method(reader, where);
+/// The keys that LoRA and AdaLoRA share.
+void read_shared(ConfigReader& reader, PeftLoraConfig& config, ParsedPeftConfig& parsed, std::string_view where) {
   refuse_other_maths(reader, where);
-
-  ParsedPeftConfig parsed;
-  PeftLoraConfig& config = parsed.config;
   config.inference_mode = false;  // PEFT's default; its save writes true
   reader.read("inference_mode", config.inference_mode);
   reader.read("base_model_name_or_path", config.base_model_name_or_path);
   reader.read("task_type", config.task_type);
   reader.read("revision", config.revision);
   reader.read("use_rslora", config.use_rslora);
+  reader.read("use_dora", config.use_dora);
   reader.read("fan_in_fan_out", config.fan_in_fan_out);
   reader.read("target_modules", config.target_modules);
   reader.read("exclude_modules", config.exclude_modules);
@@ -310,12 +159,48 @@ ParsedPeftConfig parse_peft_lora_config(std::string_view json, std::string_view 
   read_dropout(reader, config);
   read_bias(reader, config);
   read_layers(reader, config);
-  read_initialisation(reader, parsed);
-  note_ignored_keys(reader, parsed);
-  return parsed;
+  read_initialisation(reader, config, parsed);
 }
 
-std::string write_peft_lora_config(const PeftLoraConfig& config) {
+PeftLoraConfig read_lora(ConfigReader& reader, ParsedPeftConfig& parsed, std::string_view where) {
+  PeftLoraConfig config;
+  read_shared(reader, config, parsed, where);
+  reader.read("rank_pattern", config.rank_pattern, 1);
+  return config;
+}
+
+void read_kept_ranks(ConfigReader& reader, PeftAdaLoraConfig& config) {
+  const auto* value = reader.find("rank_pattern");
+  if (value == nullptr) return;
+  reader.check(value->is_object(), "rank_pattern", "be a map from modules to lists of true and false", *value);
+  auto& pattern = config.rank_pattern.emplace();
+  for (const auto& [module, list] : value->items()) {
+    reader.check(list.is_array() && std::ranges::all_of(list, [](const auto& item) { return item.is_boolean(); }), "rank_pattern",
+                 "hold lists of true and false", list);
+    reader.check(static_cast<int64_t>(list.size()) == config.init_r, "rank_pattern", "hold init_r entries per module", list);
+    pattern[module] = list.template get<std::vector<bool>>();
+  }
+}
+
+PeftAdaLoraConfig read_adalora(ConfigReader& reader, ParsedPeftConfig& parsed, std::string_view where) {
+  PeftAdaLoraConfig config;
+  read_shared(reader, config.lora, parsed, where);
+  require<FormatError>(!config.lora.use_dora, "[{}] use_dora must be false with AdaLoRA, which has no such form; found true", where);
+  reader.read("init_r", config.init_r, 1);
+  reader.read("target_r", config.target_r, 1);
+  reader.read("tinit", config.tinit, 0);
+  reader.read("tfinal", config.tfinal, 0);
+  reader.read("deltaT", config.deltaT, 1);
+  reader.read("beta1", config.beta1);
+  reader.read("beta2", config.beta2);
+  reader.read("orth_reg_weight", config.orth_reg_weight);
+  if (const auto* value = reader.find("total_step")) config.total_step = reader.whole_number("total_step", *value, 0, INT64_MAX);
+  read_kept_ranks(reader, config);
+  return config;
+}
+
+/// What the two write alike; keys are sorted by whoever writes the whole.
+OrderedJson shared_to_json(const PeftLoraConfig& config) {
   OrderedJson json = OrderedJson::object();
   json["alora_invocation_tokens"] = nullptr;
   json["alpha_pattern"] = to_map(config.alpha_pattern);
@@ -335,7 +220,7 @@ std::string write_peft_lora_config(const PeftLoraConfig& config) {
   json["layers_pattern"] = layers_pattern_to_json(config.layers_pattern);
   json["layers_to_transform"] = or_null(config.layers_to_transform);
   json["loftq_config"] = OrderedJson::object();
-  json["lora_alpha"] = alpha_to_json(config.lora_alpha);
+  json["lora_alpha"] = whole_if_possible(config.lora_alpha);
   json["lora_bias"] = config.lora_bias;
   json["lora_dropout"] = config.lora_dropout;
   json["lora_ga_config"] = nullptr;
@@ -343,23 +228,101 @@ std::string write_peft_lora_config(const PeftLoraConfig& config) {
   json["megatron_core"] = "megatron.core";
   json["modules_to_save"] = or_null(config.modules_to_save);
   json["monteclora_config"] = nullptr;
-  json["peft_type"] = "LORA";
   json["peft_version"] = kPeftVersion;
   json["qalora_group_size"] = 16;
   json["r"] = config.r;
-  json["rank_pattern"] = to_map(config.rank_pattern);
   json["revision"] = or_null(config.revision);
   json["target_modules"] = or_null(config.target_modules);
   json["target_parameters"] = nullptr;
   json["task_type"] = or_null(config.task_type);
   json["trainable_token_indices"] = nullptr;
   json["use_bdlora"] = nullptr;
-  json["use_dora"] = false;
+  json["use_dora"] = config.use_dora;
   json["use_qalora"] = false;
   json["use_rslora"] = config.use_rslora;
   json["velora_config"] = nullptr;
-  // Paths need not be UTF-8.
-  return json.dump(2, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
+  return json;
+}
+
+/// The same members in the order of their names.
+OrderedJson sorted(const OrderedJson& json) {
+  std::vector<std::string> names;
+  for (const auto& [name, value] : json.items()) names.push_back(name);
+  std::ranges::sort(names);
+  OrderedJson result = OrderedJson::object();
+  for (const auto& name : names) result[name] = json.at(name);
+  return result;
+}
+
+std::string write(const PeftLoraConfig& config) {
+  OrderedJson json = shared_to_json(config);
+  json["peft_type"] = "LORA";
+  json["rank_pattern"] = to_map(config.rank_pattern);
+  return text_of(sorted(json));
+}
+
+OrderedJson kept_ranks_to_json(const PeftAdaLoraConfig& config) {
+  if (!config.rank_pattern) return nullptr;
+  OrderedJson map = OrderedJson::object();
+  for (const auto& [module, kept] : *config.rank_pattern) map[module] = kept;
+  return map;
+}
+
+std::string write(const PeftAdaLoraConfig& config) {
+  OrderedJson json = shared_to_json(config.lora);
+  json["peft_type"] = "ADALORA";
+  json["init_r"] = config.init_r;
+  json["target_r"] = config.target_r;
+  json["tinit"] = config.tinit;
+  json["tfinal"] = config.tfinal;
+  json["deltaT"] = config.deltaT;
+  json["beta1"] = config.beta1;
+  json["beta2"] = config.beta2;
+  json["orth_reg_weight"] = config.orth_reg_weight;
+  json["total_step"] = config.total_step;
+  json["rank_pattern"] = kept_ranks_to_json(config);
+  return text_of(sorted(json));
+}
+
+template <class Config>
+std::string write(const Config& config) {
+  return write_other_config(config);
+}
+
+AdapterConfig read_by_type(const std::string& type, ConfigReader& reader, ParsedPeftConfig& parsed, std::string_view where) {
+  if (type == "LORA") return read_lora(reader, parsed, where);
+  if (type == "ADALORA") return read_adalora(reader, parsed, where);
+  if (auto other = read_other_config(type, reader)) return *std::move(other);
+  fail<FormatError>("[{}] peft_type must be LORA, ADALORA, IA3, PREFIX_TUNING, PROMPT_TUNING or P_TUNING, the methods that are built "
+                    "here; found {:?}; use the tool that wrote it, or merge the adapter with that", where, type);
+}
+
+}  // namespace
+
+ParsedPeftConfig parse_adapter_config(std::string_view json, std::string_view where) {
+  constexpr JsonLimits kLimits{.max_bytes = 16u << 20, .max_values = 1'000'000};
+  const OrderedJson root = parse_ordered_json(json, where, kLimits);
+  require<FormatError>(root.is_object(),
+                       "[{}] must be a JSON object; found {}; is it the config of a PEFT adapter?",
+                       where, root.type_name());
+  ConfigReader reader(root, where);
+  ParsedPeftConfig parsed;
+  const auto* type = reader.find("peft_type");
+  if (type == nullptr && is_adapter_hub_config(root)) {
+    parsed.config = read_adapter_hub_config(root, where);
+    return parsed;
+  }
+  require<FormatError>(type != nullptr,
+                       "[{}] must name its peft_type; found none; is it the config of a PEFT "
+                       "adapter?",
+                       where);
+  parsed.config = read_by_type(reader.text("peft_type", *type), reader, parsed, where);
+  note_ignored_keys(reader, parsed);
+  return parsed;
+}
+
+std::string write_adapter_config(const AdapterConfig& config) {
+  return std::visit([](const auto& method) { return write(method); }, config);
 }
 
 }  // namespace lora::formats

@@ -73,7 +73,7 @@ Generation complete(nn::CausalLMImpl& model, const std::vector<int64_t>& prompt_
   nn::KvCache cache(model.num_layers());
   PromptLookup lookup;
   const int64_t guesses = most_guesses(model, options);
-  const int64_t room = model.max_positions() - static_cast<int64_t>(prompt_ids.size());
+  const int64_t room = model.longest_row() - static_cast<int64_t>(prompt_ids.size());
   int64_t left = std::min(options.max_new_tokens, room);
 
   Generation result;

@@ -12,13 +12,14 @@ namespace {
 
 constexpr const char* kConfigFile = "adapter_config.json";
 constexpr const char* kTensorFile = "adapter_model.safetensors";
-constexpr const char* kPickleFile = "adapter_model.bin";
+constexpr const char* kHubTensorFile = "adapter.safetensors";  ///< of AdapterHub
+constexpr const char* kPickleFiles[] = {"adapter_model.bin", "pytorch_adapter.bin"};
 constexpr uint64_t kMaxConfigBytes = 16u << 20;
 
-formats::PeftLoraConfig read_config(const Path& file) {
+formats::AdapterConfig read_config(const Path& file) {
   const std::string where = file.string();
   formats::ParsedPeftConfig parsed =
-      formats::parse_peft_lora_config(read_file(file, kMaxConfigBytes), where);
+      formats::parse_adapter_config(read_file(file, kMaxConfigBytes), where);
   if (!parsed.unknown_keys.empty()) {
     log::warn(fmt::format("[{}] unknown keys are ignored: {}", where,
                           fmt::join(parsed.unknown_keys, ", ")));
@@ -29,15 +30,17 @@ formats::PeftLoraConfig read_config(const Path& file) {
   return std::move(parsed.config);
 }
 
-void require_tensor_file(const Path& directory) {
+Path tensor_file(const Path& directory) {
   std::error_code error;
-  if (std::filesystem::exists(directory / kTensorFile, error)) return;
-  const bool pickled = std::filesystem::exists(directory / kPickleFile, error);
-  fail<IoError>("[{}] an adapter must hold {}; found {}", directory.string(), kTensorFile,
-                pickled
-                    ? "only the pickled adapter_model.bin, which can run code when read; save the "
-                      "adapter again with safe_serialization=True"
-                    : "none; check the path");
+  for (const char* name : {kTensorFile, kHubTensorFile}) {
+    if (std::filesystem::exists(directory / name, error)) return directory / name;
+  }
+  for (const char* name : kPickleFiles) {
+    require<IoError>(!std::filesystem::exists(directory / name, error),
+                     "[{}] an adapter must hold {}; found only the pickled {}, which can run code when read; save the adapter again "
+                     "as safetensors", directory.string(), kTensorFile, name);
+  }
+  fail<IoError>("[{}] an adapter must hold {}; found none; check the path", directory.string(), kTensorFile);
 }
 
 /// Links everything but the adapter's own two files from `from` into `to`.
@@ -64,8 +67,7 @@ void keep_other_files(const Path& from, const Path& to) {
 AdapterFiles read_adapter_files(const Path& directory) {
   AdapterFiles files;
   files.config = read_config(directory / kConfigFile);
-  require_tensor_file(directory);
-  files.tensors = load_safetensors(directory / kTensorFile);
+  files.tensors = load_safetensors(tensor_file(directory));
   return files;
 }
 
@@ -74,7 +76,7 @@ void write_adapter_files(const Path& directory, const AdapterFiles& files) {
   save_safetensors(complete.path() / kTensorFile,
                    NamedTensors(files.tensors.begin(), files.tensors.end()));
   write_file_atomically(complete.path() / kConfigFile,
-                        formats::write_peft_lora_config(files.config));
+                        formats::write_adapter_config(files.config));
   keep_other_files(directory, complete.path());
   complete.commit();
 }

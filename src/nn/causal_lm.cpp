@@ -2,6 +2,15 @@
 
 namespace lora::nn {
 
+void CausalLMImpl::attach_prompt(const std::string& name, const std::shared_ptr<Prompt>& prompt) {
+  if (!prompts_) prompts_ = register_module(PromptSlotImpl::kChildName, std::make_shared<PromptSlotImpl>());
+  prompts_->attach(name, prompt);
+}
+
+void CausalLMImpl::detach_prompt(const std::string& name) {
+  if (prompts_) prompts_->detach(name);
+}
+
 Tensor CausalLMImpl::logits_of(const Tensor& states) {
   return head_group() != nullptr ? head_group()->forward(states, fast_paths) : head()->forward(states);
 }

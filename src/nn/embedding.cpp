@@ -16,7 +16,7 @@ EmbeddingImpl::EmbeddingImpl(const EmbeddingOptions& options_) : options(options
 
 Tensor EmbeddingImpl::forward(const Tensor& ids) {
   Tensor y = at::embedding(weight, ids);
-  for (const auto& adapter : slot.contributing()) y = y + adapter->delta(ids).to(y.scalar_type());
+  for (const auto& adapter : slot.contributing()) y = adapter->apply_to_rows(ids, y, weight);
   return observed(*this, std::move(y));
 }
 
@@ -30,6 +30,16 @@ void EmbeddingImpl::detach(const std::string& name) {
   unmerge();
   slot.remove(name);
   unregister_module(name);
+}
+
+void EmbeddingImpl::merge() {
+  Tensor no_bias;
+  slot.merge(weight, no_bias);
+}
+
+void EmbeddingImpl::unmerge() {
+  Tensor no_bias;
+  slot.unmerge(weight, no_bias);
 }
 
 void EmbeddingImpl::pretty_print(std::ostream& stream) const {

@@ -26,7 +26,8 @@ at::Tensor extended(at::Tensor& store, int64_t used, const at::Tensor& added) {
 std::pair<at::Tensor, at::Tensor> KvCache::append(int64_t layer, const at::Tensor& key_BGSK,
                                                   const at::Tensor& value_BGSK) {
   auto& held = layers_.at(static_cast<size_t>(layer));
-  return {extended(held.key_BGSK, length_, key_BGSK), extended(held.value_BGSK, length_, value_BGSK)};
+  const int64_t used = virtual_tokens_ + length_;
+  return {extended(held.key_BGSK, used, key_BGSK), extended(held.value_BGSK, used, value_BGSK)};
 }
 
 void KvCache::cut_back(int64_t length) {

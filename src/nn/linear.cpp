@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "lora/nn/probe.h"
 #include "lora/nn/recompute.h"
+#include "lora/ops/ops.h"
 #include "nn/parameters.h"
 
 namespace lora::nn {
@@ -55,9 +56,21 @@ Tensor LinearImpl::base_forward(const Tensor& x) {
 }
 
 Tensor LinearImpl::forward(const Tensor& x) {
-  Tensor y = base_forward(x);
-  for (const auto& adapter : slot.contributing()) y = y + adapter->delta(x).to(y.scalar_type());
+  const auto& adapters = slot.contributing();
+  Tensor scaled_x = x;
+  for (const auto& adapter : adapters) {
+    const Tensor scale_I = adapter->input_scale();
+    if (scale_I.defined()) scaled_x = ops::scale_columns(scaled_x, scale_I);
+  }
+  Tensor y = base_forward(scaled_x);
+  for (const auto& adapter : adapters) y = adapter->apply(x, y, *this);
   return observed(*this, std::move(y));
+}
+
+Tensor LinearImpl::times_weight(const Tensor& x) {
+  if (weight_is_streamed()) return streamed_product(x, stream_, place_, {});
+  restore_weight();
+  return product(x, weight, {});
 }
 
 LinearLayout LinearImpl::layout() const {
@@ -115,13 +128,13 @@ void LinearImpl::restore_weight() {
 
 void LinearImpl::merge() {
   restore_weight();
-  slot.merge(weight);
+  slot.merge(weight, bias);
 }
 
 void LinearImpl::unmerge() {
   if (slot.merged().empty()) return;
   restore_weight();
-  slot.unmerge(weight);
+  slot.unmerge(weight, bias);
 }
 
 void LinearImpl::to(torch::Device device, torch::Dtype dtype, bool non_blocking) {

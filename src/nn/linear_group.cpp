@@ -3,12 +3,14 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <numeric>
 #include <typeinfo>
 
 #include "core/check.h"
 #include "core/once.h"
 #include "lora/nn/probe.h"
 #include "lora/ops/autocast.h"
+#include "lora/ops/ops.h"
 #include "ops/few_rows_linear.h"
 #include "ops/rows.h"
 
@@ -16,6 +18,19 @@ namespace lora::nn {
 namespace {
 
 bool is_plain(const LinearImpl& layer) { return typeid(layer) == typeid(LinearImpl); }
+
+bool scales_input(const LinearImpl& layer) {
+  const auto& adapters = layer.slot.contributing();
+  return std::any_of(adapters.begin(), adapters.end(), [](const auto& adapter) { return adapter->input_scale().defined(); });
+}
+
+/// rows (R, I) times all the weights, in `dtype` and without gradients.
+Tensor products_of(const Tensor& rows_RI, at::ScalarType dtype, const ops::FrozenWeights& weights) {
+  const at::NoGradGuard no_grad;
+  ops::FrozenWeights without_bias = weights;
+  without_bias.biases.clear();
+  return ops::frozen_linear(rows_RI.detach().to(dtype), without_bias, {});
+}
 
 /// Without gradients nothing is trained.
 bool is_frozen(const LinearImpl& layer) {
@@ -45,11 +60,12 @@ ops::FrozenWeights without_weights(const std::vector<Linear>& layers) {
 
 }  // namespace
 
-Tensor LinearGroup::forward(const Tensor& x, const FastPaths& fast) {
+Tensor LinearGroup::forward(const Tensor& given_x, const FastPaths& fast) {
   if (probing() || !can_join(fast)) {
     if (fast.joined && !probing()) say_why_not_joined();
-    return one_by_one(x);
+    return one_by_one(given_x);
   }
+  const Tensor x = scaled_input(given_x);
   require<ShapeError>(x.size(-1) == layers_.front()->options.in_features,
                       "[nn.Linear] the input's last size must be {}; found shape [{}]",
                       layers_.front()->options.in_features, fmt::join(x.sizes(), ", "));
@@ -59,31 +75,82 @@ Tensor LinearGroup::forward(const Tensor& x, const FastPaths& fast) {
                                      : apart       ? plain_weights()
                                                    : held_weights(dtype, fast);
 
-  std::vector<ops::LowRankUpdate> updates;
-  std::vector<std::pair<size_t, std::shared_ptr<Adapter>>> others;
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    for (const auto& adapter : layers_[i]->slot.contributing()) {
-      if (const auto factors = adapter->low_rank()) {
-        updates.push_back({factors->a_RI, factors->b_OR, factors->scale, i});
-      } else {
-        others.emplace_back(i, adapter);
-      }
-    }
-  }
-  if (apart) return ops::few_rows_linear(x, weights, updates);
-  const Tensor y = ops::frozen_linear(x, weights, updates);
-  if (others.empty()) return y;
+  const Updates updates = updates_now();
+  if (apart) return ops::few_rows_linear(x, weights, updates.joined);
+  Tensor y = ops::frozen_linear(x, weights, updates.joined);
+  if (!updates.scaling.empty()) y = scaled_outputs(y, weights, updates.scaling);
+  if (updates.others.empty()) return y;
   say_once("fast path joined: an adapter with dropout, or of a method that is no low-rank update, is computed and added by itself");
   auto parts = y.split_with_sizes(weights.outputs, -1);
-  for (const auto& [i, adapter] : others) parts[i] = parts[i] + adapter->delta(x).to(y.scalar_type());
+  for (const auto& [i, adapter] : updates.others) parts[i] = adapter->apply(x, parts[i], *layers_[i]);
   return at::cat(parts, -1);
+}
+
+/// Of a layer alone; layers that share their input run one by one when one of them scales it.
+Tensor LinearGroup::scaled_input(const Tensor& x) const {
+  Tensor scaled_x = x;
+  if (layers_.size() > 1) return scaled_x;
+  for (const auto& adapter : layers_.front()->slot.contributing()) {
+    const Tensor scale_I = adapter->input_scale();
+    if (scale_I.defined()) scaled_x = ops::scale_columns(scaled_x, scale_I);
+  }
+  return scaled_x;
+}
+
+/// All layers' outputs times their adapters' scales, in one pass. The rows that scales need are multiplied together, too.
+Tensor LinearGroup::scaled_outputs(const Tensor& y, const ops::FrozenWeights& weights, const AdaptersByLayer& scaling) {
+  std::vector<Tensor> rows, scales(layers_.size()), shifts(layers_.size());
+  for (const auto& [i, adapter] : scaling) {
+    const Tensor rows_RI = adapter->rows_for_scale();
+    rows.push_back(rows_RI.defined() ? rows_RI : at::empty({0, layers_[i]->options.in_features}, y.options()));
+  }
+  const Tensor rows_RO = products_of(at::cat(rows), y.scalar_type(), weights);
+  int64_t row = 0;
+  for (size_t k = 0; k < scaling.size(); ++k) {
+    const auto& [i, adapter] = scaling[k];
+    LinearImpl& layer = *layers_[i];
+    const int64_t first = std::accumulate(weights.outputs.begin(), weights.outputs.begin() + static_cast<std::ptrdiff_t>(i), int64_t{0});
+    scales[i] = adapter->output_scale(rows_RO.narrow(0, row, rows[k].size(0)).narrow(1, first, weights.outputs[i]), layer);
+    if (scales[i].defined() && layer.bias.defined() && !adapter->scales_bias()) shifts[i] = (1 - scales[i]) * layer.bias;
+    row += rows[k].size(0);
+  }
+  const auto form = std::find_if(scales.begin(), scales.end(), [](const Tensor& scale) { return scale.defined(); });
+  if (form == scales.end()) return y;
+  const bool has_shift = std::any_of(shifts.begin(), shifts.end(), [](const Tensor& shift) { return shift.defined(); });
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    if (!shifts[i].defined()) shifts[i] = at::zeros({weights.outputs[i]}, form->options());
+    if (!scales[i].defined()) scales[i] = at::ones({weights.outputs[i]}, form->options());
+  }
+  return ops::scale_columns(y, at::cat(scales), has_shift ? at::cat(shifts) : Tensor());
+}
+
+/// A method that scales can share the product only where it stands alone: it scales what others added before it, and not
+/// what they add after it.
+LinearGroup::Updates LinearGroup::updates_now() const {
+  Updates updates;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const auto& adapters = layers_[i]->slot.contributing();
+    const bool in_order = adapters.size() > 1 && std::any_of(adapters.begin(), adapters.end(),
+                                                             [](const auto& adapter) { return adapter->scales(); });
+    for (const auto& adapter : adapters) {
+      const auto factors = adapter->low_rank();
+      if (in_order || (adapter->adds() && !factors)) {
+        updates.others.emplace_back(i, adapter);
+        continue;
+      }
+      if (factors) updates.joined.push_back({factors->a_RI, factors->b_OR, factors->scale, i});
+      if (adapter->scales()) updates.scaling.emplace_back(i, adapter);
+    }
+  }
+  return updates;
 }
 
 bool LinearGroup::keeps_rows_apart(at::ScalarType dtype, const FastPaths& fast) const {
   if (at::GradMode::is_enabled() || probing() || !can_join(fast) || !reads_plain_weights(dtype, fast)) return false;
   return std::all_of(layers_.begin(), layers_.end(), [](const Linear& layer) {
     const auto& adapters = layer->slot.contributing();
-    return std::all_of(adapters.begin(), adapters.end(), [](const auto& adapter) { return adapter->low_rank().has_value(); });
+    return std::all_of(adapters.begin(), adapters.end(),
+                       [](const auto& adapter) { return !adapter->scales() && adapter->low_rank().has_value(); });
   });
 }
 
@@ -152,12 +219,16 @@ std::shared_ptr<const ops::PackedWeight> LinearGroup::packed_for(at::ScalarType 
 }
 
 bool LinearGroup::can_join(const FastPaths& fast) const {
-  return fast.joined && std::all_of(layers_.begin(), layers_.end(), [](const Linear& layer) {
-           return is_plain(*layer) && is_frozen(*layer);
+  const bool alone = layers_.size() == 1;
+  return fast.joined && std::all_of(layers_.begin(), layers_.end(), [alone](const Linear& layer) {
+           return is_plain(*layer) && is_frozen(*layer) && (alone || !scales_input(*layer));
          });
 }
 
 void LinearGroup::say_why_not_joined() const {
+  if (std::any_of(layers_.begin(), layers_.end(), [](const Linear& layer) { return scales_input(*layer); })) {
+    return say_once("fast path joined: layers whose input an adapter scales run one by one");
+  }
   const bool all_plain = std::all_of(layers_.begin(), layers_.end(), [](const Linear& layer) { return is_plain(*layer); });
   say_once(all_plain ? "fast path joined: layers whose weights train run one by one"
                      : "fast path joined: layers of a derived type run one by one");

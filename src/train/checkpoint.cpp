@@ -34,6 +34,7 @@ constexpr const char* kAdapter = "adapter";
 constexpr const char* kAdapterWeights = "adapter/adapter_model.safetensors";
 constexpr const char* kModel = "model.safetensors";
 constexpr const char* kTrained = "trained.safetensors";
+constexpr const char* kAdapterState = "adapter_state.safetensors";
 constexpr const char* kOptimizer = "optimizer.safetensors";
 constexpr const char* kGenerator = "generator.safetensors";
 
@@ -76,6 +77,8 @@ void save_values(const Path& directory, const nn::CausalLMImpl& model, const Ste
     return;
   }
   save_adapter(state.adapters, directory / kAdapter);
+  const auto beyond = state.adapters.training_state();
+  if (!beyond.empty()) io::save_safetensors(directory / kAdapterState, io::NamedTensors(beyond.begin(), beyond.end()));
   const auto outside = trained_outside_adapter(state);
   if (!outside.empty()) io::save_safetensors(directory / kTrained, outside);
 }
@@ -274,6 +277,7 @@ SavedState read_state(const Path& checkpoint) {
 struct Content {
   Tensors values;   ///< of the adapter or the model
   Tensors outside;  ///< trained.safetensors
+  Tensors adapter_state;  ///< adapter_state.safetensors; empty: the values say it all
   Tensors optimizer, generators;
   SavedState state;
 };
@@ -288,6 +292,7 @@ Content read_content(const Path& checkpoint, bool adapters) {
   Content content;
   content.values = io::load_safetensors(checkpoint / values);
   if (files.contains(kTrained)) content.outside = io::load_safetensors(checkpoint / kTrained);
+  if (files.contains(kAdapterState)) content.adapter_state = io::load_safetensors(checkpoint / kAdapterState);
   content.optimizer = io::load_safetensors(checkpoint / kOptimizer);
   content.generators = io::load_safetensors(checkpoint / kGenerator);
   content.state = read_state(checkpoint);
@@ -322,7 +327,8 @@ void restore_values(const Path& checkpoint, nn::CausalLMImpl& model, const StepS
   const auto plain = state.adapters ? trained_outside_adapter(state) : all_parameters(model);
   const Tensors& saved = state.adapters ? content.outside : content.values;
   require_same(saved, plain, checkpoint);
-  if (state.adapters) load_adapter_tensors(state.adapters, content.values);
+  if (state.adapters && content.adapter_state.empty()) load_adapter_tensors(state.adapters, content.values);
+  if (!content.adapter_state.empty()) AdapterSet(state.adapters).load_training_state(content.adapter_state);
   copy_into(plain, saved);
 }
 

@@ -48,7 +48,7 @@ EvalResult evaluate(nn::CausalLMImpl& model, const data::RowSource& rows, int64_
   for (int64_t begin = 0; begin < rows.size(); begin += batch_size) {
     const int64_t count = std::min(batch_size, rows.size() - begin);
     const auto chosen = read_rows(rows, begin, count, examples);
-    const Batch batch = data::collate(chosen, pad_id, kPadMultiple, model.max_positions()).to(device);
+    const Batch batch = data::collate(chosen, pad_id, kPadMultiple, model.longest_row()).to(device);
     loss_sum += nn::causal_lm_loss_sum(model, batch);
     result.rows += count;
     result.targets += batch.num_targets;

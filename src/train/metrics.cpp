@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string_view>
@@ -42,6 +43,14 @@ class LineFields {
                          "[{}] {} must be a whole number of at least 0; found {}", where_, key,
                          value.dump(-1, ' ', false, Json::error_handler_t::replace));
     return value.get<int64_t>();
+  }
+  std::vector<int64_t> counts(const char* key) const {
+    const Json& value = field(key);
+    require<FormatError>(value.is_array() && std::all_of(value.begin(), value.end(), [](const Json& item) {
+                           return item.is_number_unsigned();
+                         }),
+                         "[{}] {} must be a list of whole numbers of at least 0; found {}", where_, key, value.type_name());
+    return value.get<std::vector<int64_t>>();
   }
   bool boolean(const char* key) const {
     const Json& value = field(key);
@@ -92,6 +101,8 @@ StepResult from_json_line(std::string_view line, std::string where) {
   result.tokens_per_second = fields.number("tokens_per_second");
   if (fields.has("sol_percent")) result.sol_percent = fields.number("sol_percent");
   result.peak_bytes = static_cast<uint64_t>(fields.count("peak_memory_bytes"));
+  if (fields.has("rank_budget")) result.rank_budget = fields.count("rank_budget");
+  if (fields.has("ranks")) result.ranks = fields.counts("ranks");
   if (fields.has("eval_loss")) result.eval_loss = fields.number("eval_loss");
   if (fields.has("nonfinite")) result.nonfinite = fields.text("nonfinite");
   return result;
@@ -162,6 +173,8 @@ std::string to_json_line(const StepResult& result) {
   line["tokens_per_second"] = result.tokens_per_second;
   if (result.sol_percent) line["sol_percent"] = *result.sol_percent;
   line["peak_memory_bytes"] = result.peak_bytes;
+  if (result.rank_budget) line["rank_budget"] = *result.rank_budget;
+  if (!result.ranks.empty()) line["ranks"] = result.ranks;
   if (result.eval_loss) line["eval_loss"] = *result.eval_loss;
   if (!result.nonfinite.empty()) line["nonfinite"] = to_utf8(result.nonfinite);
   return line.dump();

@@ -157,6 +157,16 @@ void update(StepState& state, const StepResult& result) {
   state.nonfinite_in_a_row = 0;
 }
 
+/// The method's own work after a step, with the gradients that the step used.
+void follow_up(StepState& state, StepResult& result, bool has_gradients) {
+  if (!state.adapters) return;
+  state.adapters.after_step(result.step, has_gradients);
+  const auto& allocator = state.adapters.allocator();
+  if (!allocator) return;
+  result.rank_budget = allocator->budget(result.step);
+  if (allocator->allocates(result.step)) result.ranks = allocator->ranks();
+}
+
 void warn_without_targets(StepState& state, int64_t step) {
   if (state.warned_without_targets) return;
   state.warned_without_targets = true;
@@ -175,12 +185,15 @@ StepResult train_step(nn::CausalLMImpl& model, std::span<const Batch> micro_batc
   state.optimizer->zero_grad();
   if (result.targets == 0) {
     warn_without_targets(state, result.step);
+    follow_up(state, result, /*has_gradients=*/false);
   } else {
     const Sums sums = accumulate_gradients(model, micro_batches, state, result);
     if (finish_gradients(state, sums, result)) {
       update(state, result);
+      follow_up(state, result, /*has_gradients=*/true);
     } else {
       skip_update(model, micro_batches, state, result);
+      follow_up(state, result, /*has_gradients=*/false);
     }
     state.optimizer->zero_grad();
   }

@@ -28,6 +28,11 @@ bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
+formats::PeftLoraConfig& lora_config(io::AdapterFiles& files) { return std::get<formats::PeftLoraConfig>(files.config); }
+const formats::PeftLoraConfig& lora_config(const io::AdapterFiles& files) { return std::get<formats::PeftLoraConfig>(files.config); }
+
+LoraOptions lora_options(const formats::PeftLoraConfig& config) { return std::get<LoraOptions>(options_from(config)); }
+
 Names names_in(const io::AdapterFiles& files) {
   Names names;
   for (const auto& entry : files.tensors) names.push_back(entry.first);
@@ -87,9 +92,9 @@ TEST_CASE("files hold PEFT's names, in fp32 on the CPU", "[adapters]") {
     CHECK(entry.second.scalar_type() == at::kFloat);
     CHECK_FALSE(entry.second.requires_grad());
   }
-  CHECK(files.config.task_type == "CAUSAL_LM");
-  CHECK(files.config.inference_mode);
-  CHECK_FALSE(files.config.base_model_name_or_path);
+  CHECK(lora_config(files).task_type == "CAUSAL_LM");
+  CHECK(lora_config(files).inference_mode);
+  CHECK_FALSE(lora_config(files).base_model_name_or_path);
 }
 
 TEST_CASE("an adapter survives the way to a directory and back", "[adapters]") {
@@ -122,7 +127,7 @@ TEST_CASE("an adapter survives the way to a directory and back", "[adapters]") {
   CHECK(active_adapters(model) == Names{"again"});
   for (const auto& parameter : loaded.parameters()) CHECK(parameter.requires_grad());
 
-  const auto& found = loaded.options();
+  const auto& found = std::get<LoraOptions>(loaded.options());
   CHECK(std::get<Names>(found.targets) ==
         Names{"down_proj", "gate_proj", "o_proj", "q_proj", "up_proj", "v_proj"});
   CHECK(std::get<Names>(found.exclude) == Names{"k_proj"});
@@ -227,7 +232,7 @@ TEST_CASE("trained biases load, compute and are written as by PEFT", "[adapters]
   const auto theirs = io::load_safetensors(directory / "adapter_model.safetensors");
   const auto ours = adapter_to_files(set);
   CHECK(same_tensors(ours.tensors, theirs));
-  CHECK(ours.config.bias == which);
+  CHECK(lora_config(ours).bias == which);
 }
 
 TEST_CASE("names load with and without PEFT's prefix and with the adapter's name left in",
@@ -289,12 +294,12 @@ TEST_CASE("every tensor needs its place and every place its tensor", "[adapters]
     CHECK(contains(load_error(files), "Long"));
   }
   SECTION("another rank") {
-    files.config.r = 4;
+    lora_config(files).r = 4;
     CHECK(contains(load_error(files), "6 of another shape"));
   }
   SECTION("an absurd rank") {
     // Two modules of this rank would take 500 GB.
-    files.config.r = 1'000'000'000;
+    lora_config(files).r = 1'000'000'000;
     CHECK(contains(load_error(files), "far more than the file has"));
   }
   SECTION("a name that would break the message") {
@@ -356,21 +361,21 @@ TEST_CASE("a copy of the frozen embedding is checked, not loaded", "[adapters]")
 TEST_CASE("config keys that change the maths are refused, absent targets are the default",
           "[adapters]") {
   formats::PeftLoraConfig config;
-  CHECK(std::get<Names>(lora_options_from(config).targets) == Names{"q_proj", "v_proj"});
+  CHECK(std::get<Names>(lora_options(config).targets) == Names{"q_proj", "v_proj"});
   config.init_lora_weights = "pissa";
-  CHECK(lora_options_from(config).init == "true");
+  CHECK(lora_options(config).init == "true");
   config.lora_bias = true;
-  CHECK(contains(message_of<FormatError>([&] { lora_options_from(config); }), "lora_bias"));
+  CHECK(contains(message_of<FormatError>([&] { lora_options(config); }), "lora_bias"));
   config.lora_bias = false;
   config.fan_in_fan_out = true;
-  CHECK(contains(message_of<FormatError>([&] { lora_options_from(config); }), "fan_in_fan_out"));
+  CHECK(contains(message_of<FormatError>([&] { lora_options(config); }), "fan_in_fan_out"));
 }
 
 TEST_CASE("a whole adapter may rest on a regular expression", "[adapters]") {
   FakeLlama model(kSmall);
   const auto set = inject(model, {.targets = R"(.*\.(q|v)_proj)"});
   const auto files = adapter_to_files(set);
-  CHECK(std::get<std::string>(*files.config.target_modules) == R"(.*\.(q|v)_proj)");
+  CHECK(std::get<std::string>(*lora_config(files).target_modules) == R"(.*\.(q|v)_proj)");
   FakeLlama other(kSmall);
   CHECK(adapter_from_files(other, files, "default").slots().size() == 4);
 }

@@ -101,7 +101,7 @@ TEST_CASE("impossible options are refused", "[adapters]") {
   message_of<ConfigError>(make(4, 8, {.dropout = std::nan("")}));
   message_of<ConfigError>(make(4, INFINITY, {}));
   message_of<ConfigError>(make(3, 8, {.init = "orthogonal"}));
-  CHECK(message_of<ConfigError>(make(4, 8, {.init = "pissa"})).find("pissa") != std::string::npos);
+  CHECK(message_of<ConfigError>(make(4, 8, {.init = "corda"})).find("corda") != std::string::npos);
   message_of<ConfigError>([] { LoraEmbedding({4, 4}, 0, 8, {}); });
 }
 

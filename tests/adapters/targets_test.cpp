@@ -16,7 +16,7 @@ namespace {
 
 const std::string kLayer0 = "model.layers.0.", kLayer1 = "model.layers.1.";
 
-Names selected(const torch::nn::Module& model, LoraOptions& options) {
+Names selected(const torch::nn::Module& model, TargetRule& options) {
   Names paths;
   for (const auto& named :
        adapters::select_targets(model, adapters::base_modules(model), options)) {
@@ -25,7 +25,7 @@ Names selected(const torch::nn::Module& model, LoraOptions& options) {
   return paths;
 }
 
-Names selected(LoraOptions options) {
+Names selected(TargetRule options) {
   const testing::FakeLlama model({.hidden = 4, .intermediate = 6, .vocab = 8, .layers = 2});
   return selected(model, options);
 }
@@ -42,7 +42,7 @@ TEST_CASE("a list matches names and dot suffixes", "[adapters]") {
               kLayer1 + "mlp.up_proj"});
   CHECK(selected({.targets = Names{"lm_head"}}) == Names{"lm_head"});
   CHECK(selected({.targets = Names{"embed_tokens"}}) == Names{"model.embed_tokens"});
-  CHECK(selected({}) == Names{kLayer0 + "self_attn.q_proj", kLayer0 + "self_attn.v_proj",
+  CHECK(selected({.targets = Names{"q_proj", "v_proj"}}) == Names{kLayer0 + "self_attn.q_proj", kLayer0 + "self_attn.v_proj",
                               kLayer1 + "self_attn.q_proj", kLayer1 + "self_attn.v_proj"});
 }
 
@@ -77,7 +77,7 @@ TEST_CASE("no match names what is near and how much could be adapted", "[adapter
   CHECK(contains(message_of<ConfigError>([] { selected({.targets = Names{}}); }), "empty list"));
 
   const torch::nn::ModuleList bare;
-  LoraOptions options;
+  TargetRule options;
   CHECK(contains(message_of<ConfigError>([&] { selected(*bare, options); }), "lora::nn::Linear"));
 }
 
@@ -96,12 +96,12 @@ TEST_CASE("a list item that names nothing while others do is warned about", "[ad
   CHECK(contains(log, "warning"));
   CHECK(contains(log, "w_proj"));
   CHECK_FALSE(contains(log, "\"q_proj\""));
-  CHECK(captured_log([] { selected({}); }).empty());
+  CHECK(captured_log([] { selected({.targets = Names{"q_proj"}}); }).empty());
 }
 
 TEST_CASE("all-linear means every linear layer but the head", "[adapters]") {
   const testing::FakeLlama model({.hidden = 4, .intermediate = 6, .vocab = 8, .layers = 2});
-  LoraOptions options{.targets = GENERATE("all-linear", "ALL-Linear")};
+  TargetRule options{.targets = GENERATE("all-linear", "ALL-Linear")};
   CHECK(selected(model, options).size() == 14);
   CHECK(std::get<Names>(options.targets) ==
         Names{"down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"});
@@ -109,7 +109,7 @@ TEST_CASE("all-linear means every linear layer but the head", "[adapters]") {
 
 TEST_CASE("all-linear lists whole paths where names would say more", "[adapters]") {
   const testing::OddHead model;
-  LoraOptions options{.targets = "all-linear"};
+  TargetRule options{.targets = "all-linear"};
   CHECK(selected(model, options) == Names{"body"});
 
   // The name "dense" alone would also name the head.
@@ -129,7 +129,7 @@ TEST_CASE("all-linear lists whole paths where names would say more", "[adapters]
 
 TEST_CASE("all-linear respects exclude and modules to save", "[adapters]") {
   const testing::FakeLlama model({.hidden = 4, .intermediate = 6, .vocab = 8, .layers = 1});
-  LoraOptions options{
+  TargetRule options{
       .targets = "all-linear", .exclude = Names{"mlp.up_proj"}, .modules_to_save = {"self_attn"}};
   CHECK(selected(model, options) == Names{kLayer0 + "mlp.gate_proj", kLayer0 + "mlp.down_proj"});
   CHECK(std::get<Names>(options.targets) == Names{"down_proj", "gate_proj"});
@@ -146,7 +146,7 @@ TEST_CASE("modules to save must exist and keep to dot boundaries", "[adapters]")
 
 TEST_CASE("a pattern that matches no target is warned about", "[adapters]") {
   const testing::FakeLlama model({.hidden = 4, .intermediate = 6, .vocab = 8, .layers = 1});
-  LoraOptions options;
+  TargetRule options{.targets = Names{"q_proj"}};
   const auto targets = adapters::select_targets(model, adapters::base_modules(model), options);
   CHECK(captured_log([&] {
           adapters::warn_unused_patterns({{"q_proj", 4}}, "rank_pattern", targets);

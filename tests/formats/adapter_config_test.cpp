@@ -14,12 +14,18 @@ using Texts = std::vector<std::string>;
 
 namespace {
 
-ParsedPeftConfig parse(const std::string& json) {
-  return parse_peft_lora_config(json, "adapter_config.json");
+struct ParsedLora {
+  PeftLoraConfig config;
+  Texts unknown_keys, warnings;
+};
+
+ParsedLora parse(const std::string& json) {
+  auto parsed = parse_adapter_config(json, "adapter_config.json");
+  return {std::get<PeftLoraConfig>(std::move(parsed.config)), parsed.unknown_keys, parsed.warnings};
 }
 
 /// A minimal config with more members.
-ParsedPeftConfig parse_with(const std::string& members) {
+ParsedLora parse_with(const std::string& members) {
   return parse(R"({"peft_type":"LORA",)" + members + "}");
 }
 
@@ -38,7 +44,7 @@ void check_round_trip(const std::string& text) {
   const auto parsed = parse(text);
   CHECK(parsed.unknown_keys.empty());
   CHECK(parsed.warnings.empty());
-  const std::string written = write_peft_lora_config(parsed.config);
+  const std::string written = write_adapter_config(parsed.config);
   // Parsed equality; then the text itself, which ends without a line feed in PEFT's files.
   CHECK(Json::parse(written) == Json::parse(text));
   CHECK(written == text + "\n");
@@ -116,7 +122,7 @@ TEST_CASE("files that are no LoRA config are refused", "[formats]") {
   for (const char* text : {"", "[]", "1", "{", R"({"peft_type":"LORA"} x)"}) refuse(text, "");
   refuse("{}", "peft_type");
   refuse(R"({"r":8})", "peft_type");
-  for (const char* type : {"\"lora\"", "\"ADALORA\"", "null", "1", "[]"}) {
+  for (const char* type : {"\"lora\"", "\"LOHA\"", "null", "1", "[]"}) {
     refuse(std::string(R"({"peft_type":)") + type + "}", "peft_type");
   }
   refuse(R"({"peft_type":"LORA","r":8,"r":9})", "\"r\"");
@@ -124,7 +130,7 @@ TEST_CASE("files that are no LoRA config are refused", "[formats]") {
 
 TEST_CASE("what changes the maths and is not built here is refused by name", "[formats]") {
   for (const char* key :
-       {"use_dora", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "velora_config",
+       {"use_qalora", "use_bdlora", "arrow_config", "kasa_config", "velora_config",
         "monteclora_config", "layer_replication", "target_parameters", "alora_invocation_tokens"}) {
     refuse_with(key, "true");
     refuse_with(key, "{\"a\":1}");
@@ -192,7 +198,7 @@ TEST_CASE("configs are written with PEFT's types, sorted", "[formats]") {
   config.lora_alpha = 16;
   config.target_modules = Texts{"v_proj", "q_proj"};
   config.rank_pattern = {{"z", 1}, {"a", 2}};
-  const std::string text = write_peft_lora_config(config);
+  const std::string text = write_adapter_config(config);
   CHECK(text.find("\"lora_alpha\": 16,") != std::string::npos);
   CHECK(text.find("\"lora_dropout\": 0.0,") != std::string::npos);
   CHECK(text.find("\"init_lora_weights\": true,") != std::string::npos);
@@ -210,5 +216,5 @@ TEST_CASE("configs are written with PEFT's types, sorted", "[formats]") {
 
   config.lora_alpha = 8.5;
   config.base_model_name_or_path = "/m/\xFF";
-  CHECK(parse(write_peft_lora_config(config)).config.lora_alpha == 8.5);
+  CHECK(parse(write_adapter_config(config)).config.lora_alpha == 8.5);
 }

@@ -10,11 +10,14 @@ using namespace lora;
 
 namespace {
 
+formats::PeftLoraConfig& lora_config(io::AdapterFiles& files) { return std::get<formats::PeftLoraConfig>(files.config); }
+formats::PeftLoraConfig lora_config(const io::AdapterFiles& files) { return std::get<formats::PeftLoraConfig>(files.config); }
+
 io::AdapterFiles example_files(int64_t rank) {
   io::AdapterFiles files;
-  files.config.r = rank;
-  files.config.lora_alpha = 16;
-  files.config.target_modules = std::vector<std::string>{"q_proj"};
+  lora_config(files).r = rank;
+  lora_config(files).lora_alpha = 16;
+  lora_config(files).target_modules = std::vector<std::string>{"q_proj"};
   files.tensors["base_model.model.q_proj.lora_A.weight"] = at::full({rank, 4}, 0.5);
   files.tensors["base_model.model.q_proj.lora_B.weight"] = at::zeros({4, rank});
   return files;
@@ -32,8 +35,8 @@ TEST_CASE("an adapter directory is written and read back", "[io]") {
   io::write_adapter_files(directory, example_files(3));
   CHECK(num_entries(directory) == 2);
   const io::AdapterFiles files = io::read_adapter_files(directory);
-  CHECK(files.config.r == 3);
-  CHECK(files.config.lora_alpha == 16);
+  CHECK(lora_config(files).r == 3);
+  CHECK(lora_config(files).lora_alpha == 16);
   REQUIRE(files.tensors.size() == 2);
   CHECK(
       at::equal(files.tensors.at("base_model.model.q_proj.lora_A.weight"), at::full({3, 4}, 0.5)));
@@ -46,7 +49,7 @@ TEST_CASE("writing again replaces the adapter and keeps what else is there", "[i
   folder.write("adapter/README.md", "card");
   folder.write("adapter/second/adapter_config.json", "{}");
   io::write_adapter_files(directory, example_files(5));
-  CHECK(io::read_adapter_files(directory).config.r == 5);
+  CHECK(lora_config(io::read_adapter_files(directory)).r == 5);
   CHECK(num_entries(directory) == 4);
   CHECK(std::filesystem::file_size(directory / "README.md") == 4);
   CHECK(std::filesystem::exists(directory / "second/adapter_config.json"));
@@ -60,7 +63,7 @@ TEST_CASE("a failing write leaves the old adapter", "[io]") {
   io::AdapterFiles broken = example_files(5);
   broken.tensors["bad"] = at::Tensor();
   CHECK_THROWS_AS(io::write_adapter_files(directory, broken), ShapeError);
-  CHECK(io::read_adapter_files(directory).config.r == 3);
+  CHECK(lora_config(io::read_adapter_files(directory)).r == 3);
   CHECK(num_entries(folder.path()) == 1);
 }
 
@@ -82,5 +85,5 @@ TEST_CASE("an adapter of PEFT is read", "[io]") {
   const auto found =
       files.tensors.find("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight");
   REQUIRE(found != files.tensors.end());
-  CHECK(found->second.size(0) == files.config.r);
+  CHECK(found->second.size(0) == lora_config(files).r);
 }

@@ -15,38 +15,12 @@
 #include "lora/models/llama.h"
 #include "lora/nn/loss.h"
 #include "lora/train/step.h"
+#include "parity/peft_fixture.h"
 
 using namespace lora;
+using namespace lora::testing::peft;
 
 namespace {
-
-Path reference() { return Path(std::getenv("LORA_SOURCE_DIR")) / "tests/reference/peft"; }
-
-double largest_difference(const at::Tensor& a, const at::Tensor& b) {
-  REQUIRE(a.sizes() == b.sizes());
-  return a.numel() == 0 ? 0 : (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
-}
-
-std::shared_ptr<llama::LlamaForCausalLMImpl> load_base(const std::string& name, at::ScalarType dtype = at::kFloat) {
-  return llama::load(reference() / name, {.device = at::kCPU, .dtype = dtype});
-}
-
-/// The fixtures' two rows, the second padded by three.
-Batch fixture_batch() {
-  const auto tensors = io::load_safetensors(reference() / "base/batch.safetensors");
-  Batch batch;
-  batch.input_ids_BS = tensors.at("input_ids");
-  batch.labels_BS = tensors.at("labels");
-  batch.attention_mask_BS = tensors.at("attention_mask");
-  batch.num_tokens = batch.attention_mask_BS.sum().item<int64_t>();
-  batch.num_targets = (batch.labels_BS.slice(1, 1) != kIgnoreLabel).sum().item<int64_t>();
-  return batch;
-}
-
-formats::Json expected_json(const std::string& name) {
-  const Path file = reference() / name / "expected.json";
-  return formats::parse_json(read_file(file), file.string());
-}
 
 /// "model.layers.0.self_attn.q_proj.default.lora_A" -> PEFT's name in files.
 std::string file_name(const std::string& name) {
@@ -54,27 +28,10 @@ std::string file_name(const std::string& name) {
   const auto adapter = name.find(kAdapter);
   if (adapter == std::string::npos) return "base_model.model." + name;
   const std::string without = name.substr(0, adapter) + "." + name.substr(adapter + kAdapter.size());
-  return "base_model.model." + without + (name.find("lora_embedding") == std::string::npos ? ".weight" : "");
+  const bool is_bare = name.find("lora_embedding") != std::string::npos || name.find("magnitude") != std::string::npos ||
+                       name.find("ia3_l") != std::string::npos;
+  return "base_model.model." + without + (is_bare ? "" : ".weight");
 }
-
-train::StepState make_state(const AdapterSet& adapters, const std::vector<std::pair<std::string, at::Tensor>>& parameters,
-                            double lr) {
-  train::StepState state;
-  state.options.clip_norm = 0;
-  state.schedule.lr = lr;
-  state.schedule.total_steps = 10;
-  state.adapters = adapters;
-  const train::OptimizerOptions options{.lr = lr, .weight_decay = 0.01, .no_decay = {}};
-  state.optimizer = train::make_optimizer(train::parameter_groups(parameters, options), options);
-  return state;
-}
-
-/// Which optimisations run, and whether the batch carries its mask: right padding needs none, and plain causal
-/// attention has a path of its own.
-struct Setting {
-  nn::FastPaths fast = {};
-  bool masked = true;
-};
 
 void check_case(const std::string& name, const std::string& base, const Setting& setting) {
   INFO("case " << name << (setting.masked ? ", masked" : ", no mask"));
@@ -154,6 +111,9 @@ const std::vector<std::pair<std::string, std::string>> kCases = {
     {"lora_regex_layers", "base"},
     {"lora_modules_to_save", "base"},
     {"lora_embedding", "base"},
+    {"dora", "base"},
+    {"dora_embedding", "base"},
+    {"ia3", "base"},
 };
 
 }  // namespace
@@ -225,7 +185,8 @@ TEST_CASE("the numbers hold on the plain path and with each optimisation off alo
   for (const auto& [switched, fast] : paths) {
     INFO("switched: " << switched);
     for (const auto& [name, base] : kCases) {
-      if (name == "lora_all_linear_patterns" || name == "lora_gqa" || name == "lora_modules_to_save") {
+      if (name == "lora_all_linear_patterns" || name == "lora_gqa" || name == "lora_modules_to_save" ||
+          name == "dora" || name == "ia3") {
         check_case(name, base, {fast, /*masked=*/false});
       }
     }

@@ -8,7 +8,9 @@
 
 namespace lora {
 
-/// Writes the adapter in PEFT's layout: adapter_config.json and adapter_model.safetensors (fp32).
+/// Writes the adapter in PEFT's layout: adapter_config.json and adapter_model.safetensors (fp32). PiSSA and OLoRA become
+/// plain LoRA of twice the rank on the original base, AdaLoRA keeps the ranks that are left, virtual tokens are written as
+/// prompt_embeddings whatever network made them. Bottleneck adapters, which PEFT has not, have AdapterHub's config and names.
 /// Works for attached adapters whether active or not. Throws IoError.
 void save_adapter(const AdapterSet& adapters, const Path& directory);
 
@@ -27,8 +29,8 @@ AdapterSet adapter_from_files(torch::nn::Module& model, const io::AdapterFiles& 
 void load_adapter_tensors(const AdapterSet& adapters,
                           const std::map<std::string, at::Tensor>& tensors);
 
-/// PEFT's words to ours and back.
-LoraOptions lora_options_from(const formats::PeftLoraConfig& config);
-formats::PeftLoraConfig peft_config_from(const LoraOptions& options);
+/// A file's words to ours and back.
+MethodOptions options_from(const formats::AdapterConfig& config);
+formats::AdapterConfig config_from(const MethodOptions& options);
 
 }  // namespace lora

@@ -29,6 +29,9 @@ struct FreezeReport {
 /// left to train, or an expression matches no parameter.
 FreezeReport freeze_base(torch::nn::Module& model, const AdapterSet& adapters,
                          const FreezeRules& rules = {});
+/// The same for several that train together; all of them must be active.
+FreezeReport freeze_base(torch::nn::Module& model, const std::vector<AdapterSet>& adapters,
+                         const FreezeRules& rules = {});
 
 /// Every parameter trains except what `rules` freeze: for full fine-tuning. Same types and errors.
 FreezeReport train_all(torch::nn::Module& model, const FreezeRules& rules = {});

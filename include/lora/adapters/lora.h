@@ -14,13 +14,15 @@
 
 namespace lora {
 
-/// LoRA and rsLoRA (Hu et al. 2021; Kalajdzievski 2023), with PEFT's meaning of every option.
+/// LoRA, rsLoRA and DoRA (Hu et al. 2021; Kalajdzievski 2023; Liu et al. 2024), with PEFT's meaning of every option.
 struct LoraOptions {
   int64_t rank = 8;
   double alpha = 8;
   double dropout = 0;            ///< on the input of A, in training (not on an Embedding's ids)
   bool rank_stabilized = false;  ///< scale = alpha / sqrt(rank) instead of alpha / rank
-  /// true (A uniform, B zero) | false (both uniform) | gaussian | orthogonal
+  bool dora = false;             ///< magnitude and direction of the weight learn apart (see dora.h)
+  /// true (A uniform, B zero) | false (both uniform) | gaussian | orthogonal, and for Linear layers pissa |
+  /// pissa_niter_N | olora, which start from the base weight (see residual_start.h)
   std::string init = "true";
   /// none | all | lora_only: which base biases train
   std::string bias = "none";
@@ -53,9 +55,15 @@ LoraSize lora_size(const LoraOptions& options, std::string_view path);
 class LoraLinear : public nn::Adapter {
  public:
   /// Throws ConfigError for rank < 1, dropout outside [0, 1), an unknown init, or an odd rank with
-  /// "orthogonal".
+  /// "orthogonal". With an init that starts from the base weight the factors are as for "true" until start_from().
   LoraLinear(const nn::LinearLayout& layout, int64_t rank, double alpha,
              const LoraOptions& options);
+
+  /// Sets the factors and remembers them: from now on the update is what they have changed, scale * (B A - B0 A0), so that
+  /// it begins at zero. PEFT takes scale * B0 A0 out of the base weight instead, which is the same sum; here the base stays.
+  void start_from(const at::Tensor& a_RI, const at::Tensor& b_OR);
+  /// Whether start_from was called. The update then has twice the rank.
+  bool has_start() const { return start_A.defined(); }
 
   at::Tensor delta(const at::Tensor& x) override;
   std::optional<nn::LowRankFactors> low_rank() const override;
@@ -64,6 +72,13 @@ class LoraLinear : public nn::Adapter {
   int64_t rank() const { return lora_A.size(0); }
 
   at::Tensor lora_A, lora_B;
+  at::Tensor start_A, start_B;  ///< buffers; undefined without start_from
+
+ protected:
+  /// The factors of the whole update: with a start [A; A0] and [B, -B0].
+  nn::LowRankFactors factors() const;
+  /// What training multiplies x with; undefined: no dropout now.
+  at::Tensor dropout_mask(const at::Tensor& x) const;
 
  private:
   double scale_, dropout_;

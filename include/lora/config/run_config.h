@@ -48,16 +48,31 @@ struct TokenizerSection {
 };
 
 struct AdapterSection {
-  std::string method = "lora";  ///< lora | none (the default of lora train)
+  /// lora | adalora | ia3 | prefix | prompt | ptuning | ptuning_v2 | bottleneck | none (the default of lora train)
+  std::string method = "lora";
+  // Of the other keys, each belongs to some methods (see adapter_keys.h); nothing: the method's default.
   std::optional<int64_t> r;
   std::optional<double> lora_alpha, lora_dropout;
-  std::optional<bool> use_rslora;
-  std::optional<std::string> init_lora_weights;  ///< true | false | gaussian | orthogonal
+  std::optional<bool> use_rslora, use_dora;
+  std::optional<std::string> init_lora_weights;  ///< true | false | gaussian | orthogonal | pissa | pissa_niter_N | olora
   std::optional<std::string> bias;               ///< none | all | lora_only
   std::optional<Names> target_modules, exclude_modules;
   std::optional<std::vector<std::string>> modules_to_save, layers_pattern;
   std::optional<std::vector<int64_t>> layers_to_transform;
   std::optional<Patterns> rank_pattern, alpha_pattern;
+  std::optional<int64_t> init_r, target_r, tinit, tfinal, deltaT, total_step;
+  std::optional<double> beta1, beta2, orth_reg_weight;
+  std::optional<Names> feedforward_modules;
+  std::optional<int64_t> num_virtual_tokens, encoder_hidden_size, encoder_num_layers;
+  std::optional<bool> prefix_projection;
+  std::optional<double> prefix_dropout, encoder_dropout;
+  std::optional<std::string> init_weights;  ///< zero | bert
+  std::optional<std::string> prompt_tuning_init, prompt_tuning_init_text, encoder_reparameterization_type;
+  std::optional<std::string> preset;  ///< houlsby | pfeiffer | parallel
+  std::optional<bool> mh_adapter, output_adapter, original_ln_before, is_parallel, learn_scaling;
+  std::optional<double> reduction_factor, scaling, dropout;
+  std::optional<std::string> non_linearity;
+  std::optional<std::vector<int64_t>> leave_out;
   std::optional<Path> init_from;
   bool operator==(const AdapterSection&) const = default;
 };

@@ -11,13 +11,14 @@
 namespace lora::io {
 
 /// A PEFT adapter directory: `adapter_config.json` and `adapter_model.safetensors`, the tensors
-/// under their file names ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight").
+/// under their file names ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"). AdapterHub's has a config of
+/// another form and may name the other file adapter.safetensors.
 struct AdapterFiles {
-  formats::PeftLoraConfig config;
+  formats::AdapterConfig config;
   std::map<std::string, at::Tensor> tensors;
 };
 
-/// Reads the directory. Logs a warning for unknown config keys. A pickled adapter_model.bin alone
+/// Reads the directory. Logs a warning for unknown config keys. A pickled adapter_model.bin or pytorch_adapter.bin alone
 /// is refused. Throws IoError, FormatError.
 AdapterFiles read_adapter_files(const Path& directory);
 

@@ -4,9 +4,12 @@
 #include <torch/nn/pimpl.h>
 
 #include <memory>
+#include <optional>
+#include <string>
 
 #include "lora/nn/kv_cache.h"
 #include "lora/nn/linear_group.h"
+#include "lora/nn/prompt.h"
 #include "lora/nn/recompute.h"
 #include "lora/ops/batch.h"
 
@@ -25,8 +28,21 @@ class CausalLMImpl : public torch::nn::Module {
   virtual int64_t num_layers() const = 0;
   /// Width of all query heads of a layer together; 0: unknown.
   virtual int64_t attention_width() const { return 0; }
-  /// Longest sequence the model was made for.
+  /// Longest sequence the model was made for; virtual tokens are to be taken off (see longest_row).
   virtual int64_t max_positions() const = 0;
+  /// What virtual tokens have to fit; nothing: the model takes none.
+  virtual std::optional<PromptShape> prompt_shape() const { return std::nullopt; }
+  /// The table of token embeddings (V, D); undefined: the model shows none.
+  virtual Tensor input_embeddings() { return {}; }
+  /// Longest sequence that has room beside the virtual tokens of now.
+  int64_t longest_row() const { return max_positions() - num_virtual_tokens(); }
+  int64_t num_virtual_tokens() const { return prompts_ ? prompts_->length() : 0; }
+
+  /// The slot of virtual tokens; null while nothing was ever attached. hidden() uses what is active there, and gives the
+  /// states of real tokens alone.
+  const std::shared_ptr<PromptSlotImpl>& prompts() const { return prompts_; }
+  void attach_prompt(const std::string& name, const std::shared_ptr<Prompt>& prompt);
+  void detach_prompt(const std::string& name);
 
   /// How many new tokens a pass behind a cache may take so that each has, bit for bit, the state, the logits and the place in
   /// the cache that a pass of its own would give it: what several tokens at once may rely on. Asked without gradients.
@@ -43,6 +59,9 @@ class CausalLMImpl : public torch::nn::Module {
   FastPaths fast_paths;                       ///< which optimisations run
   Recompute recompute = Recompute::kNone;  ///< what is computed again in the backward pass
   std::shared_ptr<ActivationStore> activations;  ///< keeps what recomputation keeps; null: the device does
+
+ private:
+  std::shared_ptr<PromptSlotImpl> prompts_;
 };
 TORCH_MODULE(CausalLM);
 

@@ -25,8 +25,8 @@ class EmbeddingImpl : public torch::nn::Module {
 
   void attach(const std::string& name, std::shared_ptr<Adapter> adapter);
   void detach(const std::string& name);
-  void merge() { slot.merge(weight); }
-  void unmerge() { slot.unmerge(weight); }
+  void merge();
+  void unmerge();
   void pretty_print(std::ostream& stream) const override;
 
   EmbeddingOptions options;

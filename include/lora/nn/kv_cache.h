@@ -7,7 +7,7 @@
 
 namespace lora::nn {
 
-/// Keys and values of the tokens seen so far, per layer, for generation.
+/// Keys and values of the tokens seen so far, per layer, for generation; virtual tokens (nn/prompt.h) stand before them.
 /// B batch, G key/value heads, S positions, K head size.
 class KvCache {
  public:
@@ -15,11 +15,14 @@ class KvCache {
 
   /// Appends (B, G, S, K) keys and values of one layer and returns all of them so far.
   std::pair<at::Tensor, at::Tensor> append(int64_t layer, const at::Tensor& key_BGSK, const at::Tensor& value_BGSK);
-  /// Positions held by every layer.
+  /// Tokens held by every layer, virtual ones not counted.
   int64_t length() const { return length_; }
+  int64_t virtual_tokens() const { return virtual_tokens_; }
   /// Counts the tokens of one forward pass once all layers have appended.
   void advance(int64_t tokens) { length_ += tokens; }
-  /// Forgets all positions from `length` on. Throws ShapeError unless length is at least 0 and at most what is held.
+  /// The same for virtual tokens, which come first.
+  void advance_virtual(int64_t tokens) { virtual_tokens_ += tokens; }
+  /// Forgets all tokens from `length` on, never virtual ones. Throws ShapeError unless length is at least 0 and at most what is held.
   void cut_back(int64_t length);
 
  private:
@@ -27,7 +30,7 @@ class KvCache {
     at::Tensor key_BGSK, value_BGSK;  // with room for more positions than are used
   };
   std::vector<Layer> layers_;
-  int64_t length_ = 0;
+  int64_t length_ = 0, virtual_tokens_ = 0;
 };
 
 }  // namespace lora::nn

@@ -44,6 +44,8 @@ class LinearImpl : public torch::nn::Module {
   virtual Tensor forward(const Tensor& x);
   /// The base product alone.
   virtual Tensor base_forward(const Tensor& x);
+  /// x W^T without the bias: (..., in) -> (..., out). Gradients reach x, and a trained weight.
+  Tensor times_weight(const Tensor& x);
   virtual LinearLayout layout() const;
 
   /// Attaches an adapter under `name` and makes it a child module; it is inactive until set active.

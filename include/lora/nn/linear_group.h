@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "lora/nn/fast_paths.h"
@@ -32,6 +33,16 @@ class LinearGroup {
   std::shared_ptr<const ops::PackedWeight> packed_for(at::ScalarType dtype, const FastPaths& fast);
 
  private:
+  /// What the layers' adapters do now, each with the number of its layer.
+  using AdaptersByLayer = std::vector<std::pair<size_t, std::shared_ptr<Adapter>>>;
+  struct Updates {
+    std::vector<ops::LowRankUpdate> joined;  ///< part of the product
+    AdaptersByLayer scaling;                 ///< scale the product's outputs, at most one per layer
+    AdaptersByLayer others;                  ///< applied after it, one by one
+  };
+  Updates updates_now() const;
+  Tensor scaled_input(const Tensor& x) const;
+  Tensor scaled_outputs(const Tensor& y, const ops::FrozenWeights& weights, const AdaptersByLayer& scaling);
   bool can_join(const FastPaths& fast) const;
   void say_why_not_joined() const;
   bool is_streamed() const;

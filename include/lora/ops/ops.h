@@ -23,6 +23,10 @@ using at::Tensor;
 /// Keeps x, x A^T and the factors for backward, never an fp32 copy of x. Source: Hu et al. 2021, eq. 3.
 Tensor lora_delta(const Tensor& x, const Tensor& a_RI, const Tensor& b_OR, double scale, const Tensor& mask = {});
 
+/// y * scale + shift along the last dimension (O), in the type of y; computed in fp32 (double for double). scale and shift
+/// (undefined: 0) are (O) in their own type. Keeps y and scale.
+Tensor scale_columns(const Tensor& y, const Tensor& scale_O, const Tensor& shift_O = {});
+
 /// Root-mean-square norm over the last dimension: weight * cast(x / rms(x)), statistics in fp32 (double for double).
 /// Source: transformers LlamaRMSNorm.
 Tensor rms_norm(const Tensor& x, const Tensor& weight_D, double eps);

@@ -11,7 +11,8 @@
 namespace lora::train {
 
 /// A training checkpoint `<output_dir>/checkpoints/step-N/`:
-///   adapter/ (PEFT layout) with trained.safetensors (what else trains, by the run file's rules),
+///   adapter/ (PEFT layout) with adapter_state.safetensors (what that layout cannot hold: AdaLoRA's pruned ranks and
+///   averages, networks of virtual tokens) and trained.safetensors (what else trains, by the run file's rules),
 ///   or model.safetensors (every parameter, in its own type): the values optimizer.safetensors,
 ///   generator.safetensors (random state), state.json (step, scaler, ...), config.yaml
 ///   manifest.json: size and digest of every file, written last

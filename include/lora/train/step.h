@@ -43,6 +43,10 @@ struct StepResult {
   /// speed_of_light.h); nothing when the latter were not measured.
   std::optional<double> sol_percent;
   uint64_t peak_bytes = 0;
+  /// With AdaLoRA: ranks that all modules may have together after this step, and those of each module (in the adapter's order)
+  /// after a step that allocated; else empty.
+  std::optional<int64_t> rank_budget;
+  std::vector<int64_t> ranks;
   std::optional<double> eval_loss;  ///< when held-out loss was measured after this step
   /// Empty, or where the first value that is not finite arose and in which rows. Empty as well for
   /// an overflow that lowers a dynamic loss scale.

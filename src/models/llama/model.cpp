@@ -17,12 +17,23 @@ nn::Linear linear(int64_t in, int64_t out, bool bias, const nn::ParameterOptions
   return nn::Linear(nn::LinearOptions{in, out, bias, parameters});
 }
 
-/// Which keys each new token may look at, (B or 1, 1, S, cached + S); undefined when their order says it all.
-Tensor attention_mask(const Batch& batch, const nn::KvCache* cache) {
-  if (!batch.attention_mask_BS.defined()) return {};
+/// Everybody sees the virtual tokens: their columns stand before those of `seen` (..., S, T).
+Tensor with_virtual_columns(const Tensor& seen, int64_t count) {
+  if (count == 0) return seen;
+  auto shape = seen.sizes().vec();
+  shape.back() = count;
+  return at::cat({at::ones(shape, seen.options()), seen}, -1);
+}
+
+/// Which keys each new token may look at, (B or 1, 1, S, virtual + cached + S); undefined when their order says it all.
+/// Of a packed row each sequence has its own; one of `longest` positions serves all.
+Tensor attention_mask(const Batch& batch, const nn::KvCache* cache, int64_t num_prefixed, int64_t longest) {
   const int64_t length = batch.input_ids_BS.size(1);
   const int64_t cached = cache != nullptr ? cache->length() : 0;
   const auto options = batch.input_ids_BS.options().dtype(at::kBool);
+  if (!batch.attention_mask_BS.defined()) {
+    return num_prefixed == 0 ? Tensor() : with_virtual_columns(at::ones({1, 1, longest, longest}, options).tril(), num_prefixed);
+  }
   const Tensor causal = at::ones({length, cached + length}, options).tril(cached);
   require<ShapeError>(batch.attention_mask_BS.size(1) == cached + length,
                       "[llama] the attention mask must cover {} positions; found {}", cached + length,
@@ -31,7 +42,77 @@ Tensor attention_mask(const Batch& batch, const nn::KvCache* cache) {
   // A position that may look at nothing (padding on the left) looks at itself: numbers, not NaN.
   const Tensor itself = at::ones({length, cached + length}, options).tril(cached).triu(cached);
   const Tensor sees_nothing = seen.any(-1, /*keepdim=*/true).logical_not();
-  return at::logical_or(seen, at::logical_and(itself, sees_nothing));
+  const int64_t num_virtual = cache != nullptr ? cache->virtual_tokens() : num_prefixed;
+  return with_virtual_columns(at::logical_or(seen, at::logical_and(itself, sees_nothing)), num_virtual);
+}
+
+/// What stands before the tokens of a pass, in the compute type; nothing of what a cache holds already.
+struct VirtualTokens {
+  Tensor embeddings_PD;               ///< undefined: none
+  std::vector<PrefixKeys> by_layer;  ///< empty: none
+  int64_t prefixed() const { return by_layer.empty() ? 0 : by_layer.front().k_GPK.size(1); }
+};
+
+VirtualTokens virtual_tokens(const nn::PromptSlotImpl* prompts, const nn::KvCache* cache, at::ScalarType dtype) {
+  VirtualTokens tokens;
+  if (prompts == nullptr || (cache != nullptr && cache->virtual_tokens() > 0)) return tokens;
+  if (const auto prompt = prompts->embeddings()) tokens.embeddings_PD = prompt->values();
+  if (const auto prefix = prompts->prefix()) {
+    const auto parts = prefix->values().to(dtype).unbind(0);
+    for (size_t i = 0; i < parts.size(); i += 2) tokens.by_layer.push_back({parts[i], parts[i + 1]});
+  }
+  return tokens;
+}
+
+/// Puts prefix keys into a cache, where they stay.
+void fill(nn::KvCache& cache, const std::vector<PrefixKeys>& by_layer, int64_t rows) {
+  if (by_layer.empty()) return;
+  const auto of_all_rows = [rows](const Tensor& x_GPK) { return x_GPK.unsqueeze(0).expand({rows, -1, -1, -1}); };
+  for (size_t i = 0; i < by_layer.size(); ++i) {
+    cache.append(static_cast<int64_t>(i), of_all_rows(by_layer[i].k_GPK), of_all_rows(by_layer[i].v_GPK));
+  }
+  cache.advance_virtual(by_layer.front().k_GPK.size(1));
+}
+
+/// A batch whose sequences begin with embeddings of virtual tokens.
+struct Prompted {
+  Batch batch;    ///< of the longer rows; only the form of its ids has a meaning
+  Tensor x_BSD;
+  Tensor real_N;  ///< of a packed row: where its real tokens stand
+};
+
+Prompted with_embeddings(const Batch& given, const Tensor& x_BSD, const Tensor& prompt_PD) {
+  const int64_t rows = x_BSD.size(0), count = prompt_PD.size(0);
+  const auto before = [&](const Tensor& values_BS, const Tensor& virtual_P) {
+    return at::cat({virtual_P.to(values_BS.options()).unsqueeze(0).expand({rows, -1}), values_BS}, 1);
+  };
+  Prompted result{given, Tensor(), Tensor()};
+  Batch& batch = result.batch;
+  if (given.segment_lengths.empty()) {
+    result.x_BSD = at::cat({prompt_PD.to(x_BSD.scalar_type()).unsqueeze(0).expand({rows, -1, -1}), x_BSD}, 1);
+    batch.input_ids_BS = before(given.input_ids_BS, at::zeros({count}));
+    if (given.attention_mask_BS.defined()) batch.attention_mask_BS = before(given.attention_mask_BS, at::ones({count}));
+    if (given.position_ids_BS.defined()) {
+      batch.position_ids_BS = before(given.position_ids_BS.add(count), at::arange(count));
+    }
+    return result;
+  }
+  std::vector<int64_t> source, real;  // of each place: a virtual token, or a real one behind those
+  int64_t token = 0;
+  for (int64_t& length : batch.segment_lengths) {
+    for (int64_t i = 0; i < count; ++i) source.push_back(i);
+    for (int64_t i = 0; i < length; ++i) {
+      real.push_back(static_cast<int64_t>(source.size()));
+      source.push_back(count + token++);
+    }
+    length += count;
+  }
+  const auto device = x_BSD.device();
+  const Tensor all = at::cat({prompt_PD.to(x_BSD.scalar_type()), x_BSD.squeeze(0)});
+  result.x_BSD = all.index_select(0, at::tensor(source, at::kLong).to(device)).unsqueeze(0);
+  result.real_N = at::tensor(real, at::kLong).to(device);
+  batch.input_ids_BS = at::zeros({1, static_cast<int64_t>(source.size())}, given.input_ids_BS.options());
+  return result;
 }
 
 /// A packed batch is one row of sequences, for training.
@@ -52,25 +133,48 @@ int64_t table_length(const ops::Segments& segments, int64_t length) {
   return length;
 }
 
-/// (B or 1, S): what rotary tables are made for.
-Tensor positions_of(const Batch& batch, const ops::Segments& segments, int64_t cached, int64_t length) {
-  if (batch.position_ids_BS.defined()) return batch.position_ids_BS;
+/// (B or 1, S): what rotary tables are made for. first: the position of the first new token.
+Tensor positions_of(const Batch& batch, const ops::Segments& segments, int64_t first, int64_t num_virtual, int64_t length) {
+  if (batch.position_ids_BS.defined()) return batch.position_ids_BS + num_virtual;
   if (segments.by_bounds()) return segments.position_1N;
-  return at::arange(cached, cached + table_length(segments, length), batch.input_ids_BS.options()).unsqueeze(0);
+  return at::arange(first, first + table_length(segments, length), batch.input_ids_BS.options()).unsqueeze(0);
 }
 
 /// nn::recomputed for a part of the stream.
 template <class Body>
-Residual recomputed(const Residual& stream, const AttentionContext& context, Body body) {
+Residual recomputed(const Residual& stream, const AttentionContext& context, const PrefixKeys& prefix, Body body) {
   std::vector<Tensor> inputs = {stream.x_BSD};
-  if (stream.pending_BSD.defined()) inputs.push_back(stream.pending_BSD);
+  const bool is_pending = stream.pending_BSD.defined(), has_prefix = prefix.k_GPK.defined();
+  if (is_pending) inputs.push_back(stream.pending_BSD);
+  if (has_prefix) inputs.insert(inputs.end(), {prefix.k_GPK, prefix.v_GPK});
   const auto outputs = nn::recomputed(
-      [body](const std::vector<Tensor>& given) {
-        const Residual result = body(Residual{given[0], given.size() > 1 ? given[1] : Tensor()});
+      [body, is_pending, has_prefix](const std::vector<Tensor>& given) {
+        const size_t end = given.size();
+        const PrefixKeys keys = has_prefix ? PrefixKeys{given[end - 2], given[end - 1]} : PrefixKeys();
+        const Residual result = body(Residual{given[0], is_pending ? given[1] : Tensor()}, keys);
         return std::vector<Tensor>{result.x_BSD, result.pending_BSD};
       },
       inputs, context.activations);
   return {outputs[0], outputs[1]};
+}
+
+/// (B, S, H K). mask: bool, true = may look; undefined: causal, or everything.
+Tensor masked_attention(const ops::Heads& heads, const Tensor& mask, bool causal) {
+  const int64_t num_heads = heads.q_BHSK.size(1);
+  const std::optional<Tensor> given = mask.defined() ? std::optional(mask) : std::nullopt;
+  const Tensor seen_BHSK = at::scaled_dot_product_attention(
+      heads.q_BHSK, ops::repeat_heads(heads.k_BGSK, num_heads), ops::repeat_heads(heads.v_BGSK, num_heads), given,
+      /*dropout_p=*/0.0, /*is_causal=*/!given && causal);
+  return seen_BHSK.transpose(1, 2).flatten(2);
+}
+
+/// Keys and values of virtual tokens before each sequence's own.
+Tensor attend_with_prefix(const ops::Heads& heads, const Tensor& mask, const PrefixKeys& prefix) {
+  const auto extended = [](const Tensor& x_GPK, const Tensor& x_BGSK) {
+    return at::cat({x_GPK.to(x_BGSK.scalar_type()).unsqueeze(0).expand({x_BGSK.size(0), -1, -1, -1}), x_BGSK}, 2);
+  };
+  return masked_attention({heads.q_BHSK, extended(prefix.k_GPK, heads.k_BGSK), extended(prefix.v_GPK, heads.v_BGSK)}, mask,
+                          /*causal=*/false);
 }
 
 /// Hugging Face's rule for fresh weights: norms one, biases zero, everything else normal.
@@ -106,15 +210,15 @@ LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config, int64_t layer,
   o_ = nn::LinearGroup({o_proj});
 }
 
-Tensor LlamaAttentionImpl::forward(const Tensor& x_BSD, const AttentionContext& context) {
+Tensor LlamaAttentionImpl::forward(const Tensor& x_BSD, const AttentionContext& context, const PrefixKeys& prefix) {
   const Tensor qkv = qkv_.forward(x_BSD, context.fast);
   if (context.joined) {
     return o_.forward(ops::joined_attention(qkv, context.cos, context.sin, num_heads_, num_kv_heads_, context.segments.lengths),
                       context.fast);
   }
-  if (context.segments.by_class()) return o_.forward(attend_within_segments(qkv, context), context.fast);
+  if (context.segments.by_class()) return o_.forward(attend_within_segments(qkv, context, prefix), context.fast);
   const auto heads = ops::split_rotated(qkv, context.cos, context.sin, num_heads_, num_kv_heads_, context.fast.fused_rotary);
-  return o_.forward(attend(heads, context), context.fast);
+  return o_.forward(attend(heads, context, prefix), context.fast);
 }
 
 bool LlamaAttentionImpl::keeps_rows_apart(at::ScalarType dtype, const nn::FastPaths& fast) const {
@@ -122,7 +226,8 @@ bool LlamaAttentionImpl::keeps_rows_apart(at::ScalarType dtype, const nn::FastPa
 }
 
 /// Each class of sequences is a batch of its own.
-Tensor LlamaAttentionImpl::attend_within_segments(const Tensor& qkv, const AttentionContext& context) const {
+Tensor LlamaAttentionImpl::attend_within_segments(const Tensor& qkv, const AttentionContext& context,
+                                                  const PrefixKeys& prefix) const {
   const int64_t width = qkv.size(-1);
   const Tensor qkv_PW = ops::laid_out(qkv.reshape({-1, width}), context.segments);
   std::vector<int64_t> sizes;
@@ -133,13 +238,18 @@ Tensor LlamaAttentionImpl::attend_within_segments(const Tensor& qkv, const Atten
     const int64_t length = context.segments.classes[i++].length;
     const auto heads = ops::split_rotated(part.view({-1, length, width}), context.cos.slice(2, 0, length),
                                           context.sin.slice(2, 0, length), num_heads_, num_kv_heads_, context.fast.fused_rotary);
-    seen.push_back(ops::causal_attention(heads, context.fast.fused_attention).reshape({-1, num_heads_ * head_dim_}));
+    const Tensor attended =
+        prefix.k_GPK.defined()
+            ? attend_with_prefix(heads, context.mask.slice(2, 0, length).slice(3, 0, context.num_prefixed + length), prefix)
+            : ops::causal_attention(heads, context.fast.fused_attention);
+    seen.push_back(attended.reshape({-1, num_heads_ * head_dim_}));
   }
   return ops::taken_back(at::cat(seen), context.segments).view({qkv.size(0), qkv.size(1), -1});
 }
 
 /// (B, S, H K). Only plain causal attention has a fast form.
-Tensor LlamaAttentionImpl::attend(ops::Heads heads, const AttentionContext& context) const {
+Tensor LlamaAttentionImpl::attend(ops::Heads heads, const AttentionContext& context, const PrefixKeys& prefix) const {
+  if (prefix.k_GPK.defined()) return attend_with_prefix(heads, context.mask, prefix);
   if (context.segments.by_bounds()) return ops::attention_by_bounds(heads, context.segments.bounds, context.segments.longest);
   const bool plain_causal = context.cache == nullptr && !context.mask.defined() && context.causal;
   if (plain_causal) return ops::causal_attention(heads, context.fast.fused_attention);
@@ -148,11 +258,7 @@ Tensor LlamaAttentionImpl::attend(ops::Heads heads, const AttentionContext& cont
     const bool after_others = heads.k_BGSK.size(2) > heads.q_BHSK.size(2) || !context.causal;
     if (!context.mask.defined() && after_others) return ops::attend_to_cache(heads, context.fast.fused_attention);
   }
-  const std::optional<Tensor> mask = context.mask.defined() ? std::optional(context.mask) : std::nullopt;
-  const Tensor seen_BHSK = at::scaled_dot_product_attention(
-      heads.q_BHSK, ops::repeat_heads(heads.k_BGSK, num_heads_), ops::repeat_heads(heads.v_BGSK, num_heads_), mask,
-      /*dropout_p=*/0.0, /*is_causal=*/!mask && context.causal);
-  return seen_BHSK.transpose(1, 2).reshape({seen_BHSK.size(0), seen_BHSK.size(2), num_heads_ * head_dim_});
+  return masked_attention(heads, context.mask, context.causal);
 }
 
 LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters) {
@@ -180,18 +286,22 @@ LlamaDecoderLayerImpl::LlamaDecoderLayerImpl(const LlamaConfig& config, int64_t 
   post_attention_layernorm = register_module("post_attention_layernorm",
                                              nn::RmsNorm(config.hidden_size, config.rms_norm_eps, parameters));
   mlp = register_module("mlp", LlamaMlp(config, parameters));
+  attention_adapters = register_module("attention_adapters", nn::BlockOutput(config.hidden_size));
+  output_adapters = register_module("output_adapters", nn::BlockOutput(config.hidden_size));
 }
 
-Residual LlamaDecoderLayerImpl::forward(const Residual& stream, const AttentionContext& context) {
+Residual LlamaDecoderLayerImpl::forward(const Residual& stream, const AttentionContext& context, const PrefixKeys& prefix) {
   const auto [x_BSD, normed_BSD] = input_layernorm->forward_sum(stream.x_BSD, stream.pending_BSD, context.fast);
-  const Residual attended{x_BSD, self_attn->forward(normed_BSD, context)};
+  const Residual attended{x_BSD, attention_adapters->forward(self_attn->forward(normed_BSD, context, prefix), x_BSD)};
   if (context.recompute != nn::Recompute::kSelective) return feed_forward(attended, context.fast);
-  return recomputed(attended, context, [this, fast = context.fast](const Residual& half) { return feed_forward(half, fast); });
+  return recomputed(attended, context, {}, [this, fast = context.fast](const Residual& half, const PrefixKeys&) {
+    return feed_forward(half, fast);
+  });
 }
 
 Residual LlamaDecoderLayerImpl::feed_forward(const Residual& stream, const nn::FastPaths& fast) {
   const auto [x_BSD, normed_BSD] = post_attention_layernorm->forward_sum(stream.x_BSD, stream.pending_BSD, fast);
-  return {x_BSD, mlp->forward(normed_BSD, fast)};
+  return {x_BSD, output_adapters->forward(mlp->forward(normed_BSD, fast), x_BSD)};
 }
 
 LlamaModelImpl::LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters)
@@ -203,46 +313,64 @@ LlamaModelImpl::LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOpt
   norm = register_module("norm", nn::RmsNorm(config.hidden_size, config.rms_norm_eps, parameters));
 }
 
-Tensor LlamaModelImpl::forward(const Batch& batch, nn::KvCache* cache, const nn::FastPaths& fast,
-                               nn::Recompute recompute, const std::shared_ptr<nn::ActivationStore>& activations) {
-  AttentionContext context;
-  const at::Device device = batch.input_ids_BS.device();
+Tensor LlamaModelImpl::forward(const Batch& given, nn::KvCache* cache, const nn::FastPaths& fast, nn::Recompute recompute,
+                               const std::shared_ptr<nn::ActivationStore>& activations, const nn::PromptSlotImpl* prompts) {
+  const at::Device device = given.input_ids_BS.device();
   const auto dtype = compute_dtype(device.type(), embed_tokens->weight.scalar_type());
+  if (!given.segment_lengths.empty()) check_packed(given, cache);
+
+  const VirtualTokens tokens = virtual_tokens(prompts, cache, dtype);
+  if (cache != nullptr) fill(*cache, tokens.by_layer, given.input_ids_BS.size(0));
+  Prompted prompted{given, embed_tokens->forward(given.input_ids_BS), Tensor()};
+  const int64_t num_embedded = tokens.embeddings_PD.defined() ? tokens.embeddings_PD.size(0) : 0;
+  if (num_embedded > 0) prompted = with_embeddings(given, prompted.x_BSD, tokens.embeddings_PD);
+  const Batch& batch = prompted.batch;
+
+  AttentionContext context;
+  context.num_prefixed = cache == nullptr ? tokens.prefixed() : 0;
   context.joined = fast.fused_rotary && fast.fused_attention && cache == nullptr && !batch.attention_mask_BS.defined() &&
-                   ops::attends_joined(device, dtype);
+                   context.num_prefixed == 0 && ops::attends_joined(device, dtype);
   const auto& lengths = batch.segment_lengths;
   if (!lengths.empty()) {
-    check_packed(batch, cache);
-    const bool by_bounds = ops::attends_by_bounds(device, dtype, rotary_.head_dim());
+    const bool by_bounds = context.num_prefixed == 0 && ops::attends_by_bounds(device, dtype, rotary_.head_dim());
     context.segments = context.joined ? ops::lengths_of(lengths)
                        : by_bounds    ? ops::bounds_of(lengths, device)
                                       : ops::segments_of(lengths, device);
   }
   const int64_t length = lengths.empty() ? batch.input_ids_BS.size(1) : context.segments.longest;
-  const int64_t cached = cache != nullptr ? cache->length() : 0;
-  require<ShapeError>(cached + length <= max_positions_,
-                      "[llama] a sequence must fit the model's {} positions; found {}; shorten the rows or use a model "
-                      "with a longer context",
-                      max_positions_, cached + length);
-  std::tie(context.cos, context.sin) = rotary_.at(positions_of(batch, context.segments, cached, length));
-  context.mask = attention_mask(batch, cache);
+  const int64_t num_virtual = cache != nullptr ? cache->virtual_tokens() : context.num_prefixed;
+  const int64_t first = num_virtual + (cache != nullptr ? cache->length() : 0);
+  require<ShapeError>(first + length <= max_positions_,
+                      "[llama] a sequence must fit the model's {} positions, virtual tokens included; found {}; shorten the rows "
+                      "or use a model with a longer context",
+                      max_positions_, first + length);
+  std::tie(context.cos, context.sin) = rotary_.at(positions_of(batch, context.segments, first, num_virtual, length));
+  context.mask = attention_mask(batch, cache, context.num_prefixed, table_length(context.segments, length));
   context.causal = length > 1;
   context.cache = cache;
   context.fast = fast;
   context.recompute = recompute;
   context.activations = activations;
 
-  Residual stream{embed_tokens->forward(batch.input_ids_BS), Tensor()};
-  for (const auto& module : *layers) {
-    auto* layer = module->as<LlamaDecoderLayerImpl>();
+  Residual stream{prompted.x_BSD, Tensor()};
+  for (size_t i = 0; i < layers->size(); ++i) {
+    auto* layer = layers[i]->as<LlamaDecoderLayerImpl>();
+    const PrefixKeys prefix = context.num_prefixed > 0 ? tokens.by_layer.at(i) : PrefixKeys();
     if (recompute == nn::Recompute::kFull) {
-      stream = recomputed(stream, context, [layer, context](const Residual& part) { return layer->forward(part, context); });
+      stream = recomputed(stream, context, prefix, [layer, context](const Residual& part, const PrefixKeys& keys) {
+        return layer->forward(part, context, keys);
+      });
     } else {
-      stream = layer->forward(stream, context);
+      stream = layer->forward(stream, context, prefix);
     }
   }
-  if (cache != nullptr) cache->advance(length);
-  return norm->forward_sum(stream.x_BSD, stream.pending_BSD, fast).second;
+  if (cache != nullptr) {
+    cache->advance_virtual(num_embedded);
+    cache->advance(length - num_embedded);
+  }
+  const Tensor states_BSD = norm->forward_sum(stream.x_BSD, stream.pending_BSD, fast).second;
+  if (num_embedded == 0) return states_BSD;
+  return prompted.real_N.defined() ? states_BSD.index_select(1, prompted.real_N) : states_BSD.slice(1, num_embedded);
 }
 
 bool LlamaModelImpl::keeps_rows_apart(const nn::FastPaths& fast) const {
@@ -250,6 +378,7 @@ bool LlamaModelImpl::keeps_rows_apart(const nn::FastPaths& fast) const {
   if (!fast.fused_norm || !embed_tokens->slot.contributing().empty()) return false;
   return std::all_of(layers->begin(), layers->end(), [&](const auto& module) {
     const auto* layer = module->template as<LlamaDecoderLayerImpl>();
+    if (!layer->attention_adapters->slot.contributing().empty() || !layer->output_adapters->slot.contributing().empty()) return false;
     return layer->self_attn->keeps_rows_apart(dtype, fast) && layer->mlp->keeps_rows_apart(dtype, fast);
   });
 }
@@ -269,7 +398,12 @@ LlamaForCausalLMImpl::LlamaForCausalLMImpl(const LlamaConfig& config_, const nn:
 }
 
 Tensor LlamaForCausalLMImpl::hidden(const Batch& batch, nn::KvCache* cache) {
-  return model->forward(batch, cache, fast_paths, recompute, activations);
+  return model->forward(batch, cache, fast_paths, recompute, activations, prompts().get());
+}
+
+std::optional<nn::PromptShape> LlamaForCausalLMImpl::prompt_shape() const {
+  return nn::PromptShape{config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, config.head_dim,
+                         config.hidden_size};
 }
 
 int64_t LlamaForCausalLMImpl::independent_rows() {

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "lora/models/llama/config.h"
+#include "lora/nn/block_output.h"
 #include "lora/nn/causal_lm.h"
 #include "lora/nn/embedding.h"
 #include "lora/nn/norm.h"
@@ -29,6 +30,13 @@ struct AttentionContext {
   std::shared_ptr<nn::ActivationStore> activations;  ///< where recomputation keeps its inputs; null: on the device
   ops::Segments segments;        ///< of a packed row; empty: not packed
   bool joined = false;           ///< attention straight from the projections (ops::joined_attention)
+  int64_t num_prefixed = 0;      ///< virtual keys before each sequence's own, where there is no cache to hold them
+};
+
+/// Keys and values of virtual tokens in one layer, (G, P, K); undefined: none. Apart from the context, since gradients reach
+/// them through recomputation.
+struct PrefixKeys {
+  Tensor k_GPK, v_GPK;
 };
 
 /// The stream of hidden states between layers: what is there, and what the last block adds to it, not yet added.
@@ -40,14 +48,14 @@ struct Residual {
 class LlamaAttentionImpl : public torch::nn::Module {
  public:
   LlamaAttentionImpl(const LlamaConfig& config, int64_t layer, const nn::ParameterOptions& parameters);
-  Tensor forward(const Tensor& x_BSD, const AttentionContext& context);
+  Tensor forward(const Tensor& x_BSD, const AttentionContext& context, const PrefixKeys& prefix = {});
   bool keeps_rows_apart(at::ScalarType dtype, const nn::FastPaths& fast) const;
 
   nn::Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
 
  private:
-  Tensor attend(ops::Heads heads, const AttentionContext& context) const;
-  Tensor attend_within_segments(const Tensor& qkv, const AttentionContext& context) const;
+  Tensor attend(ops::Heads heads, const AttentionContext& context, const PrefixKeys& prefix) const;
+  Tensor attend_within_segments(const Tensor& qkv, const AttentionContext& context, const PrefixKeys& prefix) const;
 
   nn::LinearGroup qkv_, o_;
   int64_t layer_, num_heads_, num_kv_heads_, head_dim_;
@@ -72,13 +80,14 @@ class LlamaDecoderLayerImpl : public torch::nn::Module {
  public:
   LlamaDecoderLayerImpl(const LlamaConfig& config, int64_t layer, const nn::ParameterOptions& parameters);
   /// The sum of a block's result and the stream is left to the next norm, with which it makes one operation.
-  Residual forward(const Residual& stream, const AttentionContext& context);
+  Residual forward(const Residual& stream, const AttentionContext& context, const PrefixKeys& prefix = {});
   /// The second half of forward.
   Residual feed_forward(const Residual& stream, const nn::FastPaths& fast);
 
   nn::RmsNorm input_layernorm{nullptr}, post_attention_layernorm{nullptr};
   LlamaAttention self_attn{nullptr};
   LlamaMlp mlp{nullptr};
+  nn::BlockOutput attention_adapters{nullptr}, output_adapters{nullptr};  ///< slots under AdapterHub's names
 };
 TORCH_MODULE(LlamaDecoderLayer);
 
@@ -87,7 +96,7 @@ class LlamaModelImpl : public torch::nn::Module {
  public:
   LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters);
   Tensor forward(const Batch& batch, nn::KvCache* cache, const nn::FastPaths& fast, nn::Recompute recompute,
-                 const std::shared_ptr<nn::ActivationStore>& activations = nullptr);
+                 const std::shared_ptr<nn::ActivationStore>& activations = nullptr, const nn::PromptSlotImpl* prompts = nullptr);
   /// See nn::LinearGroup::keeps_rows_apart; everything between the groups has kernels that work row by row.
   bool keeps_rows_apart(const nn::FastPaths& fast) const;
 
@@ -114,6 +123,8 @@ class LlamaForCausalLMImpl : public nn::CausalLMImpl {
   int64_t num_layers() const override { return config.num_hidden_layers; }
   int64_t attention_width() const override { return config.num_attention_heads * config.head_dim; }
   int64_t max_positions() const override { return config.max_position_embeddings; }
+  std::optional<nn::PromptShape> prompt_shape() const override;
+  Tensor input_embeddings() override { return model->embed_tokens->weight; }
   int64_t independent_rows() override;
 
   LlamaConfig config;

@@ -1,0 +1,126 @@
+#include "lora/adapters/dora.h"
+
+#include <ATen/ATen.h>
+#include <torch/utils.h>
+
+#include "lora/ops/ops.h"
+
+// Legend: O outputs, I inputs, R rank, V vocabulary, D dim.
+namespace lora {
+namespace {
+
+at::ScalarType wide_type(const at::Tensor& value) { return value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+/// Lengths of the rows of W + scale B A, from |W|^2 per row and W A^T. Rounding may take a row of zeros below zero.
+at::Tensor lengths_of_sum(const at::Tensor& squares_O, const at::Tensor& wa_OR, const at::Tensor& a_RI, const at::Tensor& b_OR,
+                          double scale) {
+  const at::Tensor cross_O = (wa_OR * b_OR).sum(1);
+  const at::Tensor own_O = (b_OR.mm(a_RI.mm(a_RI.t())) * b_OR).sum(1);
+  return (squares_O + 2 * scale * cross_O + scale * scale * own_O).clamp_min(0).sqrt();
+}
+
+/// Rows of zeros have no direction: they stay zeros.
+at::Tensor ratio(const at::Tensor& magnitude, const at::Tensor& lengths) {
+  const at::Tensor is_zero = lengths == 0;
+  return at::where(is_zero, at::zeros_like(magnitude), magnitude / lengths.masked_fill(is_zero, 1));
+}
+
+}  // namespace
+
+DoraLinear::DoraLinear(nn::LinearImpl& layer, int64_t rank, double alpha, const LoraOptions& options)
+    : LoraLinear(layer.layout(), rank, alpha, options) {
+  const auto size = layer.weight.size(0);
+  lora_magnitude_vector = register_parameter("lora_magnitude_vector", at::ones({size}, at::kFloat));
+  base_lengths_ = register_buffer("base_lengths", at::ones({size}, at::kFloat));
+}
+
+/// A model of shapes alone has nothing to measure.
+void DoraLinear::measure(nn::LinearImpl& layer) {
+  if (layer.weight.is_meta()) return;
+  const torch::NoGradGuard no_grad;
+  const at::Tensor weight = layer.weight_value();
+  base_lengths_.set_data(weight.to(wide_type(weight)).square().sum(1).to(base_lengths_.options()));
+  seen_ = {layer.weight.const_data_ptr(), static_cast<uint32_t>(layer.weight._version())};
+}
+
+/// Values of a weight that was given up cannot change; one that trains changes with every step.
+bool DoraLinear::is_measured(const nn::LinearImpl& layer) const {
+  if (seen_.data == nullptr) return false;
+  if (layer.weight_is_released()) return true;
+  return !layer.weight.requires_grad() && layer.weight.const_data_ptr() == seen_.data &&
+         static_cast<uint32_t>(layer.weight._version()) == seen_.version;
+}
+
+void DoraLinear::reset_magnitude(nn::LinearImpl& layer) {
+  if (layer.weight.is_meta()) return;
+  const torch::NoGradGuard no_grad;
+  measure(layer);
+  const at::Tensor weight = layer.weight_value();
+  const auto wide = wide_type(weight);
+  const at::Tensor sum = weight.to(wide) + weight_delta().to(wide);
+  lora_magnitude_vector.copy_(at::linalg_vector_norm(sum, 2, {1}));
+}
+
+at::Tensor DoraLinear::rows_for_scale() const { return factors().a_RI.detach(); }
+
+at::Tensor DoraLinear::row_lengths(const at::Tensor& rows_RO) const {
+  const torch::NoGradGuard no_grad;
+  const auto [a_RI, b_OR, scale] = factors();
+  return lengths_of_sum(base_lengths_, rows_RO.t().to(b_OR.scalar_type()), a_RI, b_OR, scale);
+}
+
+at::Tensor DoraLinear::output_scale(const at::Tensor& rows_RO, nn::LinearImpl& layer) {
+  if (!is_measured(layer)) measure(layer);
+  return ratio(lora_magnitude_vector, row_lengths(rows_RO));
+}
+
+at::Tensor DoraLinear::apply(const at::Tensor& x, const at::Tensor& y, nn::LinearImpl& layer) {
+  const at::Tensor mask = dropout_mask(x);
+  if (!mask.defined()) return Adapter::apply(x, y, layer);
+  at::Tensor rows_RO;
+  {
+    const torch::NoGradGuard no_grad;
+    rows_RO = layer.times_weight(rows_for_scale());
+  }
+  const at::Tensor scale_O = output_scale(rows_RO, layer);
+  const at::Tensor dropped = x * mask;
+  const auto [a_RI, b_OR, scale] = factors();
+  const at::Tensor low = ops::lora_delta(dropped, a_RI, b_OR, scale);
+  return y + ops::scale_columns(layer.times_weight(dropped), scale_O - 1) + ops::scale_columns(low, scale_O);
+}
+
+at::Tensor DoraLinear::merged(const at::Tensor& weight, const at::Tensor& base) const {
+  const at::Tensor delta = weight_delta();
+  const at::Tensor lengths_O = at::linalg_vector_norm(base + delta, 2, {1});
+  return ratio(lora_magnitude_vector, lengths_O).unsqueeze(1) * (weight + delta);
+}
+
+DoraEmbedding::DoraEmbedding(const nn::EmbeddingImpl& layer, int64_t rank, double alpha, const LoraOptions& options)
+    : LoraEmbedding(layer.options, rank, alpha, options) {
+  lora_magnitude_vector = register_parameter("lora_magnitude_vector", at::ones({layer.options.embedding_dim}, at::kFloat));
+}
+
+void DoraEmbedding::reset_magnitude(const at::Tensor& table_VD) {
+  if (table_VD.is_meta()) return;
+  const torch::NoGradGuard no_grad;
+  lora_magnitude_vector.copy_(column_lengths(table_VD));
+}
+
+at::Tensor DoraEmbedding::column_lengths(const at::Tensor& table_VD) const {
+  const torch::NoGradGuard no_grad;
+  const auto wide = wide_type(table_VD);
+  const at::Tensor wide_VD = table_VD.to(wide);
+  const at::Tensor a_RV = lora_embedding_A.to(wide), b_DR = lora_embedding_B.to(wide);
+  return lengths_of_sum(wide_VD.square().sum(0), wide_VD.t().mm(a_RV.t()), a_RV, b_DR, scale());
+}
+
+at::Tensor DoraEmbedding::apply_to_rows(const at::Tensor& ids, const at::Tensor& y, const at::Tensor& table_VD) {
+  const at::Tensor scale_D = ratio(lora_magnitude_vector, column_lengths(table_VD.detach()));
+  return ops::scale_columns(y + delta(ids).to(y.scalar_type()), scale_D);
+}
+
+at::Tensor DoraEmbedding::merged(const at::Tensor& weight, const at::Tensor& base) const {
+  return ratio(lora_magnitude_vector, column_lengths(base)) * (weight + weight_delta());
+}
+
+}  // namespace lora

@@ -1,0 +1,70 @@
+#include "adapters/residual_start.h"
+
+#include <ATen/ATen.h>
+
+#include <charconv>
+#include <string_view>
+
+#include "core/check.h"
+
+// Legend: O outputs, I inputs, R rank.
+namespace lora::adapters {
+namespace {
+
+struct LeadingSingular {
+  at::Tensor u_OR, s_R, v_IR;
+};
+
+LeadingSingular exact(const at::Tensor& weight_OI, int64_t rank) {
+  const auto [u, s, vh] = at::linalg_svd(weight_OI, /*full_matrices=*/false);
+  return {u.narrow(1, 0, rank), s.narrow(0, 0, rank), vh.narrow(0, 0, rank).t()};
+}
+
+at::Tensor orthonormal(const at::Tensor& columns) { return std::get<0>(at::linalg_qr(columns)); }
+
+/// Source: Halko et al. 2009, algorithms 4.4 and 5.1, as torch.svd_lowrank.
+LeadingSingular randomised(const at::Tensor& weight_OI, int64_t rank, int64_t iterations) {
+  at::Tensor basis_OR = orthonormal(weight_OI.mm(at::randn({weight_OI.size(1), rank}, weight_OI.options())));
+  for (int64_t i = 0; i < iterations; ++i) basis_OR = orthonormal(weight_OI.mm(orthonormal(weight_OI.t().mm(basis_OR))));
+  const auto [u, s, vh] = at::linalg_svd(basis_OR.t().mm(weight_OI), /*full_matrices=*/false);
+  return {basis_OR.mm(u), s, vh.t()};
+}
+
+StartFactors pissa(const LeadingSingular& leading, double scale) {
+  const at::Tensor root_R = (leading.s_R / scale).sqrt();
+  return {(leading.v_IR * root_R).t().contiguous(), leading.u_OR * root_R};
+}
+
+StartFactors olora(const at::Tensor& weight_OI, int64_t rank) {
+  const auto [q, r] = at::linalg_qr(weight_OI);
+  return {r.narrow(0, 0, rank).contiguous(), q.narrow(1, 0, rank).contiguous()};
+}
+
+}  // namespace
+
+std::optional<int64_t> pissa_iterations(const std::string& init) {
+  constexpr std::string_view kPrefix = "pissa_niter_";
+  constexpr int64_t kMost = 1000;
+  if (!init.starts_with(kPrefix)) return std::nullopt;
+  int64_t count = 0;
+  const char* end = init.data() + init.size();
+  const auto [stop, error] = std::from_chars(init.data() + kPrefix.size(), end, count);
+  if (error != std::errc() || stop != end || count < 0 || count > kMost) return std::nullopt;
+  return count;
+}
+
+bool starts_from_weight(const std::string& init) { return init == "pissa" || init == "olora" || pissa_iterations(init); }
+
+StartFactors start_factors(const std::string& init, const at::Tensor& weight_OI, int64_t rank, double scale) {
+  const int64_t most = std::min(weight_OI.size(0), weight_OI.size(1));
+  require<ConfigError>(rank <= most, "[adapters.lora] init_lora_weights {} needs an r of at most the weight's smaller side, {}; "
+                       "found {}; lower r", init, most, rank);
+  require<ConfigError>(scale > 0, "[adapters.lora] init_lora_weights {} needs a positive lora_alpha; found a scale of {}", init,
+                       scale);
+  const at::Tensor wide = weight_OI.detach().to(at::kFloat);
+  if (init == "olora") return olora(wide, rank);
+  const auto iterations = pissa_iterations(init);
+  return pissa(iterations ? randomised(wide, rank, *iterations) : exact(wide, rank), scale);
+}
+
+}  // namespace lora::adapters
