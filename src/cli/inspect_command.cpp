@@ -152,7 +152,7 @@ Json inspect_llama2c(const Path& file) {
 }
 
 /// Lists of keys' values may hold a whole vocabulary: only short ones are shown.
-Json to_json(const formats::GgufValue& value) {
+Json shown(const formats::GgufValue& value) {
   constexpr size_t kShownItems = 16;
   return std::visit(
       [](const auto& item) -> Json {
@@ -164,7 +164,7 @@ Json to_json(const formats::GgufValue& value) {
             return {{"type", formats::gguf_type_name(item.item_type)}, {"length", item.items.size()}};
           }
           Json list = Json::array();
-          for (const auto& inner : item.items) list.push_back(to_json(inner));
+          for (const auto& inner : item.items) list.push_back(shown(inner));
           return list;
         } else {
           return item;
@@ -180,7 +180,7 @@ Json inspect_gguf(const Path& file) {
   for (const auto& tensor : header.tensors) add_tensor(result, tensor.name, formats::ggml_type_name(tensor.type), tensor.shape);
   result["version"] = header.version;
   result["metadata"] = Json::object();
-  for (const auto& [key, value] : header.metadata) result["metadata"][key] = to_json(value);
+  for (const auto& [key, value] : header.metadata) result["metadata"][key] = shown(value);
   result["digest"] = file_digest(file);
   return result;
 }
