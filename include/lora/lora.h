@@ -2,6 +2,7 @@
 
 /// Everything but the concrete models.
 #include "lora/adapters/adapter_io.h"
+#include "lora/adapters/adapter_rows.h"
 #include "lora/adapters/adapter_set.h"
 #include "lora/adapters/combine.h"
 #include "lora/adapters/freeze.h"

@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "lora/nn/probe.h"
 #include "lora/nn/recompute.h"
+#include "lora/nn/row_adapters.h"
 #include "nn/parameters.h"
 
 namespace lora::nn {
@@ -56,6 +57,7 @@ Tensor LinearImpl::base_forward(const Tensor& x) {
 
 Tensor LinearImpl::forward(const Tensor& x) {
   Tensor y = base_forward(x);
+  if (rows_are_chosen(slot)) return observed(*this, add_chosen_rows(slot, y, x));
   for (const auto& adapter : slot.contributing()) y = y + adapter->delta(x).to(y.scalar_type());
   return observed(*this, std::move(y));
 }
