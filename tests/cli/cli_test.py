@@ -276,11 +276,19 @@ class CliTest(unittest.TestCase):
         config["some_other_tool"] = {"a": 1}
         (dirty / "adapter_config.json").write_text(json.dumps(config))
         (dirty / "notes.txt").write_text("mine")
+        file = dirty / "adapter_model.safetensors"
+        data = file.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = {name.removeprefix("base_model.model."): entry for name, entry in json.loads(data[8:8 + length]).items()}
+        text = json.dumps(header).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length:])
         self.export("--adapter", "dirty", "--to", "peft", "--output", "clean")
         self.assertEqual(sorted(path.name for path in (self.folder / "clean").iterdir()),
                          ["adapter_config.json", "adapter_model.safetensors"])
         self.assertNotIn("some_other_tool", json.loads((self.folder / "clean/adapter_config.json").read_text()))
-        for a, b in zip(self.score("dirty"), self.score("clean"), strict=True):
+        names = [tensor["name"] for tensor in self.inspect("clean")["tensors"]]
+        self.assertEqual(names, [tensor["name"] for tensor in self.inspect(LORA / "final")["tensors"]])
+        for a, b in zip(self.score(LORA / "final"), self.score("clean"), strict=True):
             self.assertEqual(a["logprobs"], b["logprobs"])
         for case in ("lora_modules_to_save", "lora_embedding"):
             self.export("--adapter", REFERENCE / case / "final", "--to", "peft", "--output", case)

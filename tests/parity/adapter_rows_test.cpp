@@ -112,6 +112,7 @@ TEST_CASE("an adapted head cannot tell rows of states that were picked out", "[p
   const torch::NoGradGuard no_grad;
   auto model = llama::load(reference() / "base");
   inject(*model, {.init = "false", .targets = Names{"lm_head"}}, "head");
+  set_active_adapters(*model, {});
   model->eval();
   Batch batch = batch_of(at::randint(0, 128, {2, 3}, at::kLong));
   batch.labels_BS = batch.input_ids_BS.clone();
