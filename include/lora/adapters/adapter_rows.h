@@ -27,6 +27,8 @@ class AdapterRows {
  public:
   /// One name per row. Throws ConfigError for a name that the model does not have and for what does not hold (see above).
   AdapterRows(torch::nn::Module& model, const std::vector<std::string>& names);
+  AdapterRows(const AdapterRows&) = delete;
+  AdapterRows& operator=(const AdapterRows&) = delete;
 
  private:
   std::unique_ptr<nn::RowAdapters> rows_;
