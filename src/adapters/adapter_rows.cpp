@@ -23,9 +23,10 @@ void require_known(const RowsOf& rows, const std::vector<AdapterSet>& sets) {
   std::vector<std::string> known = {std::string(kBaseRows)};
   for (const auto& set : sets) known.push_back(set.name());
   for (const auto& [name, unused] : rows) {
-    require<ConfigError>(std::ranges::find(known, name) != known.end(),
-                         "[adapter_rows] every row must name an adapter of the model; found {:?}; name one of {}", name,
-                         fmt::join(known, ", "));
+    require<ConfigError>(
+        std::ranges::find(known, name) != known.end(),
+        "[adapter_rows] every row must name an adapter of the model; found {:?}; name one of {}",
+        name, fmt::join(known, ", "));
   }
 }
 
@@ -33,32 +34,44 @@ void require_known(const RowsOf& rows, const std::vector<AdapterSet>& sets) {
 void require_no_whole_parameters(const AdapterSet& set, bool chosen) {
   const bool has_whole = !set.saved_parameters().empty() || !set.biases().empty();
   require<ConfigError>(!has_whole || !(chosen || set.is_active()),
-                       "[adapter_rows] adapters by row must not train parameters whole (modules_to_save, biases), which all "
-                       "rows would share; found some in {:?}; {}", set.name(),
+                       "[adapter_rows] adapters by row must not train parameters whole "
+                       "(modules_to_save, biases), which all "
+                       "rows would share; found some in {:?}; {}",
+                       set.name(),
                        chosen ? "run its rows by themselves" : "activate another adapter first");
 }
 
 /// A low-rank update that is added, and nothing else.
 bool is_plain_lora(const AdapterSet::Slot& slot) {
-  if (const auto* linear = dynamic_cast<const LoraLinear*>(slot.adapter.get())) return linear->low_rank().has_value();
+  if (const auto* linear = dynamic_cast<const LoraLinear*>(slot.adapter.get()))
+    return linear->low_rank().has_value();
   return dynamic_cast<const LoraEmbedding*>(slot.adapter.get()) != nullptr;
 }
 
 void require_ready(const AdapterSet& set, const AdapterSet::Slot& slot, bool chosen) {
   const auto& state = adapters::slot_of(slot);
-  require<ConfigError>(state.merged().empty(), "[adapter_rows] nothing may be merged, since a weight serves all rows; found {} "
-                       "merged at {}; unmerge first", fmt::join(state.merged(), ", "), slot.path);
-  require<ConfigError>(state.enabled(), "[adapter_rows] adapters must be switched on; found them off at {}; call "
-                       "set_enabled(true)", slot.path);
-  require<ConfigError>(!chosen || is_plain_lora(slot), "[adapter_rows] adapters by row must be LoRA; found another method in "
-                       "{:?} at {}; run its rows by themselves", set.name(), slot.path);
+  require<ConfigError>(
+      state.merged().empty(),
+      "[adapter_rows] nothing may be merged, since a weight serves all rows; found {} "
+      "merged at {}; unmerge first",
+      fmt::join(state.merged(), ", "), slot.path);
+  require<ConfigError>(state.enabled(),
+                       "[adapter_rows] adapters must be switched on; found them off at {}; call "
+                       "set_enabled(true)",
+                       slot.path);
+  require<ConfigError>(!chosen || is_plain_lora(slot),
+                       "[adapter_rows] adapters by row must be LoRA; found another method in "
+                       "{:?} at {}; run its rows by themselves",
+                       set.name(), slot.path);
 }
 
 }  // namespace
 
 AdapterRows::AdapterRows(torch::nn::Module& model, const std::vector<std::string>& names) {
-  require<ConfigError>(!model.is_training(), "[adapter_rows] rows choose adapters at inference only; found a model in training "
-                       "mode; call eval()");
+  require<ConfigError>(
+      !model.is_training(),
+      "[adapter_rows] rows choose adapters at inference only; found a model in training "
+      "mode; call eval()");
   const auto rows = rows_by_name(names);
   const auto sets = adapters_of(model);
   require_known(rows, sets);
@@ -74,7 +87,8 @@ AdapterRows::AdapterRows(torch::nn::Module& model, const std::vector<std::string
     }
   }
   const bool is_language_model = dynamic_cast<const nn::CausalLMImpl*>(&model) != nullptr;
-  rows_ = std::make_unique<nn::RowAdapters>(choice, static_cast<int64_t>(names.size()), is_language_model ? 3 : 2);
+  rows_ = std::make_unique<nn::RowAdapters>(choice, static_cast<int64_t>(names.size()),
+                                            is_language_model ? 3 : 2);
 }
 
 }  // namespace lora

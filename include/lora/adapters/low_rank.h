@@ -20,9 +20,9 @@ struct LowRankValue {
 
 /// An adapter's files as plain updates.
 struct LowRankAdapter {
-  std::vector<LowRankValue> updates = {};  ///< in the order of the files
-  std::map<std::string, at::Tensor> others =
-      {};  ///< every other tensor, without "base_model.model."
+  std::vector<LowRankValue> updates = {};  ///< by path
+  /// Every other tensor, by its name without "base_model.model.".
+  std::map<std::string, at::Tensor> others = {};
 };
 
 /// The pairs of a LoRA or rsLoRA adapter with their scales. Names with or without PEFT's prefix and
