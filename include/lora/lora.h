@@ -2,10 +2,13 @@
 
 /// Everything but the concrete models.
 #include "lora/adapters/adapter_io.h"
+#include "lora/adapters/adapter_rows.h"
 #include "lora/adapters/adapter_set.h"
+#include "lora/adapters/combine.h"
 #include "lora/adapters/freeze.h"
 #include "lora/adapters/inject.h"
 #include "lora/adapters/lora.h"
+#include "lora/adapters/low_rank.h"
 #include "lora/adapters/reparametrize.h"
 #include "lora/core/error.h"
 #include "lora/core/log.h"

@@ -440,6 +440,14 @@ MethodOptions options_from(const formats::AdapterConfig& config) {
   return std::visit([](const auto& method) -> MethodOptions { return options_of(method); }, config);
 }
 
+LoraOptions lora_options_from(const formats::AdapterConfig& config) {
+  const MethodOptions options = options_from(config);
+  const auto* lora = std::get_if<LoraOptions>(&options);
+  require<ConfigError>(lora != nullptr, "[adapters] this needs a LoRA adapter; found {}; merge the adapter into its model instead",
+                       method_name(options));
+  return *lora;
+}
+
 formats::AdapterConfig config_from(const MethodOptions& options) {
   return std::visit([](const auto& method) -> formats::AdapterConfig { return config_of(method); }, options);
 }

@@ -16,6 +16,7 @@ void add_training_commands(CLI::App& program, Action& action);
 void add_generate_command(CLI::App& program, Action& action);
 void add_score_command(CLI::App& program, Action& action);
 void add_merge_command(CLI::App& program, Action& action);
+void add_export_command(CLI::App& program, Action& action);
 void add_convert_command(CLI::App& program, Action& action);
 void add_inspect_command(CLI::App& program, Action& action);
 void add_plan_command(CLI::App& program, Action& action);

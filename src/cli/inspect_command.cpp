@@ -11,7 +11,9 @@
 #include "formats/json.h"
 #include "lora/adapters/adapter_io.h"
 #include "lora/core/file.h"
+#include "lora/core/mapped_file.h"
 #include "lora/core/text.h"
+#include "lora/formats/gguf.h"
 #include "lora/io/adapter_files.h"
 #include "lora/io/dtype.h"
 #include "lora/io/model_files.h"
@@ -203,6 +205,40 @@ Json inspect_llama2c(const Path& file) {
   return result;
 }
 
+/// Lists of keys' values may hold a whole vocabulary: only short ones are shown.
+Json shown(const formats::GgufValue& value) {
+  constexpr size_t kShownItems = 16;
+  return std::visit(
+      [](const auto& item) -> Json {
+        using T = std::decay_t<decltype(item)>;
+        if constexpr (std::is_same_v<T, std::string>) {
+          return to_utf8(item);
+        } else if constexpr (std::is_same_v<T, formats::GgufArray>) {
+          if (item.items.size() > kShownItems) {
+            return {{"type", formats::gguf_type_name(item.item_type)}, {"length", item.items.size()}};
+          }
+          Json list = Json::array();
+          for (const auto& inner : item.items) list.push_back(shown(inner));
+          return list;
+        } else {
+          return item;
+        }
+      },
+      value.value);
+}
+
+Json inspect_gguf(const Path& file) {
+  Json result = begin("gguf");
+  const MappedFile mapped(file);
+  const auto header = formats::parse_gguf(mapped.bytes(), file.string());
+  for (const auto& tensor : header.tensors) add_tensor(result, tensor.name, formats::ggml_type_name(tensor.type), tensor.shape);
+  result["version"] = header.version;
+  result["metadata"] = Json::object();
+  for (const auto& [key, value] : header.metadata) result["metadata"][key] = shown(value);
+  result["digest"] = file_digest(file);
+  return result;
+}
+
 Json inspect_tokenizer(const Path& file) {
   const auto tokenizer = data::load_sentencepiece(file);
   return {{"kind", "tokenizer"},
@@ -217,9 +253,10 @@ Json inspect(const Path& path) {
   require<IoError>(std::filesystem::exists(path), "[inspect] the path must exist; found nothing at {}", path.string());
   if (!std::filesystem::is_directory(path)) {
     if (path.extension() == ".safetensors") return inspect_safetensors(path);
+    if (path.extension() == ".gguf") return inspect_gguf(path);
     if (path.extension() == ".model") return inspect_tokenizer(path);
     if (path.extension() == ".bin") return inspect_llama2c(path);
-    fail<FormatError>("[inspect] {} must be a .safetensors, .model (SentencePiece) or llama2.c .bin file, or a directory",
+    fail<FormatError>("[inspect] {} must be a .safetensors, .gguf, .model (SentencePiece) or llama2.c .bin file, or a directory",
                       path.string());
   }
   if (std::filesystem::exists(path / "adapter_config.json")) return inspect_adapter(path);

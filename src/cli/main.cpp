@@ -68,6 +68,7 @@ int main(int argc, char** argv) {
   add_generate_command(program, action);
   add_score_command(program, action);
   add_merge_command(program, action);
+  add_export_command(program, action);
   add_convert_command(program, action);
   add_inspect_command(program, action);
   add_plan_command(program, action);

@@ -1,14 +1,15 @@
-#include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <torch/utils.h>
 
+#include <algorithm>
+#include <functional>
+
 #include "cli/command.h"
+#include "cli/merge_report.h"
 #include "cli/options.h"
 #include "core/check.h"
 #include "formats/json.h"
 #include "lora/core/file.h"
-#include "lora/core/log.h"
-#include "lora/core/random.h"
 #include "lora/core/text.h"
 
 namespace lora::cli {
@@ -18,30 +19,71 @@ using formats::Json;
 
 struct MergeCommand {
   ModelOptions model;
-  std::string output, shard_size = "5GB";
+  std::string output, input, shard_size = "5GB";
   bool overwrite = false, json = false;
 
   int run() const;
 };
 
-/// Token rows that every model can be asked about: ids spread over its vocabulary, the same on every machine.
-Batch built_in_rows(const llama::LlamaForCausalLMImpl& model, const at::Device& device) {
-  constexpr int64_t kRows = 4, kLength = 32;
-  const int64_t length = std::min(kLength, model.max_positions());
-  at::Tensor ids = at::empty({kRows, length}, at::kLong);
-  SplitMix64 random(0);
-  for (int64_t i = 0; i < ids.numel(); ++i) {
-    ids.data_ptr<int64_t>()[i] = static_cast<int64_t>(random.below(static_cast<uint64_t>(model.vocab_size())));
+/// What the report says, table and JSON.
+struct Report {
+  ReportRows rows;
+  std::map<std::string, ModuleNorms> modules = {};
+  LogitChange effect = {};  ///< base to merged: what the adapter does
+  LogitChange loss = {};    ///< base with adapter to merged: what merging loses
+
+  Json to_json() const;
+  void print() const;
+};
+
+Json Report::to_json() const {
+  Json json = loss.to_json();
+  json["adapter_effect"] = effect.to_json();
+  json["rows"] = {{"source", rows.source}, {"given", rows.given}, {"used", rows.ids_1S.size()}, {"tokens", rows.num_tokens()}};
+  for (const char* key : {"update_norms", "weight_norms", "rounding_norms"}) json[key] = Json::object();
+  for (const auto& [path, norms] : modules) {
+    json["update_norms"][path] = norms.update;
+    json["weight_norms"][path] = norms.weight;
+    json["rounding_norms"][path] = norms.rounding;
   }
-  Batch batch;
-  batch.input_ids_BS = ids.to(device);
-  return batch;
+  return json;
 }
 
-Json update_norms(const AdapterSet& adapters) {
-  Json norms = Json::object();
-  for (const auto& slot : adapters.slots()) norms[slot.path] = AdapterSet::update_norm(slot);
-  return norms;
+void Report::print() const {
+  constexpr size_t kShownModules = 12;
+  fmt::print("{} rows ({} tokens), {}\n", rows.ids_1S.size(), rows.num_tokens(), rows.source);
+  fmt::print("{:<34}{:>14}{:>14}{:>18}\n", "logits", "largest", "mean", "top token kept");
+  const auto line = [](const char* name, const LogitChange& change) {
+    fmt::print("{:<34}{:>14.3g}{:>14.3g}{:>17.1f}%\n", name, change.largest(), change.mean(), 100 * change.top_token_kept());
+  };
+  line("base -> merged (the adapter)", effect);
+  line("adapter -> merged (what is lost)", loss);
+  std::vector<std::pair<std::string, ModuleNorms>> sorted(modules.begin(), modules.end());
+  std::ranges::stable_sort(sorted, std::greater(), [](const auto& entry) { return entry.second.update; });
+  fmt::print("{:<48}{:>12}{:>12}{:>12}\n", "modules that change most", "|update|", "|weight|", "|rounding|");
+  for (size_t i = 0; i < std::min(sorted.size(), kShownModules); ++i) {
+    const auto& [path, norms] = sorted[i];
+    fmt::print("{:<48}{:>12.4g}{:>12.4g}{:>12.3g}\n", path, norms.update, norms.weight, norms.rounding);
+  }
+  if (sorted.size() > kShownModules) fmt::print("and {} more, see merge_report.json\n", sorted.size() - kShownModules);
+}
+
+/// Merges, and compares the logits of base, base with adapter, and merged.
+Report merge_with_report(LoadedModel& loaded, ReportRows rows) {
+  Report report{.rows = std::move(rows)};
+  report.modules = module_norms(loaded.adapters);
+  std::vector<at::Tensor> adapted, base;
+  for (const auto& ids : report.rows.ids_1S) adapted.push_back(logits_of(loaded, ids, "the adapter"));
+  loaded.adapters.set_enabled(false);
+  for (const auto& ids : report.rows.ids_1S) base.push_back(logits_of(loaded, ids, "the base model alone"));
+  loaded.adapters.set_enabled(true);
+  loaded.adapters.merge();
+  for (size_t i = 0; i < report.rows.ids_1S.size(); ++i) {
+    const at::Tensor merged = logits_of(loaded, report.rows.ids_1S[i], "the merged model");
+    report.effect.add(base[i], merged);
+    report.loss.add(adapted[i], merged);
+  }
+  return report;
 }
 
 int MergeCommand::run() const {
@@ -51,26 +93,23 @@ int MergeCommand::run() const {
   LoadedModel loaded = load_model(model);
   const torch::NoGradGuard no_grad;
 
-  const Batch rows = built_in_rows(*loaded.model, loaded.device);
-  Json report = {{"model", model.model}, {"adapter", model.adapter}, {"update_norms", update_norms(loaded.adapters)}};
-  const at::Tensor adapted = loaded.model->forward(rows);
-  loaded.adapters.merge();
-  const at::Tensor change = (loaded.model->forward(rows) - adapted).abs();
-  report["max_logit_change"] = change.max().item<double>();
-  report["mean_logit_change"] = change.mean().item<double>();
-  report["dtype"] = short_name(loaded.model->config.dtype);
+  const Report report = merge_with_report(loaded, report_rows(loaded, input));
+  Json json_report = report.to_json();
+  json_report["model"] = model.model;
+  json_report["adapter"] = model.adapter;
+  json_report["dtype"] = short_name(loaded.model->config.dtype);
 
   AtomicDirectory directory{Path(output)};
   llama::save(*loaded.model, directory.path(),
               {.dtype = std::nullopt, .copy_tokenizer_from = model.model, .shard_bytes = shard_bytes});
-  write_file_atomically(directory.path() / "merge_report.json", report.dump(2) + "\n");
+  write_file_atomically(directory.path() / "merge_report.json", json_report.dump(2) + "\n");
   directory.commit();
   if (json) {
-    fmt::print("{}\n", report.dump());
+    fmt::print("{}\n", json_report.dump());
   } else {
-    fmt::print("merged {} modules into {} ({})\nlargest logit change against base + adapter: {:.3g}, mean {:.3g}\n",
-               loaded.adapters.slots().size(), output, short_name(loaded.model->config.dtype),
-               change.max().item<double>(), change.mean().item<double>());
+    fmt::print("merged {} modules into {} ({})\n", loaded.adapters.slots().size(), output,
+               short_name(loaded.model->config.dtype));
+    report.print();
   }
   return kDone;
 }
@@ -83,6 +122,7 @@ void add_merge_command(CLI::App& program, Action& action) {
   auto state = std::make_shared<MergeCommand>();
   state->model.add_to(*command);
   command->add_option("--output", state->output, "Directory of the merged model")->required();
+  command->add_option("--input", state->input, "JSON lines to compare logits on, as for score (default: built-in rows)");
   command->add_option("--shard-size", state->shard_size, "Largest weight file, for example 2GB")->capture_default_str();
   command->add_flag("--overwrite", state->overwrite, "Replace an existing output");
   command->add_flag("--json", state->json, "Print the merge report as JSON");

@@ -2,6 +2,7 @@
 
 #include "core/check.h"
 #include "lora/nn/probe.h"
+#include "lora/nn/row_adapters.h"
 #include "nn/parameters.h"
 
 namespace lora::nn {
@@ -16,6 +17,7 @@ EmbeddingImpl::EmbeddingImpl(const EmbeddingOptions& options_) : options(options
 
 Tensor EmbeddingImpl::forward(const Tensor& ids) {
   Tensor y = at::embedding(weight, ids);
+  if (rows_are_chosen(slot)) return observed(*this, add_chosen_rows(slot, y, ids, /*ids=*/true));
   for (const auto& adapter : slot.contributing()) y = adapter->apply_to_rows(ids, y, weight);
   return observed(*this, std::move(y));
 }

@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "lora/nn/probe.h"
 #include "lora/nn/recompute.h"
+#include "lora/nn/row_adapters.h"
 #include "lora/ops/ops.h"
 #include "nn/parameters.h"
 
@@ -56,6 +57,7 @@ Tensor LinearImpl::base_forward(const Tensor& x) {
 }
 
 Tensor LinearImpl::forward(const Tensor& x) {
+  if (rows_are_chosen(slot)) return observed(*this, add_chosen_rows(slot, base_forward(x), x));
   const auto& adapters = slot.contributing();
   Tensor scaled_x = x;
   for (const auto& adapter : adapters) {

@@ -9,6 +9,7 @@
 #include "core/check.h"
 #include "core/once.h"
 #include "lora/nn/probe.h"
+#include "lora/nn/row_adapters.h"
 #include "lora/ops/autocast.h"
 #include "lora/ops/ops.h"
 #include "ops/few_rows_linear.h"
@@ -45,6 +46,24 @@ bool is_held_by_layer_alone(const Tensor& weight) {
 
 bool are_few_rows(const Tensor& x) { return x.numel() > 0 && x.numel() <= ops::rows::kFewRows * x.size(-1); }
 
+bool rows_are_chosen_in(const std::vector<Linear>& layers) {
+  return std::any_of(layers.begin(), layers.end(), [](const Linear& layer) { return rows_are_chosen(layer->slot); });
+}
+
+/// The layers' outputs side by side, of the base alone so far, with what their rows' adapters add.
+Tensor with_chosen_rows(const std::vector<Linear>& layers, const Tensor& y, const Tensor& x, at::IntArrayRef outputs) {
+  auto parts = y.split_with_sizes(outputs, -1);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const AdapterSlot& slot = layers[i]->slot;
+    if (rows_are_chosen(slot)) {
+      parts[i] = add_chosen_rows(slot, parts[i], x);
+    } else {
+      for (const auto& adapter : slot.contributing()) parts[i] = parts[i] + adapter->delta(x).to(y.scalar_type());
+    }
+  }
+  return at::cat(parts, -1);
+}
+
 /// What the products need beside the weights themselves.
 ops::FrozenWeights without_weights(const std::vector<Linear>& layers) {
   ops::FrozenWeights weights;
@@ -75,6 +94,7 @@ Tensor LinearGroup::forward(const Tensor& given_x, const FastPaths& fast) {
                                      : apart       ? plain_weights()
                                                    : held_weights(dtype, fast);
 
+  if (rows_are_chosen_in(layers_)) return with_chosen_rows(layers_, ops::frozen_linear(x, weights, {}), x, weights.outputs);
   const Updates updates = updates_now();
   if (apart) return ops::few_rows_linear(x, weights, updates.joined);
   Tensor y = ops::frozen_linear(x, weights, updates.joined);
@@ -147,6 +167,7 @@ LinearGroup::Updates LinearGroup::updates_now() const {
 
 bool LinearGroup::keeps_rows_apart(at::ScalarType dtype, const FastPaths& fast) const {
   if (at::GradMode::is_enabled() || probing() || !can_join(fast) || !reads_plain_weights(dtype, fast)) return false;
+  if (rows_are_chosen_in(layers_)) return false;
   return std::all_of(layers_.begin(), layers_.end(), [](const Linear& layer) {
     const auto& adapters = layer->slot.contributing();
     return std::all_of(adapters.begin(), adapters.end(),

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "core/check.h"
+#include "lora/nn/row_adapters.h"
 #include "lora/ops/autocast.h"
 #include "lora/ops/ops.h"
 
@@ -22,7 +23,7 @@ Tensor causal_lm_loss_sum(CausalLMImpl& model, const Batch& batch) {
   const bool everywhere = labels_T.numel() == states_ND.size(0);
   const Tensor states_TD = everywhere ? states_ND : states_ND.index_select(0, targets.position_T);
   Linear head = model.head();
-  if (head->slot.contributing().empty() && !head->bias.defined()) {
+  if (head->slot.contributing().empty() && !head->bias.defined() && !rows_are_chosen(head->slot)) {
     std::shared_ptr<const ops::PackedWeight> packed;
     const auto dtype = compute_dtype(states_TD.device().type(), states_TD.scalar_type());
     if (model.head_group() != nullptr) packed = model.head_group()->packed_for(dtype, model.fast_paths);

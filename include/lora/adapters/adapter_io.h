@@ -32,5 +32,7 @@ void load_adapter_tensors(const AdapterSet& adapters,
 /// A file's words to ours and back.
 MethodOptions options_from(const formats::AdapterConfig& config);
 formats::AdapterConfig config_from(const MethodOptions& options);
+/// The same for what only LoRA can do; ConfigError for another method.
+LoraOptions lora_options_from(const formats::AdapterConfig& config);
 
 }  // namespace lora

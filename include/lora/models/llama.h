@@ -2,5 +2,6 @@
 
 #include "lora/models/llama/config.h"
 #include "lora/models/llama/convert.h"
+#include "lora/models/llama/gguf.h"
 #include "lora/models/llama/load.h"
 #include "lora/models/llama/model.h"

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "core/check.h"
+#include "lora/nn/row_adapters.h"
 #include "lora/ops/autocast.h"
 #include "lora/ops/ops.h"
 #include "ops/rows.h"
@@ -375,7 +376,7 @@ Tensor LlamaModelImpl::forward(const Batch& given, nn::KvCache* cache, const nn:
 
 bool LlamaModelImpl::keeps_rows_apart(const nn::FastPaths& fast) const {
   const auto dtype = embed_tokens->weight.scalar_type();
-  if (!fast.fused_norm || !embed_tokens->slot.contributing().empty()) return false;
+  if (!fast.fused_norm || !embed_tokens->slot.contributing().empty() || nn::rows_are_chosen(embed_tokens->slot)) return false;
   return std::all_of(layers->begin(), layers->end(), [&](const auto& module) {
     const auto* layer = module->template as<LlamaDecoderLayerImpl>();
     if (!layer->attention_adapters->slot.contributing().empty() || !layer->output_adapters->slot.contributing().empty()) return false;
