@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "lora/nn/probe.h"
 #include "lora/nn/recompute.h"
+#include "lora/ops/autocast.h"
 #include "nn/parameters.h"
 
 namespace lora::nn {
@@ -20,11 +21,10 @@ Tensor product(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   return at::linear(x, weight.to(x.scalar_type()), bias.defined() ? bias.to(x.scalar_type()) : bias);
 }
 
-/// The same without autograd keeping the weight: the backward pass asks the stream for it again.
-Tensor streamed_product(const Tensor& x, const std::shared_ptr<WeightStream>& stream, const WeightStream::Place& place,
-                        const Tensor& bias) {
-  const auto body = [stream, place, bias](const std::vector<Tensor>& inputs) {
-    return std::vector<Tensor>{product(inputs.front(), stream->get(place), bias)};
+/// The same without autograd keeping the weight: the backward pass asks for it again.
+Tensor brought_product(const Tensor& x, const std::function<Tensor()>& bring, const Tensor& bias) {
+  const auto body = [bring, bias](const std::vector<Tensor>& inputs) {
+    return std::vector<Tensor>{product(inputs.front(), bring(), bias)};
   };
   const bool learns = x.requires_grad() || (bias.defined() && bias.requires_grad());
   return (learns ? recomputed(body, {x}) : body({x})).front();
@@ -35,21 +35,26 @@ Tensor streamed_product(const Tensor& x, const std::shared_ptr<WeightStream>& st
 LinearImpl::LinearImpl(const LinearOptions& options_) : options(options_) {
   const std::vector<int64_t> shape = {options.out_features, options.in_features};
   const auto& parameters = options.parameters;
-  weight = register_parameter("weight", parameters.allocate ? new_parameter(shape, parameters)
-                                                            : placeholder(shape, tensor_options(parameters)));
+  const bool is_held = parameters.allocate && (!parameters.quantization || parameters.initialize);
+  weight = register_parameter("weight", is_held ? new_parameter(shape, parameters) : placeholder(shape, tensor_options(parameters)));
   if (options.bias) bias = register_parameter("bias", new_parameter({options.out_features}, options.parameters));
   if (!options.parameters.initialize || !options.parameters.allocate) return;
   const torch::NoGradGuard no_grad;
   const double bound = 1 / std::sqrt(static_cast<double>(options.in_features));
   weight.uniform_(-bound, bound);
   if (options.bias) bias.uniform_(-bound, bound);
+  if (parameters.quantization) quantize_weight(ops::QuantizedTensor::quantize(weight, *parameters.quantization));
 }
 
 Tensor LinearImpl::base_forward(const Tensor& x) {
   require<ShapeError>(x.size(-1) == options.in_features,
                       "[nn.Linear] the input's last size must be {}; found shape [{}]", options.in_features,
                       fmt::join(x.sizes(), ", "));
-  if (weight_is_streamed()) return streamed_product(x, stream_, place_, bias);
+  if (weight_is_streamed()) return brought_product(x, [stream = stream_, place = place_] { return stream->get(place); }, bias);
+  if (weight_is_quantized()) {
+    const auto dtype = passing_dtype(compute_dtype(x.device().type(), x.scalar_type()));
+    return brought_product(x, [bits = bits_, dtype] { return bits->dequantize(dtype); }, bias);
+  }
   restore_weight();
   return product(x, weight, bias);
 }
@@ -98,8 +103,26 @@ void LinearImpl::stream_weight(const std::shared_ptr<WeightStream>& stream, size
   weight.set_data(placeholder(weight.sizes(), weight.options().device(stream->device())));
 }
 
-Tensor LinearImpl::passing_weight() {
+void LinearImpl::quantize_weight(const ops::QuantizedTensor& bits) {
+  require<ShapeError>(weight.sizes() == at::IntArrayRef(bits.shape()),
+                      "[nn.Linear] a weight in few bits must have the layer's shape [{}]; found [{}]",
+                      fmt::join(weight.sizes(), ", "), fmt::join(bits.shape(), ", "));
+  const torch::NoGradGuard no_grad;
+  if (weight_is_released()) restore_weight();
+  bits_ = std::make_shared<const ops::QuantizedTensor>(bits.to(weight.device()));
+  again_ = [this] { return bits_->dequantize(weight.scalar_type()); };
+  weight.set_requires_grad(false);
+  weight.set_data(placeholder(weight.sizes(), weight.options()));
+}
+
+at::ScalarType LinearImpl::passing_dtype(std::optional<at::ScalarType> of_product) const {
+  // A number of fp32 that is rounded to the product's type is rounded once either way.
+  return weight.scalar_type() == at::kFloat ? of_product.value_or(at::kFloat) : weight.scalar_type();
+}
+
+Tensor LinearImpl::passing_weight(std::optional<at::ScalarType> of_product) {
   if (weight_is_streamed()) return stream_->get(place_);
+  if (weight_is_quantized()) return bits_->dequantize(passing_dtype(of_product));
   restore_weight();
   return weight;
 }
@@ -109,6 +132,7 @@ void LinearImpl::restore_weight() {
   const torch::NoGradGuard no_grad;
   weight.set_data(again_());
   again_ = nullptr;
+  bits_ = nullptr;
   if (stream_) stream_->drop(place_);
   stream_ = nullptr;
 }
@@ -135,8 +159,12 @@ void LinearImpl::to(torch::Dtype dtype, bool non_blocking) {
 }
 
 void LinearImpl::to(torch::Device device, bool non_blocking) {
-  if (weight.device() == device) return torch::nn::Module::to(device, non_blocking);
-  restore_weight();
+  if (weight_is_quantized() && weight.device() != device) {
+    const torch::NoGradGuard no_grad;
+    bits_ = std::make_shared<const ops::QuantizedTensor>(bits_->to(device));
+    weight.set_data(placeholder(weight.sizes(), weight.options().device(device)));
+  }
+  if (weight.device() != device) restore_weight();
   torch::nn::Module::to(device, non_blocking);
 }
 
