@@ -82,13 +82,24 @@ nn::Offload offload(const RunConfig& config) {
   return config.model.offload == "cpu" ? nn::Offload::kCpu : nn::Offload::kNone;
 }
 
+std::optional<QuantizationScheme> quantization(const config::QuantizationSection& section) {
+  if (!section.bits) return std::nullopt;
+  if (*section.bits == 8) return QuantizationScheme{.type = QuantizedType::kInt8};
+  QuantizationScheme scheme;
+  if (section.type) scheme.type = quantized_type_from(*section.type).value();
+  apply(scheme.double_quantized, section.double_quantized);
+  apply(scheme.block_size, section.block_size);
+  return scheme;
+}
+
 std::shared_ptr<llama::LlamaForCausalLMImpl> load_or_make(const RunConfig& config, const at::Device& device) {
+  const auto in_few_bits = quantization(config.adapter.quantization);
   const nn::Offload where = device.is_meta() ? nn::Offload::kNone : offload(config);
   if (where == nn::Offload::kCpu && device.is_cpu()) {
     log::info("model.offload: cpu changes nothing here: the device is the CPU, in whose memory the base is anyway");
   }
   if (config.model.path) {
-    return llama::load(*config.model.path, {.device = device, .dtype = model_dtype(config), .offload = where});
+    return llama::load(*config.model.path, {.device = device, .dtype = model_dtype(config), .offload = where, .quantization = in_few_bits});
   }
   require<ConfigError>(config.model.arch == "llama", "[model.arch] this version makes llama; found {}",
                        config.model.arch.value_or("none"));
@@ -96,7 +107,7 @@ std::shared_ptr<llama::LlamaForCausalLMImpl> load_or_make(const RunConfig& confi
   const auto dtype = model_dtype(config).value_or(at::kFloat);
   fresh.dtype = io::from_torch(dtype);
   const at::Device first = where == nn::Offload::kCpu ? at::Device(at::kCPU) : device;
-  auto model = std::make_shared<llama::LlamaForCausalLMImpl>(fresh, nn::ParameterOptions{dtype, first, true});
+  auto model = std::make_shared<llama::LlamaForCausalLMImpl>(fresh, nn::ParameterOptions{.dtype = dtype, .device = first, .quantization = in_few_bits});
   if (where == nn::Offload::kCpu) llama::offload_to_host(*model, device);
   return model;
 }

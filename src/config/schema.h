@@ -97,7 +97,12 @@ void describe_adapter(Visitor& v, AdapterSection& adapter) {
   v.key("alpha_pattern", adapter.alpha_pattern, at_least(1));
   v.key("init_from", adapter.init_from);
   v.only("use_dora", "false");
-  v.only("quantization", "null");
+  v.section("quantization", [&] {
+    v.key("bits", adapter.quantization.bits, between(4, 8));
+    v.key("type", adapter.quantization.type, one_of({"nf4", "fp4"}));
+    v.key("double", adapter.quantization.double_quantized);
+    v.key("block_size", adapter.quantization.block_size, between(32, 4096));
+  });
 }
 
 template <class Visitor>

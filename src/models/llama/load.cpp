@@ -49,7 +49,7 @@ StoredWeights check_fit(const io::ModelFiles& files, const LlamaConfig& config) 
       missing.push_back(name);
       continue;
     }
-    expected.merge(std::set<std::string>(io::companions_of(files, name)));
+    for (auto& companion : io::companions_of(files, name)) expected.insert(std::move(companion));
     const auto& weight = stored.emplace(name, io::stored_weight(files, name)).first->second;
     if (weight.shape != shape) {
       misshapen.push_back(fmt::format("{} [{}] instead of [{}]", name, fmt::join(weight.shape, ", "), fmt::join(shape, ", ")));
