@@ -10,6 +10,7 @@
 #include "lora/core/log.h"
 #include "lora/core/random.h"
 #include "lora/core/text.h"
+#include "lora/nn/few_bits.h"
 
 namespace lora::cli {
 namespace {
@@ -38,15 +39,6 @@ Batch built_in_rows(const llama::LlamaForCausalLMImpl& model, const at::Device& 
   return batch;
 }
 
-/// How a base's weights are stored, nf4 for example; nothing where all are plain.
-std::optional<std::string> few_bits_of(const llama::LlamaForCausalLMImpl& model) {
-  for (const auto& module : model.modules(/*include_self=*/false)) {
-    const auto* linear = module->as<nn::LinearImpl>();
-    if (linear != nullptr && linear->weight_is_quantized()) return std::string(name_of(linear->quantized_weight()->scheme().type));
-  }
-  return std::nullopt;
-}
-
 Json update_norms(const AdapterSet& adapters) {
   Json norms = Json::object();
   for (const auto& slot : adapters.slots()) norms[slot.path] = slot.adapter->weight_delta().norm().item<double>();
@@ -62,8 +54,8 @@ int MergeCommand::run() const {
 
   const Batch rows = built_in_rows(*loaded.model, loaded.device);
   Json report = {{"model", model.model}, {"adapter", model.adapter}, {"update_norms", update_norms(loaded.adapters)}};
-  const auto few_bits = few_bits_of(*loaded.model);
-  report["dequantized_from"] = few_bits ? Json(*few_bits) : Json();
+  const auto few_bits = nn::few_bits_of(*loaded.model);
+  report["dequantized_from"] = few_bits.scheme ? Json(name_of(few_bits.scheme->type)) : Json();
   const at::Tensor adapted = loaded.model->forward(rows);
   loaded.adapters.merge();
   const at::Tensor change = (loaded.model->forward(rows) - adapted).abs();
@@ -82,7 +74,9 @@ int MergeCommand::run() const {
     fmt::print("merged {} modules into {} ({})\nlargest logit change against base + adapter: {:.3g}, mean {:.3g}\n",
                loaded.adapters.slots().size(), output, short_name(loaded.model->config.dtype),
                change.max().item<double>(), change.mean().item<double>());
-    if (few_bits) fmt::print("the base is in {}: every weight is written as the plain number that it stands for\n", *few_bits);
+    if (few_bits.scheme) {
+      fmt::print("the base is in {}: every weight is written as the plain numbers that it stands for\n", name_of(few_bits.scheme->type));
+    }
   }
   return kDone;
 }

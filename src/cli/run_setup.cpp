@@ -8,6 +8,7 @@
 #include "lora/core/text.h"
 #include "lora/data/supervision.h"
 #include "lora/io/dtype.h"
+#include "lora/nn/few_bits.h"
 
 namespace lora::cli {
 namespace {
@@ -112,6 +113,14 @@ std::shared_ptr<llama::LlamaForCausalLMImpl> load_or_make(const RunConfig& confi
   return model;
 }
 
+void say_what_is_in_few_bits(const llama::LlamaForCausalLMImpl& model) {
+  const auto few_bits = nn::few_bits_of(model);
+  if (!few_bits.scheme) return;
+  constexpr double kMiB = 1 << 20;
+  log::info(fmt::format("{} frozen weights in {}: {:.1f} MiB instead of {:.1f} MiB", few_bits.layers, name_of(few_bits.scheme->type),
+                        static_cast<double>(few_bits.bytes) / kMiB, static_cast<double>(few_bits.plain_bytes) / kMiB));
+}
+
 /// Null where what recomputation keeps stays on the device.
 std::shared_ptr<nn::ActivationStore> activation_store(const RunConfig& config, const at::Device& device) {
   if (!config.train.offload_activations || device.is_meta()) return nullptr;
@@ -135,6 +144,7 @@ nn::FastPaths fast_paths(const RunConfig& config) {
 
 std::shared_ptr<llama::LlamaForCausalLMImpl> make_model(const RunConfig& config, const at::Device& device) {
   auto model = load_or_make(config, device);
+  if (!device.is_meta()) say_what_is_in_few_bits(*model);
   model->fast_paths = fast_paths(config);
   if (config.train.recompute == "selective") model->recompute = nn::Recompute::kSelective;
   if (config.train.recompute == "full") model->recompute = nn::Recompute::kFull;

@@ -44,6 +44,16 @@ ops::FrozenWeights without_weights(const std::vector<Linear>& layers) {
   return weights;
 }
 
+/// The weights in few bits, where all of them are in few bits; else nothing.
+std::vector<std::shared_ptr<const ops::QuantizedTensor>> all_bits(const std::vector<Linear>& layers) {
+  std::vector<std::shared_ptr<const ops::QuantizedTensor>> bits;
+  for (const Linear& layer : layers) {
+    if (!layer->weight_is_quantized()) return {};
+    bits.push_back(layer->quantized_weight());
+  }
+  return bits;
+}
+
 /// Quantised weights come side by side, so that packing them needs no copy.
 std::vector<Tensor> brought(const std::vector<Linear>& layers, at::ScalarType dtype) {
   std::vector<Tensor> weights;
@@ -91,7 +101,7 @@ Tensor LinearGroup::forward(const Tensor& x, const FastPaths& fast) {
       }
     }
   }
-  if (apart) return ops::few_rows_linear(x, weights, updates);
+  if (apart) return ops::few_rows_linear(x, weights, updates, all_bits(layers_));
   const Tensor y = ops::frozen_linear(x, weights, updates);
   if (others.empty()) return y;
   say_once("fast path joined: an adapter with dropout, or of a method that is no low-rank update, is computed and added by itself");

@@ -16,6 +16,7 @@
 
 #include "core/check.h"
 #include "lora/io/dtype.h"
+#include "ops/dequantize_rows.h"
 #include "ops/lanes.h"
 #include "ops/quantized_cuda.h"
 
@@ -217,14 +218,20 @@ void with_type(at::ScalarType type, const Body& body) {
   }
 }
 
-void dequantize_on_cpu(const io::QuantizedParts& parts, const Tensor& target) {
+}  // namespace
+
+bool can_begin_at(const io::QuantizedParts& parts, int64_t rows) {
+  return parts.scheme.type == QuantizedType::kInt8 || rows * parts.shape[1] % parts.scheme.block_size == 0;
+}
+
+void dequantize_rows(const io::QuantizedParts& parts, int64_t first, const Tensor& target) {
+  const int64_t rows = target.size(0), width = parts.shape[1];
   with_type(target.scalar_type(), [&](auto type) {
     using T = decltype(type);
     if (parts.scheme.type == QuantizedType::kInt8) {
-      const int64_t width = parts.shape[1];
-      at::parallel_for(0, parts.shape[0], std::max<int64_t>(1, kGrain / width), [&](int64_t begin, int64_t end) {
-        LORA_BEST_OF(dequantize_rows<T>)(pointer<const int8_t>(parts.codes), pointer<const float>(parts.absmax), width,
-                                         pointer<T>(target), begin, end);
+      at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / width), [&](int64_t begin, int64_t end) {
+        LORA_BEST_OF(dequantize_int8<T>)(pointer<const int8_t>(parts.codes) + first * width, pointer<const float>(parts.absmax) + first,
+                                         width, pointer<T>(target), begin, end);
       });
       return;
     }
@@ -235,15 +242,14 @@ void dequantize_on_cpu(const io::QuantizedParts& parts, const Tensor& target) {
                              .nested_absmax = pointer<const float>(parts.nested_absmax),
                              .nested_offset = parts.nested_offset,
                              .nested_block_size = parts.nested_block_size};
-    const int64_t block_size = parts.scheme.block_size, numbers = target.numel();
-    at::parallel_for(0, ceil_div(numbers, block_size), std::max<int64_t>(1, kGrain / block_size), [&](int64_t begin, int64_t end) {
+    const int64_t block_size = parts.scheme.block_size, skipped = first * width, count = skipped + rows * width;
+    const int64_t grain = std::max<int64_t>(1, kGrain / block_size);
+    at::parallel_for(skipped / block_size, ceil_div(count, block_size), grain, [&](int64_t begin, int64_t end) {
       LORA_BEST_OF(dequantize_blocks<T>)(pointer<const uint8_t>(parts.codes), pointer<const float>(parts.map), scales, block_size,
-                                         numbers, pointer<T>(target), begin, end);
+                                         count, skipped, pointer<T>(target), begin, end);
     });
   });
 }
-
-}  // namespace
 
 QuantizedTensor QuantizedTensor::quantize(const Tensor& weight, const QuantizationScheme& scheme) {
   check_quantization(scheme, "ops.quantize");
@@ -278,7 +284,7 @@ void QuantizedTensor::dequantize_into(Tensor target) const {
                       "[ops.dequantize] the target must be contiguous, [{}], on {}; found [{}] on {}", fmt::join(parts_->shape, ", "),
                       device().str(), fmt::join(target.sizes(), ", "), target.device().str());
   if (target.is_meta()) return;
-  target.is_cuda() ? cuda::dequantize(*parts_, target) : dequantize_on_cpu(*parts_, target);
+  target.is_cuda() ? cuda::dequantize(*parts_, target) : dequantize_rows(*parts_, 0, target);
 }
 
 QuantizedTensor QuantizedTensor::to(const at::Device& device) const {

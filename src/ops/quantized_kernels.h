@@ -138,26 +138,27 @@ LORA_INLINE void look_up(const uint8_t* codes, const Table& table, int64_t bytes
 template <class T>
 using Rounded = std::conditional_t<std::is_same_v<T, double>, float, T>;
 
-/// Blocks from `begin` to `end` of `count` numbers. What a block has to choose from is computed once.
+/// Blocks from `begin` to `end` of `count` numbers, those from `skipped` on into `out`. What a block has to choose from is
+/// computed once.
 template <class T>
-void dequantize_blocks(const uint8_t* codes, const float* map, const BlockScales& scales, int64_t block_size, int64_t count, T* out,
-                       int64_t begin, int64_t end) {
+void dequantize_blocks(const uint8_t* codes, const float* map, const BlockScales& scales, int64_t block_size, int64_t count,
+                       int64_t skipped, T* out, int64_t begin, int64_t end) {
   const Lanes<float> numbers_of_map = load_lanes(map);
   for (int64_t block = begin; block < end; ++block) {
     const int64_t first = block * block_size, numbers = std::min(block_size, count - first);
     const Table table = table_of(numbers_of_map * scale_of(scales, block), Rounded<T>());
-    look_up(codes + first / kCodesOfByte, table, numbers / kCodesOfByte, out + first);
+    look_up(codes + first / kCodesOfByte, table, numbers / kCodesOfByte, out + (first - skipped));
     if (numbers % kCodesOfByte != 0) {
       T pair[kCodesOfByte];  // the second number is padding
       look_up_one_by_one(codes + (first + numbers) / kCodesOfByte, table, 1, pair);
-      out[first + numbers - 1] = pair[0];
+      out[first - skipped + numbers - 1] = pair[0];
     }
   }
 }
 
 /// Rows from `begin` to `end` of 8 bits.
 template <class T>
-void dequantize_rows(const int8_t* codes, const float* absmax, int64_t width, T* out, int64_t begin, int64_t end) {
+void dequantize_int8(const int8_t* codes, const float* absmax, int64_t width, T* out, int64_t begin, int64_t end) {
   constexpr float kPerStep = 1.0F / 127.0F;
   for (int64_t row = begin; row < end; ++row) {
     const int8_t* from = codes + row * width;

@@ -8,6 +8,7 @@
 #include "catch.h"
 #include "gradcheck.h"
 #include "lora/core/error.h"
+#include "lora/nn/few_bits.h"
 #include "lora/nn/linear_group.h"
 #include "lora/nn/recompute.h"
 #include "lora/ops/autocast.h"
@@ -143,6 +144,23 @@ TEST_CASE("quantised group: a held one's bits, packed or not, adapted, at every 
   }
 }
 
+TEST_CASE("quantised group: few rows are multiplied slab by slab, wherever blocks begin", "[nn]") {
+  at::manual_seed(8);
+  const at::NoGradGuard no_grad;
+  const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
+  for (const auto& [in, out] : std::vector<std::pair<int64_t, int64_t>>{{33, 2100}, {96, 1500}, {1000, 200}, {4096, 40}}) {
+    for (const QuantizationScheme scheme : {kNf4, QuantizationScheme{QuantizedType::kFp4, 4096, false}, {.type = QuantizedType::kInt8}}) {
+      INFO(out << " x " << in << " " << dtype);
+      const Twins first = twins(in, out, dtype, scheme), second = twins(in, 7, dtype, scheme);
+      nn::LinearGroup bits({first.bits, second.bits}), plain({first.plain, second.plain});
+      for (const int64_t rows : {1, 4}) {
+        const auto input = at::randn({rows, in}).to(dtype);
+        CHECK(at::equal(bits.forward(input, {}), plain.forward(input, {})));
+      }
+    }
+  }
+}
+
 TEST_CASE("quantised Linear: a group with a plain layer beside it", "[nn]") {
   at::manual_seed(4);
   const Twins first = twins(64, 32, at::kFloat), second = twins(64, 48, at::kFloat);
@@ -199,6 +217,11 @@ TEST_CASE("quantised Linear: who only reads gets a copy; a move keeps the bits",
   REQUIRE(readable.size() == 1);
   CHECK(readable[0].name == "layer.weight");
   CHECK(at::equal(readable[0].read(), plain->weight));
+  const auto few_bits = nn::few_bits_of(model);
+  CHECK(few_bits.scheme == kNf4);
+  CHECK(few_bits.layers == 1);
+  CHECK(few_bits.bytes == bits->quantized_weight()->bytes());
+  CHECK(few_bits.plain_bytes == 64 * 32 * 2);
   CHECK(bits->weight_is_quantized());
   model.to(at::Device(at::kCPU));
   CHECK(bits->weight_is_quantized());
