@@ -40,6 +40,8 @@ constexpr int64_t kLargeTensor = 2 * kMiB;
 /// Shares of freed memory that find no use again: of the joined or converted copies of weights that packing makes on its
 /// way, of what all layers make, of what adapters that drop inputs make beside it, and of the gradients.
 constexpr double kKeptOfCopies = 0.5, kKeptOfLayers = 0.6, kKeptOfDropouts = 0.25, kKeptOfGradients = 0.4;
+/// Of what all layers make where weights are made out of few bits for each product: those find room in the holes, too.
+constexpr double kKeptOfLayersInFewBits = 0.4;
 /// The same when gradients of earlier micro-batches lie between them.
 constexpr double kKeptOfLayersAccumulated = 0.9, kKeptOfGradientsAccumulated = 1;
 /// How many layers' recomputed tensors find their room no more, at least, and as a share of all layers where something that
@@ -205,7 +207,7 @@ class Rehearsal {
   int64_t kept_bytes() const {
     if (!on_cpu()) return 0;
     const bool accumulates = in_.grad_accum > 1;
-    const double of_layers = accumulates ? kKeptOfLayersAccumulated : kKeptOfLayers,
+    const double of_layers = accumulates ? kKeptOfLayersAccumulated : layers_are_in_few_bits() ? kKeptOfLayersInFewBits : kKeptOfLayers,
                  of_gradients = accumulates ? kKeptOfGradientsAccumulated : kKeptOfGradients;
     return static_cast<int64_t>(holes_of_packing() + of_layers * holes_of_layers() +
                                 kKeptOfDropouts * static_cast<double>(layer_count() * bytes_beside_products()) +
@@ -230,12 +232,15 @@ class Rehearsal {
     return left_by_layers_ * static_cast<double>(layer_count() - 1) / static_cast<double>(layer_count());
   }
 
+  bool layers_are_in_few_bits() const { return layers_.front().down.is_in_few_bits(); }
+
   /// Of all layers but the last, whose room the head uses. Recomputed tensors find their room again, unless transposes that
-  /// the first backward pass leaves between them, or gradients of earlier micro-batches, break it up.
+  /// the first backward pass leaves between them, weights that are made for a product, or gradients of earlier micro-batches
+  /// break it up.
   double holes_of_layers() const {
     const LayerTensors tensors = tensors_of_layer();
     const auto others = static_cast<double>(layer_count() - 1);
-    const bool is_broken_up = left_by_layers_ > 0 || in_.grad_accum > 1;
+    const bool is_broken_up = left_by_layers_ > 0 || layers_are_in_few_bits() || in_.grad_accum > 1;
     const double share = in_.recompute == nn::Recompute::kFull ? kRecomputedShare : kRecomputedHalves;
     const double recomputed = std::max(kRecomputedLayers, is_broken_up ? share * others : 0);
     return others * holes_of(tensors.lasting) + recomputed * holes_of(tensors.recomputed);
@@ -393,7 +398,8 @@ class Rehearsal {
 
   /// A product's input: until the scope's end, or where something trained needs it again for the backward pass.
   void hold_input(const Group& group, bool keep, int64_t& kept, Scope& flow) {
-    const bool needs_input = group.has_trained_weight() || group.ranks() > 0;
+    const bool recomputes = group.is_in_few_bits() && !is_joined(group);  // LinearImpl::base_forward
+    const bool needs_input = group.has_trained_weight() || group.ranks() > 0 || recomputes;
     hold(keep && needs_input, kept, N_ * group.inputs() * compute_, flow);
     if (keep) hold_kept(kept, kept_beside_input(group));
   }
