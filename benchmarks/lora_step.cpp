@@ -26,7 +26,7 @@ namespace {
 using namespace lora;
 
 struct Options {
-  std::string model, adapter, rows, dtype = "bf16", device = "cpu";
+  std::string model, adapter, rows, dtype = "bf16", device = "cpu", quantize;
   bool packed = false;
   int threads = 1, prompt_lookup_num_tokens = 0;
   double lr = 1e-4;
@@ -40,6 +40,14 @@ double seconds_since_start() {
   return started == nullptr ? 0 : now - std::atof(started);
 }
 
+/// Of a base in few bits: blocks of 64, double quantised. Nothing: plain.
+std::optional<QuantizationScheme> scheme_of(const std::string& type) {
+  if (type.empty()) return std::nullopt;
+  const auto known = quantized_type_from(type);
+  if (!known) throw ConfigError("[--quantize] the type must be nf4, fp4 or int8; found " + type);
+  return QuantizationScheme{.type = *known, .double_quantized = bits_of(*known) == 4};
+}
+
 /// The model, its adapter and the fixed rows.
 class Run {
  public:
@@ -47,7 +55,7 @@ class Run {
     at::set_num_threads(options.threads);
     const auto dtype = io::to_torch(parse_float_dtype(options.dtype, "--dtype"), "--dtype");
     device_ = parse_device(options.device);
-    model_ = llama::load(options.model, {.device = device_, .dtype = dtype});
+    model_ = llama::load(options.model, {.device = device_, .dtype = dtype, .quantization = scheme_of(options.quantize)});
     model_->fast_paths.release_plain = true;
     if (!options.adapter.empty()) adapters_ = load_adapter(*model_, options.adapter);
     const auto dataset = data::load_dataset(options.rows, {.format = "tokens"}, nullptr);
@@ -238,6 +246,7 @@ int main(int argc, char** argv) {
   program.add_option("--device", options.device);
   program.add_option("--threads", options.threads);
   program.add_option("--lr", options.lr);
+  program.add_option("--quantize", options.quantize, "The base in few bits: nf4, fp4 or int8");
   program.add_option("--prompt-lookup-num-tokens", options.prompt_lookup_num_tokens, "Of decoding");
   CLI11_PARSE(program, argc, argv);
 

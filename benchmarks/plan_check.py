@@ -37,6 +37,7 @@ H768 = model(768, 2304, 7, 12, 6, 24000)
 H896, H896_TIED = model(896, 2400, 9, 14, 2, 50000), model(896, 2400, 9, 14, 14, 30000, tied=True)
 QV, ALL = {"r": 8, "target_modules": ["q_proj", "v_proj"]}, {"r": 16, "target_modules": "all-linear"}
 ALL64 = ALL | {"r": 64}
+NF4 = {"quantization": {"bits": 4, "double": True}}
 
 # Command, model, its dtype, mixed precision, adapter, rows of a micro-batch, their tokens (one number, or the fewest and the
 # most); other keys. With `model.offload` the weights come from files.
@@ -92,6 +93,15 @@ CASES = {
     "h896_train_amp": ("train", H896_TIED, "fp32", "bf16", None, 2, 256, {"train": {"grad_accum": 2}}),
     "h896_packed_dropout": ("finetune", H896, "bf16", "fp32", ALL | {"lora_dropout": 0.05}, 1, (30, 500),
                             {"data": {"packing": True, "max_length": 1000}}),
+    "134m_nf4": ("finetune", M134, "bf16", "fp32", QV | NF4, 4, 128, {}),
+    "134m_nf4_full": ("finetune", M134, "bf16", "fp32", QV | NF4, 16, 128, {"train": {"recompute": "full"}}),
+    "370m_nf4": ("finetune", M370, "bf16", "fp32", QV | NF4, 4, 128, {}),
+    "h1280_nf4_all": ("finetune", H1280, "bf16", "fp32", ALL64 | NF4, 6, 300, {}),
+    "h896_nf4_fp32": ("finetune", H896, "fp32", "fp32", ALL | NF4, 5, 200, {}),
+    "h640_nf4_amp": ("finetune", H640_TIED, "fp32", "bf16", QV | NF4, 6, 300, {}),
+    "h768_nf4_full": ("finetune", H768, "bf16", "fp32", QV | NF4, 10, 200, {"train": {"recompute": "full"}}),
+    "h1280_nf4_selective": ("finetune", H1280, "bf16", "fp32", ALL64 | NF4, 6, 300, {"train": {"recompute": "selective"}}),
+    "wide_int8": ("finetune", model(1536, 4096, 4, 24, 8, 24000), "bf16", "fp32", ALL | {"quantization": {"bits": 8}}, 3, 384, {}),
     "h1280_offload_disk": ("finetune", H1280_TIED, "bf16", "fp32", ALL64, 6, 300, {"model": {"offload": "disk"}}),
 }
 

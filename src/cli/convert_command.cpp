@@ -7,15 +7,18 @@
 #include "core/check.h"
 #include "formats/json.h"
 #include "lora/core/dtype.h"
+#include "lora/core/quantization.h"
 #include "lora/core/file.h"
 #include "lora/core/text.h"
+#include "lora/io/dtype.h"
 
 namespace lora::cli {
 namespace {
 
 struct ConvertCommand {
-  std::string input, output, from = "auto", to = "hf", dtype, shard_size = "5GB", tokenizer;
-  bool dry_run = false, overwrite = false;
+  std::string input, output, from = "auto", to = "hf", dtype, shard_size = "5GB", tokenizer, quantize;
+  int64_t block_size = QuantizationScheme{}.block_size;
+  bool double_quant = false, dry_run = false, overwrite = false;
 
   int run() const;
 };
@@ -44,11 +47,34 @@ void describe(const llama::LlamaConfig& config, const std::string& from, const s
              with_thousands(parameters), config.num_hidden_layers, short_name(config.dtype));
 }
 
+/// --quantize, --double-quant and --block-size; nothing: plain numbers.
+std::optional<QuantizationScheme> quantization_of(const std::string& type, bool double_quant, int64_t block_size) {
+  if (type.empty()) return std::nullopt;
+  const auto known = quantized_type_from(type);
+  require<ConfigError>(known.has_value(), "[--quantize] the type must be nf4, fp4 or int8; found {}", type);
+  const QuantizationScheme scheme{*known, block_size, double_quant};
+  check_quantization(scheme, "--quantize");
+  return scheme;
+}
+
+/// A Hugging Face directory with the layers' weights in few bits, as bitsandbytes stores them.
+llama::LlamaConfig quantize_hf(const Path& from, const Path& directory, const QuantizationScheme& scheme, llama::SaveOptions options) {
+  llama::LoadOptions loading;
+  loading.quantization = scheme;
+  if (options.dtype) loading.dtype = io::to_torch(*options.dtype, "--dtype");
+  const auto model = llama::load(from, loading);
+  options.quantized = true;
+  llama::save(*model, directory, options);
+  return model->config;
+}
+
 int ConvertCommand::run() const {
   const std::string kind = from == "auto" ? detect(input) : from;
   require<ConfigError>(kind == "hf" || kind == "llama2c",
                        "[--from] this version reads hf and llama2c; found {}", kind);
   require<ConfigError>(to == "hf", "[--to] this version writes hf; found {}", to);
+  const auto scheme = quantization_of(quantize, double_quant, block_size);
+  require<ConfigError>(!scheme || kind == "hf", "[--quantize] weights are put into few bits from hf; found {}; convert it to hf first", kind);
   require_free_output(output, overwrite);
 
   llama::SaveOptions options;
@@ -66,8 +92,9 @@ int ConvertCommand::run() const {
     return kDone;
   }
   AtomicDirectory directory{Path(output)};
-  const auto config = kind == "hf" ? llama::convert_hf(input, directory.path(), options)
-                                   : llama::convert_llama2c(input, directory.path(), options);
+  const auto config = scheme           ? quantize_hf(input, directory.path(), *scheme, options)
+                      : kind == "hf" ? llama::convert_hf(input, directory.path(), options)
+                                     : llama::convert_llama2c(input, directory.path(), options);
   directory.commit();
   describe(config, kind, output, false);
   return kDone;
@@ -85,6 +112,9 @@ void add_convert_command(CLI::App& program, Action& action) {
   command->add_option("--to", state->to, "hf")->capture_default_str();
   command->add_option("--dtype", state->dtype, "fp32, bf16 or fp16 (default: as it is)");
   command->add_option("--shard-size", state->shard_size, "Largest weight file, for example 2GB")->capture_default_str();
+  command->add_option("--quantize", state->quantize, "nf4, fp4 or int8: the layers' weights in few bits, as bitsandbytes stores them");
+  command->add_flag("--double-quant", state->double_quant, "The scales of 4 bits in 8 bits");
+  command->add_option("--block-size", state->block_size, "Numbers of 4 bits that share a scale")->capture_default_str();
   command->add_option("--tokenizer", state->tokenizer, "SentencePiece model to put beside the weights");
   command->add_flag("--dry-run", state->dry_run, "Say what would be done, write nothing");
   command->add_flag("--overwrite", state->overwrite, "Replace an existing output");

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <set>
 
 #include "cli/command.h"
 #include "cli/options.h"
@@ -17,6 +18,7 @@
 #include "lora/io/adapter_files.h"
 #include "lora/io/dtype.h"
 #include "lora/io/model_files.h"
+#include "lora/io/quantized.h"
 #include "lora/train/checkpoint.h"
 
 namespace lora::cli {
@@ -65,8 +67,14 @@ Json inspect_safetensors(const Path& file) {
 Json inspect_model(const Path& directory) {
   Json result = begin("model");
   const io::ModelFiles files(directory);
+  std::set<std::string> companions;
   for (const auto& name : files.names()) {
-    add_tensor(result, name, safetensors_name(files.entry(name).dtype), files.entry(name).shape);
+    for (auto& companion : io::companions_of(files, name)) companions.insert(std::move(companion));
+  }
+  for (const auto& name : files.names()) {
+    if (companions.contains(name)) continue;
+    const auto stored = io::stored_weight(files, name);
+    add_tensor(result, name, stored.scheme ? name_of(stored.scheme->type) : safetensors_name(stored.dtype), stored.shape);
   }
   result["config"] = formats::parse_json(read_file(directory / "config.json"), (directory / "config.json").string());
   result["tokenizer"] = std::filesystem::exists(directory / "tokenizer.model");

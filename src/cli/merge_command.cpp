@@ -11,6 +11,7 @@
 #include "formats/json.h"
 #include "lora/core/file.h"
 #include "lora/core/text.h"
+#include "lora/nn/few_bits.h"
 
 namespace lora::cli {
 namespace {
@@ -93,10 +94,12 @@ int MergeCommand::run() const {
   LoadedModel loaded = load_model(model);
   const torch::NoGradGuard no_grad;
 
+  const auto few_bits = nn::few_bits_of(*loaded.model);
   const Report report = merge_with_report(loaded, report_rows(loaded, input));
   Json json_report = report.to_json();
   json_report["model"] = model.model;
   json_report["adapter"] = model.adapter;
+  json_report["dequantized_from"] = few_bits.scheme ? Json(name_of(few_bits.scheme->type)) : Json();
   json_report["dtype"] = short_name(loaded.model->config.dtype);
 
   AtomicDirectory directory{Path(output)};
@@ -110,6 +113,9 @@ int MergeCommand::run() const {
     fmt::print("merged {} modules into {} ({})\n", loaded.adapters.slots().size(), output,
                short_name(loaded.model->config.dtype));
     report.print();
+    if (few_bits.scheme) {
+      fmt::print("the base is in {}: every weight is written as the plain numbers that it stands for\n", name_of(few_bits.scheme->type));
+    }
   }
   return kDone;
 }

@@ -15,6 +15,7 @@
 #include "lora/ops/device.h"
 #include "lora/ops/frozen_linear.h"
 #include "lora/ops/memory.h"
+#include "lora/ops/quantized.h"
 #include "lora/ops/segments.h"
 #include "lora/train/memory_plan.h"
 
@@ -64,8 +65,22 @@ uint64_t available_memory(const PlanCommand& command, const std::string& device)
   return total_memory(parse_device(device));
 }
 
-/// Bytes of the largest weight that is stored in another type than the model has.
-uint64_t loading_bytes(const RunConfig& config, at::ScalarType dtype) {
+/// Numbers that quantising converts to fp32 at a time (ops/quantized.cpp).
+constexpr uint64_t kQuantizedPiece = uint64_t{1} << 22;
+
+/// A plain weight while it is quantised: the largest of the layers, and a piece of it in fp32.
+uint64_t quantizing_bytes(const nn::DecoderShapes& shapes, at::ScalarType dtype) {
+  uint64_t largest = 0;
+  for (const auto& layer : shapes.layers) {
+    for (const auto& shape : layer.gate_up) largest = std::max(largest, static_cast<uint64_t>(shape.numbers()));
+  }
+  const uint64_t piece = dtype == at::kFloat ? 0 : std::min(largest, kQuantizedPiece) * sizeof(float);
+  return largest * c10::elementSize(dtype) + piece;
+}
+
+/// Bytes of the largest weight that is stored in another type than the model has, or has to be quantised.
+uint64_t loading_bytes(const RunConfig& config, const nn::DecoderShapes& shapes, at::ScalarType dtype) {
+  if (config.adapter.quantization.bits) return quantizing_bytes(shapes, dtype);
   uint64_t largest = 0;
   if (!config.model.path) return largest;
   const io::ModelFiles files(*config.model.path);
@@ -186,7 +201,7 @@ Planned make_plan(const PlanCommand& command) {
   inputs.packing_pays = planned.device == c10::kCPU && ops::PackedWeight::pays(product_dtype);
   inputs.streams_layers = config.model.offload == "disk" || (config.model.offload == "cpu" && planned.device != c10::kCPU);
   inputs.grad_accum = config.train.grad_accum;
-  inputs.loading_bytes = loading_bytes(config, base_dtype);
+  inputs.loading_bytes = loading_bytes(config, inputs.shapes, base_dtype);
   inputs.saves_base = adapters && !config.freeze.train.empty();
   look_at_rows(*model, planned);
   require<ConfigError>(inputs.micro_batch <= train::kMostTokens / inputs.row_tokens,
@@ -196,6 +211,18 @@ Planned make_plan(const PlanCommand& command) {
   planned.plan = train::plan_memory(inputs);
   planned.largest_micro_batch = train::largest_micro_batch(inputs, planned.memory_bytes);
   return planned;
+}
+
+/// nf4, fp4 or int8 where weights of the layers are in few bits; null: none.
+OrderedJson few_bits_of(const nn::DecoderShapes& shapes) {
+  for (const auto& layer : shapes.layers) {
+    for (const auto* group : {&layer.qkv, &layer.out, &layer.gate_up, &layer.down}) {
+      for (const auto& shape : *group) {
+        if (shape.few_bits) return OrderedJson(std::string(name_of(*shape.few_bits)));
+      }
+    }
+  }
+  return OrderedJson();
 }
 
 std::string dtype_name(at::ScalarType dtype) { return std::string(short_name(io::from_torch(dtype))); }
@@ -229,6 +256,7 @@ OrderedJson to_json(const Planned& planned) {
           {"recompute", config.train.recompute},
           {"packing", config.data.packing},
           {"offload", config.model.offload},
+          {"quantization", few_bits_of(inputs.shapes)},
           {"parameters", plan.parameters.parameters},
           {"trainable_parameters", plan.parameters.trainable}};
 }
@@ -242,6 +270,21 @@ std::string size_text(uint64_t bytes) {
 
 void print_line(const char* part, uint64_t bytes, const std::string& what) {
   fmt::print("{:<14}{:>12}   {}\n", part, size_text(bytes), what);
+}
+
+/// The same run with the frozen weights of its layers in 4 bits.
+void keep_in_four_bits(train::MemoryInputs& inputs) {
+  constexpr QuantizationScheme kScheme{.type = QuantizedType::kNf4, .block_size = 64, .double_quantized = true};
+  for (auto& layer : inputs.shapes.layers) {
+    for (auto* group : {&layer.qkv, &layer.out, &layer.gate_up, &layer.down}) {
+      for (auto& shape : *group) {
+        if (shape.trained) continue;
+        const auto form = ops::QuantizedTensor::quantize(at::empty({shape.out, shape.in}, at::TensorOptions(at::kMeta).dtype(shape.dtype)), kScheme);
+        inputs.parameters.weights_bytes -= static_cast<uint64_t>(shape.numbers()) * c10::elementSize(shape.dtype) - form.bytes();
+        shape.few_bits = kScheme.type;
+      }
+    }
+  }
 }
 
 /// Keys that would make the run smaller, the cheapest first.
@@ -271,6 +314,10 @@ std::vector<std::string> advice(const Planned& planned) {
   if (planned.inputs.shapes.weight_dtype == at::kFloat && *config.run.mode == "finetune") {
     lines.push_back("model.dtype: bf16 halves the frozen weights");
   }
+  const bool may_quantize = *config.run.mode == "finetune" && config.model.offload == "none" && config.adapter.method != "none";
+  if (may_quantize && few_bits_of(planned.inputs.shapes).is_null()) {
+    lines.push_back(fmt::format("adapter.quantization: {{bits: 4, double: true}} ({})", peak_with(keep_in_four_bits)));
+  }
   if (planned.plan.packed_bytes > 0) lines.push_back("run.disable_fast_paths: [packed_weights] trades speed for " +
                                                      size_text(planned.plan.packed_bytes));
   lines.push_back("data.max_length: shorter rows");
@@ -284,7 +331,9 @@ void print_table(const Planned& planned) {
   fmt::print("lora {} on {}: {} parameters, {} of them trained; {} x {} tokens per micro-batch ({})\n\n", *config.run.mode,
              planned.device == c10::kCPU ? "the CPU" : "a GPU", with_thousands(plan.parameters.parameters),
              with_thousands(plan.parameters.trainable), inputs.micro_batch, inputs.row_tokens, planned.row_source);
-  print_line("weights", plan.parameters.weights_bytes, dtype_name(inputs.shapes.weight_dtype));
+  const OrderedJson few_bits = few_bits_of(inputs.shapes);
+  const std::string in_few_bits = few_bits.is_null() ? "" : fmt::format(", the layers' in {}", few_bits.get<std::string>());
+  print_line("weights", plan.parameters.weights_bytes, dtype_name(inputs.shapes.weight_dtype) + in_few_bits);
   print_line("packed", plan.packed_bytes, "frozen weights in the processor's layout, beyond the plain ones");
   print_line("adapters", plan.parameters.adapters_bytes, "");
   print_line("gradients", plan.parameters.gradients_bytes, "");

@@ -10,6 +10,7 @@
 #include "lora/data/supervision.h"
 #include "lora/io/adapter_files.h"
 #include "lora/io/dtype.h"
+#include "lora/nn/few_bits.h"
 
 namespace lora::cli {
 namespace {
@@ -249,13 +250,24 @@ nn::Offload offload(const RunConfig& config) {
   return config.model.offload == "cpu" ? nn::Offload::kCpu : nn::Offload::kNone;
 }
 
+std::optional<QuantizationScheme> quantization(const config::QuantizationSection& section) {
+  if (!section.bits) return std::nullopt;
+  if (*section.bits == 8) return QuantizationScheme{.type = QuantizedType::kInt8};
+  QuantizationScheme scheme;
+  if (section.type) scheme.type = quantized_type_from(*section.type).value();
+  apply(scheme.double_quantized, section.double_quantized);
+  apply(scheme.block_size, section.block_size);
+  return scheme;
+}
+
 std::shared_ptr<llama::LlamaForCausalLMImpl> load_or_make(const RunConfig& config, const at::Device& device) {
+  const auto in_few_bits = quantization(config.adapter.quantization);
   const nn::Offload where = device.is_meta() ? nn::Offload::kNone : offload(config);
   if (where == nn::Offload::kCpu && device.is_cpu()) {
     log::info("model.offload: cpu changes nothing here: the device is the CPU, in whose memory the base is anyway");
   }
   if (config.model.path) {
-    return llama::load(*config.model.path, {.device = device, .dtype = model_dtype(config), .offload = where});
+    return llama::load(*config.model.path, {.device = device, .dtype = model_dtype(config), .offload = where, .quantization = in_few_bits});
   }
   require<ConfigError>(config.model.arch == "llama", "[model.arch] this version makes llama; found {}",
                        config.model.arch.value_or("none"));
@@ -263,9 +275,17 @@ std::shared_ptr<llama::LlamaForCausalLMImpl> load_or_make(const RunConfig& confi
   const auto dtype = model_dtype(config).value_or(at::kFloat);
   fresh.dtype = io::from_torch(dtype);
   const at::Device first = where == nn::Offload::kCpu ? at::Device(at::kCPU) : device;
-  auto model = std::make_shared<llama::LlamaForCausalLMImpl>(fresh, nn::ParameterOptions{dtype, first, true});
+  auto model = std::make_shared<llama::LlamaForCausalLMImpl>(fresh, nn::ParameterOptions{.dtype = dtype, .device = first, .quantization = in_few_bits});
   if (where == nn::Offload::kCpu) llama::offload_to_host(*model, device);
   return model;
+}
+
+void say_what_is_in_few_bits(const llama::LlamaForCausalLMImpl& model) {
+  const auto few_bits = nn::few_bits_of(model);
+  if (!few_bits.scheme) return;
+  constexpr double kMiB = 1 << 20;
+  log::info(fmt::format("{} frozen weights in {}: {:.1f} MiB instead of {:.1f} MiB", few_bits.layers, name_of(few_bits.scheme->type),
+                        static_cast<double>(few_bits.bytes) / kMiB, static_cast<double>(few_bits.plain_bytes) / kMiB));
 }
 
 /// Null where what recomputation keeps stays on the device.
@@ -291,6 +311,7 @@ nn::FastPaths fast_paths(const RunConfig& config) {
 
 std::shared_ptr<llama::LlamaForCausalLMImpl> make_model(const RunConfig& config, const at::Device& device) {
   auto model = load_or_make(config, device);
+  if (!device.is_meta()) say_what_is_in_few_bits(*model);
   model->fast_paths = fast_paths(config);
   if (config.train.recompute == "selective") model->recompute = nn::Recompute::kSelective;
   if (config.train.recompute == "full") model->recompute = nn::Recompute::kFull;

@@ -275,6 +275,7 @@ void TrainingRun::write_report(const Stopwatch& total) {
                                                           100.0 * static_cast<double>(trainable) / static_cast<double>(parameters))},
                      {"Time in all", fmt::format("{:.1f} s", total.seconds())}};
   content.environment = {{"machine", describe_machine(device_)}, {"program", "lora " LORA_VERSION}};
+  if (adapters_ && adapters_.allocator()) content.rank_modules = adapters_.allocator()->paths();
   content.config_yaml = config::dump_run_config(config_);
   content.eval_loss_before = loss_before_;
   content.eval_loss_after = loss_after_;

@@ -6,9 +6,11 @@
 namespace lora::config {
 namespace {
 
-/// A constant learning rate is the same however long the run is; the others depend on its total.
+/// A constant learning rate is the same however long the run is; the others depend on its total, and so do AdaLoRA's ranks
+/// where nothing else says when they are final.
 bool looks_ahead(const RunConfig& config) {
-  return config.train.lr_schedule.type != "constant";
+  const bool ranks_do = config.adapter.method == "adalora" && !config.adapter.total_step;
+  return ranks_do || config.train.lr_schedule.type != "constant";
 }
 
 }  // namespace

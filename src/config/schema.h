@@ -142,7 +142,12 @@ void describe_adapter(Visitor& v, AdapterSection& adapter) {
   describe_virtual_tokens(v, adapter);
   describe_bottleneck(v, adapter);
   v.key("init_from", adapter.init_from);
-  v.only("quantization", "null");
+  v.section("quantization", [&] {
+    v.key("bits", adapter.quantization.bits, between(4, 8));
+    v.key("type", adapter.quantization.type, one_of({"nf4", "fp4"}));
+    v.key("double", adapter.quantization.double_quantized);
+    v.key("block_size", adapter.quantization.block_size, between(32, 4096));
+  });
 }
 
 template <class Visitor>

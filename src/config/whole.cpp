@@ -6,6 +6,7 @@
 #include "config/adapter_keys.h"
 #include "core/check.h"
 #include "lora/core/error.h"
+#include "lora/core/quantization.h"
 
 namespace lora::config {
 namespace {
@@ -69,6 +70,25 @@ void check_adapter(const WholeCheck& check, const AdapterSection& adapter) {
   }
 }
 
+void check_quantization(const WholeCheck& check, const RunConfig& config, std::string_view mode) {
+  const QuantizationSection& quantization = config.adapter.quantization;
+  const std::string section = "adapter.quantization";
+  const bool says_how = quantization.type || quantization.double_quantized || quantization.block_size;
+  check.required(quantization.bits || !says_how, section + ".bits", "adapter: {quantization: {bits: 4}}");
+  if (!quantization.bits) return;
+  const std::string bits = section + ".bits";
+  check.holds(*quantization.bits == 4 || *quantization.bits == 8, bits, fmt::format("must be 4 or 8; found {}", *quantization.bits));
+  check.holds(*quantization.bits == 4 || !says_how, bits, "takes no type, double or block_size with 8; found some; remove them");
+  const int64_t block = quantization.block_size.value_or(QuantizationScheme{}.block_size);
+  check.holds(is_quantized_block_size(block), section + ".block_size",
+              fmt::format("must be a power of two from 32 to 4096; found {}", block));
+  check.holds(mode == "finetune" && config.adapter.method != "none", bits,
+              fmt::format("keeps the frozen base of an adapter in few bits; found lora {} with adapter.method {}; remove the key",
+                          mode, config.adapter.method));
+  check.holds(config.model.offload == "none", "model.offload",
+              fmt::format("must be none with {}: a base in few bits is held, not streamed; found {}", section, config.model.offload));
+}
+
 void check_training(const WholeCheck& check, const RunConfig& config) {
   const TrainSection& train = config.train;
   const ScalerSection& scaler = train.amp.scaler;
@@ -98,6 +118,7 @@ void check_whole(const RunConfig& config, const Places& places, std::string_view
   check_adapter(check, config.adapter);
   check_training(check, config);
   check_offload(check, config, mode);
+  check_quantization(check, config, mode);
 }
 
 }  // namespace lora::config

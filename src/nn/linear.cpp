@@ -9,6 +9,7 @@
 #include "lora/nn/probe.h"
 #include "lora/nn/recompute.h"
 #include "lora/nn/row_adapters.h"
+#include "lora/ops/autocast.h"
 #include "lora/ops/ops.h"
 #include "nn/parameters.h"
 
@@ -22,11 +23,10 @@ Tensor product(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   return at::linear(x, weight.to(x.scalar_type()), bias.defined() ? bias.to(x.scalar_type()) : bias);
 }
 
-/// The same without autograd keeping the weight: the backward pass asks the stream for it again.
-Tensor streamed_product(const Tensor& x, const std::shared_ptr<WeightStream>& stream, const WeightStream::Place& place,
-                        const Tensor& bias) {
-  const auto body = [stream, place, bias](const std::vector<Tensor>& inputs) {
-    return std::vector<Tensor>{product(inputs.front(), stream->get(place), bias)};
+/// The same without autograd keeping the weight: the backward pass asks for it again.
+Tensor brought_product(const Tensor& x, const std::function<Tensor()>& bring, const Tensor& bias) {
+  const auto body = [bring, bias](const std::vector<Tensor>& inputs) {
+    return std::vector<Tensor>{product(inputs.front(), bring(), bias)};
   };
   const bool learns = x.requires_grad() || (bias.defined() && bias.requires_grad());
   return (learns ? recomputed(body, {x}) : body({x})).front();
@@ -37,23 +37,35 @@ Tensor streamed_product(const Tensor& x, const std::shared_ptr<WeightStream>& st
 LinearImpl::LinearImpl(const LinearOptions& options_) : options(options_) {
   const std::vector<int64_t> shape = {options.out_features, options.in_features};
   const auto& parameters = options.parameters;
-  weight = register_parameter("weight", parameters.allocate ? new_parameter(shape, parameters)
-                                                            : placeholder(shape, tensor_options(parameters)));
+  const bool is_held = parameters.allocate && (!parameters.quantization || parameters.initialize);
+  weight = register_parameter("weight", is_held ? new_parameter(shape, parameters) : placeholder(shape, tensor_options(parameters)));
   if (options.bias) bias = register_parameter("bias", new_parameter({options.out_features}, options.parameters));
   if (!options.parameters.initialize || !options.parameters.allocate) return;
   const torch::NoGradGuard no_grad;
   const double bound = 1 / std::sqrt(static_cast<double>(options.in_features));
   weight.uniform_(-bound, bound);
   if (options.bias) bias.uniform_(-bound, bound);
+  if (parameters.quantization) quantize_weight(ops::QuantizedTensor::quantize(weight, *parameters.quantization));
 }
 
 Tensor LinearImpl::base_forward(const Tensor& x) {
   require<ShapeError>(x.size(-1) == options.in_features,
                       "[nn.Linear] the input's last size must be {}; found shape [{}]", options.in_features,
                       fmt::join(x.sizes(), ", "));
-  if (weight_is_streamed()) return streamed_product(x, stream_, place_, bias);
+  return product_with(x, bias);
+}
+
+Tensor LinearImpl::times_weight(const Tensor& x) { return product_with(x, {}); }
+
+/// With the weight wherever it is.
+Tensor LinearImpl::product_with(const Tensor& x, const Tensor& added) {
+  if (weight_is_streamed()) return brought_product(x, [stream = stream_, place = place_] { return stream->get(place); }, added);
+  if (weight_is_quantized()) {
+    const auto dtype = passing_dtype(compute_dtype(x.device().type(), x.scalar_type()));
+    return brought_product(x, [bits = bits_, dtype] { return bits->dequantize(dtype); }, added);
+  }
   restore_weight();
-  return product(x, weight, bias);
+  return product(x, weight, added);
 }
 
 Tensor LinearImpl::forward(const Tensor& x) {
@@ -67,12 +79,6 @@ Tensor LinearImpl::forward(const Tensor& x) {
   Tensor y = base_forward(scaled_x);
   for (const auto& adapter : adapters) y = adapter->apply(x, y, *this);
   return observed(*this, std::move(y));
-}
-
-Tensor LinearImpl::times_weight(const Tensor& x) {
-  if (weight_is_streamed()) return streamed_product(x, stream_, place_, {});
-  restore_weight();
-  return product(x, weight, {});
 }
 
 LinearLayout LinearImpl::layout() const {
@@ -113,8 +119,26 @@ void LinearImpl::stream_weight(const std::shared_ptr<WeightStream>& stream, size
   weight.set_data(placeholder(weight.sizes(), weight.options().device(stream->device())));
 }
 
-Tensor LinearImpl::passing_weight() {
+void LinearImpl::quantize_weight(const ops::QuantizedTensor& bits) {
+  require<ShapeError>(weight.sizes() == at::IntArrayRef(bits.shape()),
+                      "[nn.Linear] a weight in few bits must have the layer's shape [{}]; found [{}]",
+                      fmt::join(weight.sizes(), ", "), fmt::join(bits.shape(), ", "));
+  const torch::NoGradGuard no_grad;
+  if (weight_is_released()) restore_weight();
+  bits_ = std::make_shared<const ops::QuantizedTensor>(bits.to(weight.device()));
+  again_ = [this] { return bits_->dequantize(weight.scalar_type()); };
+  weight.set_requires_grad(false);
+  weight.set_data(placeholder(weight.sizes(), weight.options()));
+}
+
+at::ScalarType LinearImpl::passing_dtype(std::optional<at::ScalarType> of_product) const {
+  // A number of fp32 that is rounded to the product's type is rounded once either way.
+  return weight.scalar_type() == at::kFloat ? of_product.value_or(at::kFloat) : weight.scalar_type();
+}
+
+Tensor LinearImpl::passing_weight(std::optional<at::ScalarType> of_product) {
   if (weight_is_streamed()) return stream_->get(place_);
+  if (weight_is_quantized()) return bits_->dequantize(passing_dtype(of_product));
   restore_weight();
   return weight;
 }
@@ -124,6 +148,7 @@ void LinearImpl::restore_weight() {
   const torch::NoGradGuard no_grad;
   weight.set_data(again_());
   again_ = nullptr;
+  bits_ = nullptr;
   if (stream_) stream_->drop(place_);
   stream_ = nullptr;
 }
@@ -150,8 +175,12 @@ void LinearImpl::to(torch::Dtype dtype, bool non_blocking) {
 }
 
 void LinearImpl::to(torch::Device device, bool non_blocking) {
-  if (weight.device() == device) return torch::nn::Module::to(device, non_blocking);
-  restore_weight();
+  if (weight_is_quantized() && weight.device() != device) {
+    const torch::NoGradGuard no_grad;
+    bits_ = std::make_shared<const ops::QuantizedTensor>(bits_->to(device));
+    weight.set_data(placeholder(weight.sizes(), weight.options().device(device)));
+  }
+  if (weight.device() != device) restore_weight();
   torch::nn::Module::to(device, non_blocking);
 }
 

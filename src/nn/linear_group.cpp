@@ -77,6 +77,36 @@ ops::FrozenWeights without_weights(const std::vector<Linear>& layers) {
   return weights;
 }
 
+/// The weights in few bits, where all of them are in few bits; else nothing.
+std::vector<std::shared_ptr<const ops::QuantizedTensor>> all_bits(const std::vector<Linear>& layers) {
+  std::vector<std::shared_ptr<const ops::QuantizedTensor>> bits;
+  for (const Linear& layer : layers) {
+    if (!layer->weight_is_quantized()) return {};
+    bits.push_back(layer->quantized_weight());
+  }
+  return bits;
+}
+
+/// Quantised weights come side by side, so that packing them needs no copy.
+std::vector<Tensor> brought(const std::vector<Linear>& layers, at::ScalarType dtype) {
+  std::vector<Tensor> weights;
+  const auto stored = layers.front()->passing_dtype(dtype);
+  const bool side_by_side = std::all_of(layers.begin(), layers.end(), [&](const Linear& layer) {
+    return layer->weight_is_quantized() && layer->passing_dtype(dtype) == stored;
+  });
+  if (!side_by_side) {
+    for (const Linear& layer : layers) weights.push_back(layer.ptr()->passing_weight(dtype));
+    return weights;
+  }
+  std::vector<int64_t> rows;
+  for (const Linear& layer : layers) rows.push_back(layer->options.out_features);
+  const Tensor whole = at::empty({std::accumulate(rows.begin(), rows.end(), int64_t{0}), layers.front()->options.in_features},
+                                 layers.front()->weight.options().dtype(stored));
+  weights = whole.split_with_sizes(rows);
+  for (size_t i = 0; i < layers.size(); ++i) layers[i]->quantized_weight()->dequantize_into(weights[i]);
+  return weights;
+}
+
 }  // namespace
 
 Tensor LinearGroup::forward(const Tensor& given_x, const FastPaths& fast) {
@@ -90,13 +120,13 @@ Tensor LinearGroup::forward(const Tensor& given_x, const FastPaths& fast) {
                       layers_.front()->options.in_features, fmt::join(x.sizes(), ", "));
   const auto dtype = compute_dtype(x.device().type(), x.scalar_type());
   const bool apart = are_few_rows(x) && x.scalar_type() == dtype && keeps_rows_apart(dtype, fast);
-  const ops::FrozenWeights weights = is_streamed() ? streamed_weights(dtype, fast)
+  const ops::FrozenWeights weights = is_brought() ? brought_weights(dtype, fast)
                                      : apart       ? plain_weights()
                                                    : held_weights(dtype, fast);
 
   if (rows_are_chosen_in(layers_)) return with_chosen_rows(layers_, ops::frozen_linear(x, weights, {}), x, weights.outputs);
   const Updates updates = updates_now();
-  if (apart) return ops::few_rows_linear(x, weights, updates.joined);
+  if (apart) return ops::few_rows_linear(x, weights, updates.joined, all_bits(layers_));
   Tensor y = ops::frozen_linear(x, weights, updates.joined);
   if (!updates.scaling.empty()) y = scaled_outputs(y, weights, updates.scaling);
   if (updates.others.empty()) return y;
@@ -180,7 +210,8 @@ bool LinearGroup::keeps_rows_apart(at::ScalarType dtype, const FastPaths& fast) 
 bool LinearGroup::reads_plain_weights(at::ScalarType dtype, const FastPaths& fast) const {
   return std::all_of(layers_.begin(), layers_.end(), [&](const Linear& layer) {
     if (layer->weight.scalar_type() != dtype || !ops::rows::supports(layer->weight) || !layer->weight.is_cpu()) return false;
-    if (layer->weight_is_streamed()) return !fast.release_plain || !packs_streamed(dtype, fast);
+    if (layer->weight_is_quantized()) return true;
+    if (layer->weight_is_streamed()) return !fast.release_plain || !packs_brought(dtype, fast);
     return !layer->weight_is_released() && layer->weight.is_contiguous();
   });
 }
@@ -202,24 +233,20 @@ ops::FrozenWeights LinearGroup::held_weights(at::ScalarType dtype, const FastPat
 }
 
 /// Packed and plain products differ in their last bits: those that held weights would have are packed here too.
-ops::FrozenWeights LinearGroup::streamed_weights(at::ScalarType dtype, const FastPaths& fast) {
+ops::FrozenWeights LinearGroup::brought_weights(at::ScalarType dtype, const FastPaths& fast) {
   ops::FrozenWeights weights = without_weights(layers_);
-  weights.bring = [layers = layers_]() mutable {
-    std::vector<Tensor> brought;
-    for (Linear& layer : layers) brought.push_back(layer->passing_weight());
-    return brought;
-  };
-  if (can_pack_now(dtype) && fast.packed_weights) packs_streamed_ = dtype;
-  weights.packs_brought = packs_streamed(dtype, fast);
+  weights.bring = [layers = layers_, dtype] { return brought(layers, dtype); };
+  if (can_pack_now(dtype) && fast.packed_weights) packs_brought_ = dtype;
+  weights.packs_brought = packs_brought(dtype, fast);
   return weights;
 }
 
-bool LinearGroup::packs_streamed(at::ScalarType dtype, const FastPaths& fast) const {
-  return fast.packed_weights && packs_streamed_ == dtype;
+bool LinearGroup::packs_brought(at::ScalarType dtype, const FastPaths& fast) const {
+  return fast.packed_weights && packs_brought_ == dtype;
 }
 
-bool LinearGroup::is_streamed() const {
-  return std::any_of(layers_.begin(), layers_.end(), [](const Linear& layer) { return layer->weight_is_streamed(); });
+bool LinearGroup::is_brought() const {
+  return std::any_of(layers_.begin(), layers_.end(), [](const Linear& layer) { return layer->weight_is_brought(); });
 }
 
 bool LinearGroup::can_pack_now(at::ScalarType dtype) const {

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <array>
 #include <initializer_list>
+#include <map>
 #include <set>
 #include <utility>
 #include <vector>
 
+#include "lora/nn/linear.h"
 #include "lora/ops/ops.h"
 
 // Legend: N tokens of a micro-batch, P places of attention (N without packed rows), D model, H heads, K head size, Q
@@ -38,6 +40,8 @@ constexpr int64_t kLargeTensor = 2 * kMiB;
 /// Shares of freed memory that find no use again: of the joined or converted copies of weights that packing makes on its
 /// way, of what all layers make, of what adapters that drop inputs make beside it, and of the gradients.
 constexpr double kKeptOfCopies = 0.5, kKeptOfLayers = 0.6, kKeptOfDropouts = 0.25, kKeptOfGradients = 0.4;
+/// Of what all layers make where weights are made out of few bits for each product: those find room in the holes, too.
+constexpr double kKeptOfLayersInFewBits = 0.4;
 /// The same when gradients of earlier micro-batches lie between them.
 constexpr double kKeptOfLayersAccumulated = 0.9, kKeptOfGradientsAccumulated = 1;
 /// How many layers' recomputed tensors find their room no more, at least, and as a share of all layers where something that
@@ -128,6 +132,9 @@ struct Group {
   bool trains() const {
     return std::ranges::any_of(*shape, [](const LinearShape& layer) { return layer.trained || layer.adapter_trained; });
   }
+  bool is_in_few_bits() const {
+    return std::ranges::any_of(*shape, [](const LinearShape& layer) { return layer.few_bits.has_value(); });
+  }
   /// Gradients of what trains: of factors in fp32, of weights in their own type.
   int64_t gradient_bytes() const {
     int64_t sum = 0;
@@ -200,7 +207,7 @@ class Rehearsal {
   int64_t kept_bytes() const {
     if (!on_cpu()) return 0;
     const bool accumulates = in_.grad_accum > 1;
-    const double of_layers = accumulates ? kKeptOfLayersAccumulated : kKeptOfLayers,
+    const double of_layers = accumulates ? kKeptOfLayersAccumulated : layers_are_in_few_bits() ? kKeptOfLayersInFewBits : kKeptOfLayers,
                  of_gradients = accumulates ? kKeptOfGradientsAccumulated : kKeptOfGradients;
     return static_cast<int64_t>(holes_of_packing() + of_layers * holes_of_layers() +
                                 kKeptOfDropouts * static_cast<double>(layer_count() * bytes_beside_products()) +
@@ -221,16 +228,19 @@ class Rehearsal {
   /// The transposes of the first backward pass find the holes that the head and the last layer left. Layers that stream leave
   /// none, and have no transposes.
   double holes_of_packing() const {
-    if (in_.streams_layers) return left_by_head_;
+    if (in_.streams_layers || left_by_layers_ == 0) return left_by_head_;
     return left_by_layers_ * static_cast<double>(layer_count() - 1) / static_cast<double>(layer_count());
   }
 
+  bool layers_are_in_few_bits() const { return layers_.front().down.is_in_few_bits(); }
+
   /// Of all layers but the last, whose room the head uses. Recomputed tensors find their room again, unless transposes that
-  /// the first backward pass leaves between them, or gradients of earlier micro-batches, break it up.
+  /// the first backward pass leaves between them, weights that are made for a product, or gradients of earlier micro-batches
+  /// break it up.
   double holes_of_layers() const {
     const LayerTensors tensors = tensors_of_layer();
     const auto others = static_cast<double>(layer_count() - 1);
-    const bool is_broken_up = left_by_layers_ > 0 || in_.grad_accum > 1;
+    const bool is_broken_up = left_by_layers_ > 0 || layers_are_in_few_bits() || in_.grad_accum > 1;
     const double share = in_.recompute == nn::Recompute::kFull ? kRecomputedShare : kRecomputedHalves;
     const double recomputed = std::max(kRecomputedLayers, is_broken_up ? share * others : 0);
     return others * holes_of(tensors.lasting) + recomputed * holes_of(tensors.recomputed);
@@ -321,7 +331,9 @@ class Rehearsal {
 
   /// The weights of a product, packed when it is the first one with gradients.
   void multiply(Group& group, bool with_gradients) {
-    if (is_streamed(group)) {
+    if (group.is_in_few_bits()) {
+      const Scope made(ledger_, kPacked, made_bytes(group, 1));
+    } else if (is_streamed(group)) {
       const Scope brought(ledger_, kPacked, can_pack(group) ? brought_bytes(group) : cast_bytes(group));
     } else if (can_pack(group) && (with_gradients || group.packed)) {
       if (!group.packed) pack(group);
@@ -332,6 +344,15 @@ class Rehearsal {
 
   /// Packed for one product. Weights that came together lie side by side: only another type makes a copy of them.
   int64_t brought_bytes(const Group& group) const { return form_bytes(group) * (is_converted() ? 2 : 1); }
+
+  /// Numbers made out of few bits, side by side, in the parameter's type or (nn::LinearImpl::passing_dtype) the product's, and
+  /// `forms` of them in the product's layout where that one packs.
+  int64_t made_bytes(const Group& group, int64_t forms) const {
+    const bool is_straight = shapes_.weight_dtype == at::kFloat || !is_converted();
+    const int64_t made = group.numbers() * (is_straight ? compute_ : weight_);
+    if (!can_pack(group)) return made + (is_straight ? 0 : cast_bytes(group));
+    return made + (forms + (is_straight ? 0 : 1)) * form_bytes(group);
+  }
 
   /// Plain weights of another type than the product's are converted for it, one layer after the other.
   int64_t cast_bytes(const Group& group) const {
@@ -361,7 +382,9 @@ class Rehearsal {
 
   /// The product with the transposed weights, which are made when first needed from the others.
   void multiply_transposed(Group& group) {
-    if (is_streamed(group) && can_pack(group)) {
+    if (group.is_in_few_bits()) {
+      const Scope made(ledger_, kPacked, made_bytes(group, 2));
+    } else if (is_streamed(group) && can_pack(group)) {
       const Scope brought(ledger_, kPacked, brought_bytes(group) + form_bytes(group));
     } else if (is_streamed(group) || !group.packed) {
       multiply(group, false);
@@ -375,7 +398,8 @@ class Rehearsal {
 
   /// A product's input: until the scope's end, or where something trained needs it again for the backward pass.
   void hold_input(const Group& group, bool keep, int64_t& kept, Scope& flow) {
-    const bool needs_input = group.has_trained_weight() || group.ranks() > 0;
+    const bool recomputes = group.is_in_few_bits() && !is_joined(group);  // LinearImpl::base_forward
+    const bool needs_input = group.has_trained_weight() || group.ranks() > 0 || recomputes;
     hold(keep && needs_input, kept, N_ * group.inputs() * compute_, flow);
     if (keep) hold_kept(kept, kept_beside_input(group));
   }
@@ -734,6 +758,18 @@ class Rehearsal {
 
 uint64_t nbytes(const at::Tensor& tensor) { return static_cast<uint64_t>(tensor.numel()) * c10::elementSize(tensor.scalar_type()); }
 
+/// What the weights in few bits take, by their parameters.
+std::map<const at::TensorImpl*, uint64_t> quantized_bytes(const torch::nn::Module& model) {
+  std::map<const at::TensorImpl*, uint64_t> bytes;
+  for (const auto& module : model.modules(/*include_self=*/false)) {
+    const auto* linear = module->as<nn::LinearImpl>();
+    if (linear != nullptr && linear->weight_is_quantized()) {
+      bytes.emplace(linear->weight.unsafeGetTensorImpl(), linear->quantized_weight()->bytes());
+    }
+  }
+  return bytes;
+}
+
 uint64_t state_bytes(const at::Tensor& parameter, const OptimizerOptions& optimizer) {
   const uint64_t numbers = static_cast<uint64_t>(parameter.numel());
   const uint64_t wide = parameter.scalar_type() == at::kDouble ? 8 : 4;
@@ -748,6 +784,7 @@ ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSe
                                  const OptimizerOptions& optimizer) {
   std::set<const at::TensorImpl*> in_adapter, seen;
   ParameterMemory memory;
+  const auto bytes_in_few_bits = quantized_bytes(model);
   if (adapters) {
     for (const auto& parameter : adapters.parameters()) in_adapter.insert(parameter.unsafeGetTensorImpl());
     for (const auto* whole : {&adapters.saved_parameters(), &adapters.biases()}) {
@@ -759,7 +796,8 @@ ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSe
     if (!seen.insert(parameter.unsafeGetTensorImpl()).second) continue;
     memory.parameters += parameter.numel();
     const bool is_adapters = in_adapter.contains(parameter.unsafeGetTensorImpl());
-    (is_adapters ? memory.adapters_bytes : memory.weights_bytes) += nbytes(parameter);
+    const auto few = bytes_in_few_bits.find(parameter.unsafeGetTensorImpl());
+    (is_adapters ? memory.adapters_bytes : memory.weights_bytes) += few == bytes_in_few_bits.end() ? nbytes(parameter) : few->second;
     if (!parameter.requires_grad()) continue;
     memory.trainable += parameter.numel();
     memory.gradients_bytes += nbytes(parameter);

@@ -231,6 +231,42 @@ std::string curves(const Steps& steps, const Chart& loss) {
          "</div>\n</section>\n";
 }
 
+// --- Ranks ---
+
+/// Steps that allocated ranks, at most as many as fit a page, the last one always among them.
+std::vector<const StepResult*> shown_allocations(const Steps& steps, size_t modules) {
+  constexpr size_t kColumns = 60;
+  std::vector<const StepResult*> all;
+  for (const StepResult& step : steps) {
+    if (!step.ranks.empty() && step.ranks.size() == modules) all.push_back(&step);
+  }
+  if (all.size() <= kColumns) return all;
+  std::vector<const StepResult*> shown;
+  for (size_t i = 0; i < kColumns; ++i) shown.push_back(all[i * (all.size() - 1) / (kColumns - 1)]);
+  return shown;
+}
+
+/// A map of the ranks: a row per module, a column per allocation, darker where more ranks are left.
+std::string rank_map(const ReportContent& content) {
+  const auto columns = shown_allocations(content.steps, content.rank_modules.size());
+  if (columns.empty()) return {};
+  int64_t most = 1;
+  for (const auto* step : columns) most = std::max(most, std::ranges::max(step->ranks));
+  std::string text = "<section>\n<h2>Ranks</h2>\n<div class=\"panel ranks\"><table>\n<thead><tr><th>module</th>";
+  for (const auto* step : columns) text += fmt::format("<th>{}</th>", step->step);
+  text += "</tr></thead>\n<tbody>\n";
+  for (size_t i = 0; i < content.rank_modules.size(); ++i) {
+    text += fmt::format("<tr><th>{}</th>", html(content.rank_modules[i]));
+    for (const auto* step : columns) {
+      const int64_t rank = step->ranks[i];
+      text += fmt::format("<td style=\"background:rgba(37,99,235,{:.2f})\">{}</td>",
+                          0.75 * static_cast<double>(rank) / static_cast<double>(most), rank);
+    }
+    text += "</tr>\n";
+  }
+  return text + "</tbody>\n</table></div>\n</section>\n";
+}
+
 // --- Tables ---
 
 std::string sample_cell(std::string_view css_class, std::string_view label, std::string_view text) {
@@ -298,7 +334,7 @@ std::string head(std::string_view title) {
 
 std::string report_html(const ReportContent& content) {
   return head(content.title) + "<body>\n<main>\n" + header(content) +
-         curves(content.steps, loss_chart(content)) + nonfinite_steps(content.steps) +
+         curves(content.steps, loss_chart(content)) + rank_map(content) + nonfinite_steps(content.steps) +
          samples(content.samples) + configuration(content.config_yaml) +
          pairs("Environment", content.environment) +
          fmt::format(

@@ -75,6 +75,10 @@ th { font-weight: 600; font-size: 13px; color: var(--faint); }
 .samples td { white-space: pre-wrap; }
 .samples td.prompt { color: var(--faint); }
 .samples td:empty::after { content: "(empty)"; color: var(--faint); font-style: italic; }
+.ranks { overflow-x: auto; }
+.ranks table { font-size: 11px; }
+.ranks th, .ranks td { padding: 1px 4px; text-align: center; font-variant-numeric: tabular-nums; }
+.ranks tbody th { text-align: left; white-space: nowrap; }
 .pairs th { width: 220px; white-space: nowrap; }
 .pairs th, .pairs td { vertical-align: baseline; }
 .pairs td { font-variant-numeric: tabular-nums; }

@@ -201,6 +201,72 @@ class CliTest(unittest.TestCase):
         for name in ("adapter/adapter_model.safetensors", "model/model.safetensors"):
             self.assertEqual((self.folder / "out" / name).read_bytes(), (self.folder / "held" / name).read_bytes(), name)
 
+    def test_a_base_in_few_bits_trains_however_it_came_to_them(self):
+        def outcome(name, base, *settings):
+            self.write("few.yaml", RUN_FILE.format(base=base))
+            self.run_command("finetune", "-c", "few.yaml", "--set", f"run.output_dir={name}", *(w for s in settings for w in ("--set", s)))
+            return [line["loss"] for line in self.metrics(name)], (self.folder / name / "adapter/adapter_model.safetensors").read_bytes()
+
+        four_bits = "adapter.quantization={bits: 4, double: true}"
+        self.run_command("convert", "--input", BASE, "--output", "nf4", "--quantize", "nf4", "--double-quant")
+        self.run_command("convert", "--input", "nf4", "--output", "plain")
+        self.assertIn("quantization_config", (self.folder / "nf4/config.json").read_text())
+        self.assertNotIn("quantization_config", (self.folder / "plain/config.json").read_text())
+        expected = outcome("on_plain", self.folder / "plain")
+        self.assertEqual(outcome("while_loading", BASE, four_bits), expected)
+        self.assertEqual(outcome("stored", self.folder / "nf4"), expected)
+        self.assertEqual(outcome("stored_and_said", self.folder / "nf4", four_bits), expected)
+        self.assertEqual(outcome("recomputed", BASE, four_bits, "train.recompute=full")[0], expected[0])
+        self.assertNotEqual(outcome("on_base", BASE)[0], expected[0])
+        outcome("in_two", BASE, four_bits, "train.max_steps=2")
+        self.assertEqual(outcome("in_two", BASE, four_bits), expected)  # goes on
+        self.assertNotEqual(outcome("in_8", BASE, "adapter.quantization.bits=8")[0], expected[0])
+        self.assertIn("nf4 in blocks of 64", self.run_command("finetune", "-c", "few.yaml", "--set", "model.path=nf4", "--set",
+                                                              "adapter.quantization.bits=4", code=2))
+        self.assertIn("model.offload", self.run_command("finetune", "-c", "run.yaml", "--set", "model.path=nf4", "--set",
+                                                        "model.offload=disk", code=2))
+
+    def test_a_model_in_few_bits_scores_generates_and_merges_to_plain_numbers(self):
+        bits = SOURCE / "tests/reference/peft/bnb4_dq"
+        self.run_command("convert", "--input", bits, "--output", "plain")
+        rows = {}
+        for name, base in (("bits", bits), ("plain", "plain")):
+            self.run_command("score", "--model", base, "--adapter", LORA / "final", "--input", "rows.jsonl", "--output", f"{name}.jsonl")
+            rows[name] = (self.folder / f"{name}.jsonl").read_text()
+        self.assertEqual(rows["bits"], rows["plain"])
+        texts = [self.run_command("generate", "--model", base, "--prompt-ids", "1,5,9", "--temperature", "0", "--max-new-tokens", "8", "--json")
+                 for base in (bits, "plain")]
+        self.assertEqual(texts[0], texts[1])
+        printed = self.run_command("merge", "--model", bits, "--adapter", LORA / "final", "--output", "merged")
+        self.assertIn("the base is in nf4", printed)
+        self.assertEqual(json.loads((self.folder / "merged/merge_report.json").read_text())["dequantized_from"], "nf4")
+        self.run_command("merge", "--model", "plain", "--adapter", LORA / "final", "--output", "merged_plain")
+        self.assertEqual((self.folder / "merged/model.safetensors").read_bytes(), (self.folder / "merged_plain/model.safetensors").read_bytes())
+        self.assertNotIn("quantization_config", (self.folder / "merged/config.json").read_text())
+        tensors = json.loads(self.run_command("inspect", bits, "--json"))
+        self.assertEqual(tensors["parameters"], json.loads(self.run_command("inspect", "plain", "--json"))["parameters"])
+        self.assertIn("nf4", tensors["dtypes"])
+
+    def test_a_plan_counts_few_bits(self):
+        plan = lambda *settings: json.loads(self.run_command("plan", "-c", "run.yaml", "--json", "--memory", "1GiB",
+                                                             *(w for s in settings for w in ("--set", s))))
+        plain, bits, stored = plan(), plan("adapter.quantization.bits=4"), plan(f"model.path={SOURCE / 'tests/reference/peft/bnb4'}")
+        self.assertIsNone(plain["quantization"])
+        self.assertEqual(bits["quantization"], "nf4")
+        self.assertEqual(plan("adapter.quantization.bits=8")["quantization"], "int8")
+        self.assertEqual(bits["weights_bytes"], stored["weights_bytes"])
+        products = 2 * 4 * (4 * 64 * 64 + 3 * 64 * 192)
+        self.assertEqual(plain["weights_bytes"] - bits["weights_bytes"], products - products // 8 - products // 64 - 14 * 16 * 4)
+        advice = self.run_command("plan", "-c", "run.yaml", "--memory", "1MiB")
+        self.assertIn("adapter.quantization: {bits: 4, double: true}", advice)
+
+    def test_models_of_other_quantisers_are_refused(self):
+        (self.folder / "gptq").mkdir()
+        config = json.loads((BASE / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+        self.write("gptq/config.json", json.dumps(config))
+        self.assertIn("gptq", self.run_command("score", "--model", "gptq", "--input", "rows.jsonl", "--output", "s.jsonl", code=1))
+
     def test_offloading_says_what_it_needs(self):
         self.assertIn("recompute", self.finetune("--set", "train.offload_activations=true", code=2))
         self.write("fresh.yaml", RUN_FILE.format(base=BASE).replace(f"path: {BASE}", "arch: llama, preset: llama2-7b, offload: disk"))

@@ -70,3 +70,12 @@ TEST_CASE("a change from or to a schedule that looks ahead makes the length coun
                                       {"train.lr_schedule.type", "constant", "cosine"}});
   CHECK(result_changing_differences(cosine, constant).size() == 2);
 }
+
+TEST_CASE("the length of a run counts where AdaLoRA's ranks go by it", "[config]") {
+  const auto longer = [](const std::string& adapter) {
+    const std::string text = kMinimal + "adapter: {method: adalora" + adapter + "}\n";
+    return result_changing_differences(parse(text), parse(text, {"train.max_steps=100"}));
+  };
+  CHECK(longer("").size() == 1);
+  CHECK(longer(", total_step: 50").empty());
+}

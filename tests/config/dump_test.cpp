@@ -112,6 +112,7 @@ RunConfig unusual() {
 
 RunConfig fresh() {
   return parse(
+      "adapter: {quantization: {bits: 4, type: fp4, double: true, block_size: 128}}\n"
       "run: {output_dir: o}\ndata: {format: text, train: {path: t}}\n"
       "model: {arch: llama, preset: tiny, vocab_size: 300, hidden_size: 8, intermediate_size: 9, "
       "num_hidden_layers: 1,\n"

@@ -174,7 +174,6 @@ TEST_CASE("parts that this version does not have accept their off state only", "
       {"model.fp32_modules", "[]", "[norm]"},
       {"model.rope_inv_freq_dtype", "null", "fp32"},
       {"model.residual_alpha_layers", "null", "28"},
-      {"adapter.quantization", "null", "{bits: 4, type: nf4, double: true}"},
       {"data.train_on_sop", "false", "true"},
       {"data.ignore_pad_in_loss", "true", "false"},
       {"data.eval.shuffle", "false", "true"},

@@ -56,6 +56,31 @@ TEST_CASE("offloading needs a base that is frozen and in files, and something th
              Contains("[run.yaml:6] train.offload_activations moves what recomputation keeps; found train.recompute: none"));
 }
 
+TEST_CASE("a base in few bits: its keys fit each other and the run", "[config]") {
+  const auto quantization = [](const std::string& keys) { return kMinimal + "adapter: {quantization: {" + keys + "}}"; };
+  const auto given = parse(quantization("bits: 4, type: fp4, double: true, block_size: 128")).adapter.quantization;
+  CHECK(given.bits == 4);
+  CHECK(given.type == "fp4");
+  CHECK(given.double_quantized == true);
+  CHECK(given.block_size == 128);
+  CHECK_FALSE(parse(kMinimal + "adapter: {quantization: null}").adapter.quantization.bits);
+  CHECK(parse(kMinimal, {"adapter.quantization.bits=8"}).adapter.quantization.bits == 8);
+  const auto config = parse(quantization("bits: 4, double: true"));
+  CHECK(parse(lora::config::dump_run_config(config)).adapter.quantization == config.adapter.quantization);
+  CHECK_THAT(error_of(quantization("type: nf4")), Contains("adapter.quantization.bits must be given"));
+  CHECK_THAT(error_of(quantization("double: false")), Contains("adapter.quantization.bits must be given"));
+  CHECK_THAT(error_of(quantization("bits: 5")), Contains("[run.yaml:6] adapter.quantization.bits must be 4 or 8; found 5"));
+  CHECK_THAT(error_of(quantization("bits: 2")), Contains("adapter.quantization.bits"));
+  CHECK_THAT(error_of(quantization("bits: 8, type: nf4")), Contains("adapter.quantization.bits takes no type"));
+  CHECK_THAT(error_of(quantization("bits: 8, double: false")), Contains("adapter.quantization.bits takes no type"));
+  CHECK_THAT(error_of(quantization("bits: 4, type: int8")), Contains("adapter.quantization.type must be one of nf4, fp4"));
+  CHECK_THAT(error_of(quantization("bits: 4, block_size: 48")), Contains("must be a power of two from 32 to 4096; found 48"));
+  CHECK_THAT(error_of(quantization("bits: 4, block_size: 16")), Contains("adapter.quantization.block_size"));
+  CHECK_THAT(error_of(quantization("bits: 4"), {"model.offload=disk"}), Contains("model.offload must be none with adapter.quantization"));
+  CHECK_THAT(error_of(quantization("bits: 4"), {}, "train"), Contains("found lora train"));
+  CHECK_THAT(error_of(quantization("bits: 4"), {"adapter.method=none"}), Contains("adapter.method none"));
+}
+
 TEST_CASE("keys that bound each other", "[config]") {
   CHECK(error_of(kMinimal + "train: {optimizer: {lr: 1e-3}, lr_schedule: {end: 1e-3}}").empty());
   CHECK_THAT(error_of(kMinimal + "train:\n  optimizer: {lr: 1e-3}\n  lr_schedule: {end: 2e-3}"),

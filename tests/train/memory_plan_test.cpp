@@ -5,6 +5,7 @@
 #include <c10/util/ThreadLocalDebugInfo.h>
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <set>
 
@@ -58,6 +59,7 @@ struct Case {
   FreezeRules rules = {};
   OptimizerOptions optimizer = {};
   nn::Recompute recompute = nn::Recompute::kNone;
+  std::optional<QuantizationScheme> quantization = {};
   std::vector<std::string> disabled = {};
   int64_t micro_batch = 8, row_tokens = 64, grad_accum = 1;
   std::vector<int64_t> packed = {};  ///< lengths of sequences that make one packed row, instead of rows of tokens
@@ -71,7 +73,7 @@ struct Made {
 Made make(const Case& one, const at::Device& device) {
   seed_generators(1);
   Made made;
-  made.model = std::make_shared<llama::LlamaForCausalLMImpl>(one.config, nn::ParameterOptions{one.dtype, device, true});
+  made.model = std::make_shared<llama::LlamaForCausalLMImpl>(one.config, nn::ParameterOptions{.dtype = one.dtype, .device = device, .quantization = one.quantization});
   made.model->fast_paths.release_plain = true;
   for (const auto& name : one.disabled) made.model->fast_paths.at(name) = false;
   made.model->recompute = one.recompute;
@@ -245,6 +247,30 @@ std::vector<std::pair<std::string, Case>> cases() {
     one.disabled = nn::FastPaths::names();
   });
   add("plain operations", [](Case& one) { one.disabled = nn::FastPaths::names(); });
+  add("few bits", [](Case& one) { one.quantization = QuantizationScheme{}; });
+  add("few bits bf16", [](Case& one) {
+    one.quantization = QuantizationScheme{QuantizedType::kNf4, 64, true};
+    one.dtype = at::kBFloat16;
+  });
+  add("8 bits, bf16 over fp32, all linear", [](Case& one) {
+    one.quantization = QuantizationScheme{.type = QuantizedType::kInt8};
+    one.amp_dtype = at::kBFloat16;
+    one.lora = all_linear();
+  });
+  add("few bits bf16, recompute full, short rows", [](Case& one) {
+    one.quantization = QuantizationScheme{};
+    one.dtype = at::kBFloat16;
+    one.recompute = nn::Recompute::kFull;
+    one.micro_batch = 2;
+  });
+  add("few bits, one weight trained", [](Case& one) {
+    one.quantization = QuantizationScheme{};
+    one.rules.train = {"layers.1.mlp.up_proj.weight"};
+  });
+  add("few bits, plain operations", [](Case& one) {
+    one.quantization = QuantizationScheme{};
+    one.disabled = nn::FastPaths::names();
+  });
   return all;
 }
 
@@ -257,13 +283,14 @@ TEST_CASE("parameters, gradients and optimizer state are counted as the real one
   lora.lora->rank_pattern = {{"layers.0.self_attn.q_proj", 3}};
   lora.lora->modules_to_save = {"lm_head"};
   lora.rules.train = {"layers.1.mlp.up_proj"};
+  Case bits{.dtype = at::kBFloat16, .quantization = QuantizationScheme{QuantizedType::kNf4, 64, true}};
   Case sgd = full_case();
   sgd.optimizer.type = "sgd";
   sgd.optimizer.momentum = 0.9;
   sgd.rules.freeze = {"embed_tokens"};
   Case tied = full_case();
   tied.config = small_config(2, true);
-  for (const Case& one : {lora, sgd, tied, full_case()}) {
+  for (const Case& one : {lora, bits, sgd, tied, full_case()}) {
     const Made real = make(one, at::kCPU);
     Trainer trainer(real.model, real.adapters, trainer_options(one));
     const auto made = make(one, at::kMeta);
@@ -276,7 +303,17 @@ TEST_CASE("parameters, gradients and optimizer state are counted as the real one
       for (const auto& [name, parameter] : real.adapters.named_parameters()) adapted.insert(name);
       for (const auto& saved : real.adapters.saved_parameters()) weights += bytes_of(saved.other);
     }
+    std::map<const void*, uint64_t> in_few_bits;
+    for (const auto& module : real.model->modules(/*include_self=*/false)) {
+      const auto* linear = module->as<nn::LinearImpl>();
+      if (linear != nullptr && linear->weight_is_quantized()) in_few_bits[linear->weight.data_ptr()] = linear->quantized_weight()->bytes();
+    }
+    CHECK(in_few_bits.size() == (one.quantization ? 21 : 0));
     for (const auto& entry : real.model->named_parameters()) {
+      if (const auto bytes = in_few_bits.find(entry.value().data_ptr()); bytes != in_few_bits.end()) {
+        weights += bytes->second;
+        continue;
+      }
       if (!seen.insert(entry.value().data_ptr()).second) continue;
       (adapted.contains(entry.key()) ? adapters : weights) += bytes_of(entry.value());
     }

@@ -47,6 +47,15 @@ struct TokenizerSection {
   bool operator==(const TokenizerSection&) const = default;
 };
 
+/// The frozen base in few bits; nothing without `bits`. docs/run-file.md has the defaults.
+struct QuantizationSection {
+  std::optional<int64_t> bits;  ///< 4 | 8
+  std::optional<std::string> type;  ///< of 4 bits: nf4 | fp4
+  std::optional<bool> double_quantized;
+  std::optional<int64_t> block_size;
+  bool operator==(const QuantizationSection&) const = default;
+};
+
 struct AdapterSection {
   /// lora | adalora | ia3 | prefix | prompt | ptuning | ptuning_v2 | bottleneck | none (the default of lora train)
   std::string method = "lora";
@@ -74,6 +83,7 @@ struct AdapterSection {
   std::optional<std::string> non_linearity;
   std::optional<std::vector<int64_t>> leave_out;
   std::optional<Path> init_from;
+  QuantizationSection quantization;
   bool operator==(const AdapterSection&) const = default;
 };
 

@@ -3,7 +3,10 @@
 #include <c10/core/ScalarType.h>
 
 #include <cstdint>
+#include <optional>
 #include <vector>
+
+#include "lora/core/quantization.h"
 
 namespace lora::nn {
 
@@ -15,6 +18,7 @@ struct LinearShape {
   int64_t dropouts = 0;  ///< adapters that drop inputs, and so are added by themselves
   bool adapter_trained = false;
   at::ScalarType dtype = at::kFloat;  ///< of its weight
+  std::optional<QuantizedType> few_bits = std::nullopt;  ///< its weight is quantised, and made anew for each product
 
   int64_t numbers() const { return in * out; }
 };

@@ -5,12 +5,14 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "lora/nn/adapter.h"
 #include "lora/nn/parameter.h"
 #include "lora/nn/weight_stream.h"
+#include "lora/ops/quantized.h"
 
 namespace lora::nn {
 
@@ -64,8 +66,20 @@ class LinearImpl : public torch::nn::Module {
   /// Gives the weight up to a stream, which brings it for each use; as a weight of `block`. Until it is restored.
   void stream_weight(const std::shared_ptr<WeightStream>& stream, size_t block, WeightStream::Read read);
   bool weight_is_streamed() const { return stream_ != nullptr; }
-  /// The weight for one use now, not to be kept: the stream's when it is streamed, else restored.
-  Tensor passing_weight();
+  /// Gives the weight up for one in few bits: each product makes the numbers anew, forward and backward, and lets them go.
+  /// Nobody trains them. Until it is restored, which gives the plain numbers that the few bits stand for. `bits` has the
+  /// weight's shape; it comes to the weight's device, and moves with the layer. Throws ShapeError.
+  void quantize_weight(const ops::QuantizedTensor& bits);
+  bool weight_is_quantized() const { return bits_ != nullptr; }
+  /// Null when it is not quantised.
+  const std::shared_ptr<const ops::QuantizedTensor>& quantized_weight() const { return bits_; }
+  /// Streamed or quantised: there are numbers only while a product needs them.
+  bool weight_is_brought() const { return weight_is_streamed() || weight_is_quantized(); }
+  /// The weight for one use now, not to be kept: the stream's when it is streamed, made anew when it is quantised, else
+  /// restored. In the parameter's type, or where nothing is lost by it straight in the type of a product.
+  Tensor passing_weight(std::optional<at::ScalarType> of_product = std::nullopt);
+  /// The type of passing_weight for a quantised one.
+  at::ScalarType passing_dtype(std::optional<at::ScalarType> of_product) const;
   /// The weight's values; of a released one a copy for the caller, while the layer stays as it is.
   Tensor weight_value() const { return again_ ? again_() : weight; }
   /// Makes a released weight anew. Everything in this library that reads or changes a weight calls it first; a program
@@ -84,7 +98,10 @@ class LinearImpl : public torch::nn::Module {
   AdapterSlot slot;
 
  private:
+  Tensor product_with(const Tensor& x, const Tensor& added);
+
   std::function<Tensor()> again_;
+  std::shared_ptr<const ops::QuantizedTensor> bits_;
   std::shared_ptr<WeightStream> stream_;
   WeightStream::Place place_ = {};
 };

@@ -17,7 +17,8 @@ namespace lora::nn {
 /// Applies while every layer is a plain LinearImpl with a frozen weight and bias; otherwise each layer runs by itself.
 /// Low-rank adapters without dropout join the product, others are added. Frozen weights are packed at the first forward
 /// pass with gradients where that pays (see ops::PackedWeight), and again after someone asked for the plain weight.
-/// Streamed weights are brought for each product, and packed for it where held ones would be: the results are the same.
+/// Streamed and quantised weights are brought for each product, and packed for it where held ones would be: the results are
+/// the same.
 class LinearGroup {
  public:
   LinearGroup() = default;
@@ -45,13 +46,13 @@ class LinearGroup {
   Tensor scaled_outputs(const Tensor& y, const ops::FrozenWeights& weights, const AdaptersByLayer& scaling);
   bool can_join(const FastPaths& fast) const;
   void say_why_not_joined() const;
-  bool is_streamed() const;
+  bool is_brought() const;
   bool can_pack_now(at::ScalarType dtype) const;
   bool reads_plain_weights(at::ScalarType dtype, const FastPaths& fast) const;
   ops::FrozenWeights plain_weights() const;
   ops::FrozenWeights held_weights(at::ScalarType dtype, const FastPaths& fast);
-  ops::FrozenWeights streamed_weights(at::ScalarType dtype, const FastPaths& fast);
-  bool packs_streamed(at::ScalarType dtype, const FastPaths& fast) const;
+  ops::FrozenWeights brought_weights(at::ScalarType dtype, const FastPaths& fast);
+  bool packs_brought(at::ScalarType dtype, const FastPaths& fast) const;
   bool packed_is_current() const;
   void pack(at::ScalarType dtype, bool release_plain);
   Tensor one_by_one(const Tensor& x);
@@ -65,7 +66,7 @@ class LinearGroup {
   std::vector<Linear> layers_;
   std::shared_ptr<const ops::PackedWeight> packed_;
   std::vector<std::optional<Seen>> seen_;  ///< nothing for a layer whose plain weight was released
-  std::optional<at::ScalarType> packs_streamed_;  ///< the type in which held weights would be packed by now
+  std::optional<at::ScalarType> packs_brought_;  ///< the type in which held weights would be packed by now
 };
 
 }  // namespace lora::nn

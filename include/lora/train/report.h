@@ -23,6 +23,8 @@ struct ReportContent {
   std::vector<std::pair<std::string, std::string>> environment;  ///< label, value
   std::string config_yaml;
   std::optional<double> eval_loss_before, eval_loss_after;
+  /// AdaLoRA's modules, in the order of StepResult::ranks.
+  std::vector<std::string> rank_modules = {};
   std::vector<SampleGeneration> samples;
 };
 

@@ -175,9 +175,6 @@ LlamaConfig parse_llama_config(std::string_view json, std::string_view where) {
                        where, model_type);
   fields.text("hidden_act", activation);
   require<FormatError>(activation == "silu", "[{}] hidden_act must be silu; found \"{}\"", where, activation);
-  require<FormatError>(!fields.has("quantization_config"),
-                       "[{}] weights must not be quantised; found quantization_config; use the full-precision model", where);
-
   LlamaConfig config;
   config.max_position_embeddings = 2048;  // what transformers assumes
   config.rms_norm_eps = 1e-6;
@@ -189,6 +186,9 @@ LlamaConfig parse_llama_config(std::string_view json, std::string_view where) {
   if (fields.has("pad_token_id")) fields.integer("pad_token_id", config.pad_token_id.emplace());
   read_rope(fields, where, config);
   read_dtype(fields, where, config);
+  if (const Json* quantization = fields.object("quantization_config")) {
+    config.quantization = formats::parse_quantization_config(quantization->dump(), where);
+  }
 
   if (!fields.has("num_key_value_heads")) config.num_key_value_heads = config.num_attention_heads;
   if (!fields.has("head_dim") && config.num_attention_heads > 0) {
@@ -230,6 +230,9 @@ std::string write_llama_config(const LlamaConfig& config) {
   for (const auto& [key, member] : kIntegers) json[key] = config.*member;
   for (const auto& [key, member] : kNumbers) json[key] = config.*member;
   for (const auto& [key, member] : kBooleans) json[key] = config.*member;
+  if (config.quantization) {
+    json["quantization_config"] = formats::parse_json(formats::write_quantization_config(*config.quantization), "quantization_config");
+  }
   return json.dump(2) + "\n";
 }
 

@@ -11,6 +11,8 @@
 #include "lora/formats/llama2c.h"
 #include "lora/io/dtype.h"
 #include "lora/io/model_files.h"
+#include "lora/io/quantized.h"
+#include "lora/ops/quantized.h"
 
 namespace lora::llama {
 namespace {
@@ -102,13 +104,18 @@ LlamaConfig convert_llama2c(const Path& file, const Path& directory, const SaveO
 LlamaConfig convert_hf(const Path& from, const Path& directory, const SaveOptions& options) {
   LlamaConfig config = read_llama_config(from);
   config.dtype = options.dtype.value_or(config.dtype);
+  config.quantization = std::nullopt;  // what was in few bits is written as the numbers that it stands for
   const io::ModelFiles files(from);
   std::vector<io::TensorSource> tensors;
   for (const auto& [name, shape] : llama_weight_shapes(config)) {
-    require<ShapeError>(files.contains(name) && files.entry(name).shape == shape,
-                        "[convert] {} must hold {} with shape [{}], as its config.json says", from.string(), name,
-                        fmt::join(shape, ", "));
-    tensors.push_back({name, config.dtype, shape, [&files, name = name] { return files.read(name); }});
+    const bool is_there = files.contains(name);
+    const auto stored = is_there ? io::stored_weight(files, name) : io::StoredWeight{};
+    require<ShapeError>(is_there && stored.shape == shape, "[convert] {} must hold {} with shape [{}], as its config.json says",
+                        from.string(), name, fmt::join(shape, ", "));
+    const auto dtype = io::to_torch(config.dtype, "config.json");
+    tensors.push_back({name, config.dtype, shape, [&files, name = name, dtype, in_few_bits = stored.scheme.has_value()] {
+                         return in_few_bits ? ops::QuantizedTensor(io::read_quantized(files, name)).dequantize(dtype) : files.read(name);
+                       }});
   }
   io::save_model_files(directory, tensors, options.shard_bytes);
   write_config(config, directory, options);

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 
 #include "core/check.h"
@@ -178,10 +179,28 @@ Tensor attend_with_prefix(const ops::Heads& heads, const Tensor& mask, const Pre
                           /*causal=*/false);
 }
 
-/// Hugging Face's rule for fresh weights: norms one, biases zero, everything else normal.
+/// The layers that keep their weights in few bits, by their parameters.
+std::map<const at::TensorImpl*, nn::LinearImpl*> layers_in_few_bits(LlamaForCausalLMImpl& model) {
+  std::map<const at::TensorImpl*, nn::LinearImpl*> layers;
+  for (const auto& module : model.modules(/*include_self=*/false)) {
+    auto* linear = module->as<nn::LinearImpl>();
+    if (linear != nullptr && linear->options.parameters.quantization) layers.emplace(linear->weight.unsafeGetTensorImpl(), linear);
+  }
+  return layers;
+}
+
+/// Hugging Face's rule for fresh weights: norms one, biases zero, everything else normal. Weights in few bits are those of
+/// a plain model, drawn and quantised one by one.
 void initialize(LlamaForCausalLMImpl& model) {
   const torch::NoGradGuard no_grad;
+  const auto in_few_bits = layers_in_few_bits(model);
   for (auto& entry : model.named_parameters()) {
+    const auto layer = in_few_bits.find(entry.value().unsafeGetTensorImpl());
+    if (layer != in_few_bits.end()) {
+      const Tensor drawn = at::empty(entry.value().sizes(), entry.value().options()).normal_(0, model.config.initializer_range);
+      layer->second->quantize_weight(ops::QuantizedTensor::quantize(drawn, *layer->second->options.parameters.quantization));
+      continue;
+    }
     const bool is_tied_twin = entry.key() == "lm_head.weight" && model.config.tie_word_embeddings;
     if (entry.key().ends_with("norm.weight")) {
       entry.value().fill_(1);
@@ -392,6 +411,7 @@ LlamaForCausalLMImpl::LlamaForCausalLMImpl(const LlamaConfig& config_, const nn:
   model = register_module("model", LlamaModel(config, uninitialized));
   nn::ParameterOptions resident = uninitialized;
   resident.allocate = true;
+  resident.quantization = std::nullopt;
   lm_head = register_module("lm_head", linear(config.hidden_size, config.vocab_size, false, resident));
   if (config.tie_word_embeddings) lm_head->tie_weight(model->embed_tokens->weight);
   head_group_ = nn::LinearGroup({lm_head});

@@ -8,6 +8,7 @@ namespace {
 /// In evaluation mode every low-rank adapter shows its factors; those that show none in training drop inputs.
 nn::LinearShape shape_of(const nn::LinearImpl& linear) {
   nn::LinearShape shape{.in = linear.options.in_features, .out = linear.options.out_features, .dtype = linear.weight.scalar_type()};
+  if (linear.weight_is_quantized()) shape.few_bits = linear.quantized_weight()->scheme().type;
   shape.trained = linear.weight.requires_grad() || (linear.bias.defined() && linear.bias.requires_grad());
   for (const auto& adapter : linear.slot.contributing()) {
     for (const auto& parameter : adapter->parameters()) {

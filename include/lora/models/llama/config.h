@@ -9,6 +9,7 @@
 
 #include "lora/core/dtype.h"
 #include "lora/core/path.h"
+#include "lora/formats/quantization.h"
 
 namespace lora::llama {
 
@@ -32,13 +33,15 @@ struct LlamaConfig {
   std::vector<int64_t> eos_token_ids = {2};
   std::optional<int64_t> pad_token_id;
   DType dtype = DType::kF32;
+  /// How the weights are stored when bitsandbytes quantised them.
+  std::optional<formats::QuantizationConfig> quantization;
 
   bool operator==(const LlamaConfig&) const = default;
 };
 
 /// Reads config.json text; old (rope_theta, torch_dtype) and new (rope_parameters, dtype) spellings.
-/// Throws FormatError for anything that is no plain Llama: another model_type, activation, scaled rotary embedding,
-/// quantised weights, or sizes that do not fit together. `where` opens the message.
+/// Throws FormatError for anything that is no plain Llama: another model_type, activation, scaled rotary embedding, weights
+/// that something else than bitsandbytes quantised, or sizes that do not fit together. `where` opens the message.
 LlamaConfig parse_llama_config(std::string_view json, std::string_view where);
 
 /// config.json of a model directory.

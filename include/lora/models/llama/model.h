@@ -113,7 +113,8 @@ TORCH_MODULE(LlamaModel);
 class LlamaForCausalLMImpl : public nn::CausalLMImpl {
  public:
   /// Fresh weights (normal with initializer_range, norms one, biases zero) from torch's default generator, unless the
-  /// options leave them uninitialised. `allocate` false concerns the layers; embedding, head and norms hold memory.
+  /// options leave them uninitialised. `allocate` false and `quantization` concern the layers; embedding, head and norms hold
+  /// plain numbers.
   explicit LlamaForCausalLMImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters = {});
 
   Tensor hidden(const Batch& batch, nn::KvCache* cache = nullptr) override;
