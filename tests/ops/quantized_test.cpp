@@ -157,6 +157,13 @@ TEST_CASE("quantize: scales of many blocks have 8 bits, whatever the number of t
   CHECK(at::equal(again.parts()->absmax, nested.parts()->absmax));
   CHECK(again.parts()->nested_offset == nested.parts()->nested_offset);
   CHECK(at::equal(again.dequantize(at::kBFloat16), nested.dequantize(at::kBFloat16)));
+  for (int i = 0; i < 8; ++i) {  // sums in another order are equal now and then
+    const at::Tensor other = at::randn({1100, 2048});
+    const float with_others = QuantizedTensor::quantize(other, {kNf4, 64, true}).parts()->nested_offset;
+    at::set_num_threads(threads);
+    CHECK(QuantizedTensor::quantize(other, {kNf4, 64, true}).parts()->nested_offset == with_others);
+    at::set_num_threads(threads == 1 ? 2 : 1);
+  }
   at::set_num_threads(threads);
   CHECK(nested.bytes() == 1500 * 1024 + 48000 + 188 * 4 + (16 + 256) * 4);
 }
