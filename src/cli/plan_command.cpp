@@ -279,7 +279,8 @@ void keep_in_four_bits(train::MemoryInputs& inputs) {
     for (auto* group : {&layer.qkv, &layer.out, &layer.gate_up, &layer.down}) {
       for (auto& shape : *group) {
         if (shape.trained) continue;
-        const auto form = ops::QuantizedTensor::quantize(at::empty({shape.out, shape.in}, at::TensorOptions(at::kMeta).dtype(shape.dtype)), kScheme);
+        const auto options = at::TensorOptions(at::kMeta).dtype(shape.dtype);
+        const auto form = ops::QuantizedTensor::quantize(at::empty({shape.out, shape.in}, options), kScheme);
         inputs.parameters.weights_bytes -= static_cast<uint64_t>(shape.numbers()) * c10::elementSize(shape.dtype) - form.bytes();
         shape.few_bits = kScheme.type;
       }

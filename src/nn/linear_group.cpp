@@ -87,23 +87,23 @@ std::vector<std::shared_ptr<const ops::QuantizedTensor>> all_bits(const std::vec
   return bits;
 }
 
-/// Quantised weights come side by side, so that packing them needs no copy.
-std::vector<Tensor> brought(const std::vector<Linear>& layers, at::ScalarType dtype) {
-  std::vector<Tensor> weights;
-  const auto stored = layers.front()->passing_dtype(dtype);
-  const bool side_by_side = std::all_of(layers.begin(), layers.end(), [&](const Linear& layer) {
-    return layer->weight_is_quantized() && layer->passing_dtype(dtype) == stored;
-  });
-  if (!side_by_side) {
-    for (const Linear& layer : layers) weights.push_back(layer.ptr()->passing_weight(dtype));
-    return weights;
-  }
+/// One weight for one product: those of all layers below each other.
+Tensor made_whole(const std::vector<Linear>& layers, at::ScalarType dtype) {
   std::vector<int64_t> rows;
   for (const Linear& layer : layers) rows.push_back(layer->options.out_features);
   const Tensor whole = at::empty({std::accumulate(rows.begin(), rows.end(), int64_t{0}), layers.front()->options.in_features},
-                                 layers.front()->weight.options().dtype(stored));
-  weights = whole.split_with_sizes(rows);
-  for (size_t i = 0; i < layers.size(); ++i) layers[i]->quantized_weight()->dequantize_into(weights[i]);
+                                 layers.front()->weight.options().dtype(dtype));
+  const auto parts = whole.split_with_sizes(rows);
+  for (size_t i = 0; i < layers.size(); ++i) layers[i]->quantized_weight()->dequantize_into(parts[i]);
+  return whole;
+}
+
+std::vector<Tensor> brought(const std::vector<Linear>& layers, at::ScalarType dtype) {
+  const auto stored = layers.front()->passing_dtype(dtype);
+  const bool one_type = std::all_of(layers.begin(), layers.end(), [&](const Linear& layer) { return layer->passing_dtype(dtype) == stored; });
+  if (one_type && !all_bits(layers).empty()) return {made_whole(layers, stored)};
+  std::vector<Tensor> weights;
+  for (const Linear& layer : layers) weights.push_back(layer.ptr()->passing_weight(dtype));
   return weights;
 }
 
@@ -232,12 +232,13 @@ ops::FrozenWeights LinearGroup::held_weights(at::ScalarType dtype, const FastPat
   return weights;
 }
 
-/// Packed and plain products differ in their last bits: those that held weights would have are packed here too.
+/// Packed and plain products differ in their last bits: streamed weights are packed where held ones would be. Quantised ones,
+/// which give other numbers anyway, are not: it takes longer than it saves.
 ops::FrozenWeights LinearGroup::brought_weights(at::ScalarType dtype, const FastPaths& fast) {
   ops::FrozenWeights weights = without_weights(layers_);
   weights.bring = [layers = layers_, dtype] { return brought(layers, dtype); };
   if (can_pack_now(dtype) && fast.packed_weights) packs_brought_ = dtype;
-  weights.packs_brought = packs_brought(dtype, fast);
+  weights.packs_brought = packs_brought(dtype, fast) && all_bits(layers_).empty();
   return weights;
 }
 

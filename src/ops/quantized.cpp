@@ -4,7 +4,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Half.h>
-#include <c10/util/ParallelGuard.h>
 
 #include <algorithm>
 #include <array>
@@ -121,10 +120,19 @@ Tensor empty(const std::vector<int64_t>& shape, at::ScalarType type, const at::D
   return at::empty(shape, at::TensorOptions(device).dtype(type));
 }
 
+/// LibTorch's mean of what it sums in one thread; more is summed piece by piece, so that the number of threads changes nothing.
+Tensor mean_of(const Tensor& numbers) {
+  constexpr int64_t kSummedByOneThread = at::internal::GRAIN_SIZE - 1;
+  Tensor sum = numbers.slice(0, 0, kSummedByOneThread).sum();
+  for (int64_t first = kSummedByOneThread; first < numbers.numel(); first += kSummedByOneThread) {
+    sum = sum + numbers.slice(0, first, first + kSummedByOneThread).sum();
+  }
+  return sum / numbers.numel();
+}
+
 /// Scales in 8 bits: what is left of them without their mean.
 void quantize_scales(io::QuantizedParts& parts) {
-  const c10::ParallelGuard one_thread(true);  // sums do not depend on the number of threads
-  const Tensor absmax = parts.absmax, mean = absmax.mean();
+  const Tensor absmax = parts.absmax, mean = mean_of(absmax);
   parts.nested_offset = mean.item<float>();
   parts.nested_map = dynamic_map();
   const int64_t blocks = absmax.numel(), nested = ceil_div(blocks, kNestedBlock);

@@ -332,7 +332,7 @@ class Rehearsal {
   /// The weights of a product, packed when it is the first one with gradients.
   void multiply(Group& group, bool with_gradients) {
     if (group.is_in_few_bits()) {
-      const Scope made(ledger_, kPacked, made_bytes(group, 1));
+      const Scope made(ledger_, kPacked, made_bytes(group));
     } else if (is_streamed(group)) {
       const Scope brought(ledger_, kPacked, can_pack(group) ? brought_bytes(group) : cast_bytes(group));
     } else if (can_pack(group) && (with_gradients || group.packed)) {
@@ -345,13 +345,13 @@ class Rehearsal {
   /// Packed for one product. Weights that came together lie side by side: only another type makes a copy of them.
   int64_t brought_bytes(const Group& group) const { return form_bytes(group) * (is_converted() ? 2 : 1); }
 
-  /// Numbers made out of few bits, side by side, in the parameter's type or (nn::LinearImpl::passing_dtype) the product's, and
-  /// `forms` of them in the product's layout where that one packs.
-  int64_t made_bytes(const Group& group, int64_t forms) const {
+  /// Numbers made out of few bits: of a joined group all, else of one layer after the other; in the parameter's type or
+  /// (nn::LinearImpl::passing_dtype) straight in the product's. Plain products of half precision lay them out anew.
+  int64_t made_bytes(const Group& group) const {
+    int64_t numbers = 0;
+    for (const auto& layer : *group.shape) numbers = is_joined(group) ? numbers + layer.numbers() : std::max(numbers, layer.numbers());
     const bool is_straight = shapes_.weight_dtype == at::kFloat || !is_converted();
-    const int64_t made = group.numbers() * (is_straight ? compute_ : weight_);
-    if (!can_pack(group)) return made + (is_straight ? 0 : cast_bytes(group));
-    return made + (forms + (is_straight ? 0 : 1)) * form_bytes(group);
+    return numbers * ((is_straight ? compute_ : weight_ + compute_) + (on_cpu() && compute_ < 4 ? compute_ : 0));
   }
 
   /// Plain weights of another type than the product's are converted for it, one layer after the other.
@@ -383,7 +383,7 @@ class Rehearsal {
   /// The product with the transposed weights, which are made when first needed from the others.
   void multiply_transposed(Group& group) {
     if (group.is_in_few_bits()) {
-      const Scope made(ledger_, kPacked, made_bytes(group, 2));
+      const Scope made(ledger_, kPacked, made_bytes(group));
     } else if (is_streamed(group) && can_pack(group)) {
       const Scope brought(ledger_, kPacked, brought_bytes(group) + form_bytes(group));
     } else if (is_streamed(group) || !group.packed) {

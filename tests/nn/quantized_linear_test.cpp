@@ -104,7 +104,7 @@ TEST_CASE("quantised Linear: the gradient to x by finite differences", "[nn]") {
   CHECK(other.bits->weight_is_quantized());
 }
 
-TEST_CASE("quantised group: a held one's bits, packed or not, adapted, at every number of rows", "[nn]") {
+TEST_CASE("quantised group: what a held one gives, packed or not, adapted, at every number of rows", "[nn]") {
   at::manual_seed(3);
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
   const auto amp = GENERATE(at::kFloat, at::kBFloat16);
@@ -127,14 +127,19 @@ TEST_CASE("quantised group: a held one's bits, packed or not, adapted, at every 
     const AutocastGuard autocast(at::kCPU, amp);
     return group.forward(input, fast);
   };
+  // One product adds in another order than one per layer, and bf16 rounds each.
+  const auto is_near = [&](const at::Tensor& a, const at::Tensor& b) {
+    const double tolerance = dtype == at::kBFloat16 || amp == at::kBFloat16 ? 0.01 : 2e-6;
+    return (a - b).abs().max().item<double>() <= tolerance * b.abs().max().item<double>();
+  };
   for (const int64_t rows : {1, 3, 96}) {
     INFO(rows << " rows, " << dtype << " under " << amp << ", packed " << fast.packed_weights << ", joined " << fast.joined);
     const auto input = at::randn({rows, 512}).to(dtype);
-    CHECK(at::equal(infer(bits, input), infer(plain, input)));
+    CHECK(is_near(infer(bits, input), infer(plain, input)));
     const auto found = run(bits, input), expected = run(plain, input);
-    CHECK(at::equal(found.first, expected.first));
-    CHECK(at::equal(found.second, expected.second));
-    CHECK(at::equal(infer(bits, input), infer(plain, input)));
+    CHECK(is_near(found.first, expected.first));
+    CHECK(is_near(found.second, expected.second));
+    CHECK(is_near(infer(bits, input), infer(plain, input)));
   }
   CHECK(first.bits->weight_is_quantized());
   CHECK(second.bits->weight_is_quantized());

@@ -111,6 +111,36 @@ TEST_CASE("quantize: the nearest number of the map, for every block size", "[ops
   }
 }
 
+TEST_CASE("quantize: numbers beside the bounds go where bitsandbytes' arithmetic puts them", "[ops]") {
+  // Whole blocks are multiplied by 1 / absmax and a short last one is divided, which differs in the last bit.
+  at::manual_seed(6);
+  const at::Tensor map = QuantizedTensor::quantize(at::ones({1, 1}), {}).parts()->map;
+  const at::Tensor bounds = (map.slice(0, 0, -1) + map.slice(0, 1)) / 2;
+  int64_t differing = 0;
+  for (int trial = 0; trial < 200; ++trial) {
+    const float scale = at::rand({1}).item<float>() + 0.01F;
+    at::Tensor numbers = at::zeros({1, 64});
+    numbers[0][0] = scale;
+    for (int64_t k = 0; k < 15; ++k) {
+      const float beside = bounds[k].item<float>() * scale;
+      numbers[0][3 * k + 1] = std::nextafter(beside, -2.0F);
+      numbers[0][3 * k + 2] = beside;
+      numbers[0][3 * k + 3] = std::nextafter(beside, 2.0F);
+    }
+    const auto codes = [](const at::Tensor& weight) {
+      const at::Tensor bytes = QuantizedTensor::quantize(weight, {}).parts()->codes.to(at::kLong);
+      return at::stack({at::bitwise_right_shift(bytes, 4), at::bitwise_and(bytes, 15)}, 1).flatten().slice(0, 0, weight.numel());
+    };
+    const auto expected = [&](const at::Tensor& scaled) { return at::bucketize(scaled.flatten().clamp(-1, 1), bounds); };
+    const at::Tensor whole = expected(numbers * (1.0 / at::full({1}, scale))), piece = numbers.slice(1, 0, 50).contiguous();
+    const at::Tensor divided = expected(piece / at::full({1}, scale));
+    CHECK(at::equal(codes(numbers), whole));
+    CHECK(at::equal(codes(piece), divided));
+    differing += (whole.slice(0, 0, 50) != divided).sum().item<int64_t>();
+  }
+  CHECK(differing > 0);
+}
+
 TEST_CASE("quantize: scales of many blocks have 8 bits, whatever the number of threads", "[ops]") {
   at::manual_seed(3);
   const at::Tensor weight = at::randn({1500, 2048}) * at::rand({1500, 1});
@@ -127,6 +157,13 @@ TEST_CASE("quantize: scales of many blocks have 8 bits, whatever the number of t
   CHECK(at::equal(again.parts()->absmax, nested.parts()->absmax));
   CHECK(again.parts()->nested_offset == nested.parts()->nested_offset);
   CHECK(at::equal(again.dequantize(at::kBFloat16), nested.dequantize(at::kBFloat16)));
+  for (int i = 0; i < 8; ++i) {  // sums in another order are equal now and then
+    const at::Tensor other = at::randn({1100, 2048});
+    const float with_others = QuantizedTensor::quantize(other, {kNf4, 64, true}).parts()->nested_offset;
+    at::set_num_threads(threads);
+    CHECK(QuantizedTensor::quantize(other, {kNf4, 64, true}).parts()->nested_offset == with_others);
+    at::set_num_threads(threads == 1 ? 2 : 1);
+  }
   at::set_num_threads(threads);
   CHECK(nested.bytes() == 1500 * 1024 + 48000 + 188 * 4 + (16 + 256) * 4);
 }

@@ -17,8 +17,8 @@ namespace lora::nn {
 /// Applies while every layer is a plain LinearImpl with a frozen weight and bias; otherwise each layer runs by itself.
 /// Low-rank adapters without dropout join the product, others are added. Frozen weights are packed at the first forward
 /// pass with gradients where that pays (see ops::PackedWeight), and again after someone asked for the plain weight.
-/// Streamed and quantised weights are brought for each product, and packed for it where held ones would be: the results are
-/// the same.
+/// Streamed weights are brought for each product, and packed for it where held ones would be: the results are the same.
+/// Quantised ones are made anew for each, below each other, and multiplied plain: packing them for one product gains nothing.
 class LinearGroup {
  public:
   LinearGroup() = default;
