@@ -151,7 +151,7 @@ std::vector<AdapterSet::SavedParameter> trained_copies(const NamedParameters& pa
 /// One module to adapt, before its adapter is made.
 struct PlannedSlot {
   AdapterSet::Slot slot;
-  std::function<std::shared_ptr<nn::Adapter>()> make;
+  std::function<std::shared_ptr<nn::Adapter>()> make = nullptr;
   double elements = 0;  ///< in double, since ranks from outside may be anything
 };
 

@@ -154,6 +154,90 @@ class CliTest(unittest.TestCase):
                          (self.folder / "whole/adapter/adapter_model.safetensors").read_bytes())
         self.assertEqual([line["loss"] for line in self.metrics()], [line["loss"] for line in self.metrics("whole")])
 
+    METHODS = {
+        "lora": "{r: 4, target_modules: [q_proj]}",
+        "dora": "{r: 4, use_dora: true, target_modules: [q_proj, embed_tokens]}",
+        "pissa": "{r: 4, init_lora_weights: pissa, target_modules: [q_proj]}",
+        "adalora": "{method: adalora, init_r: 4, target_r: 2, tinit: 1, tfinal: 2, total_step: 6}",
+        "ia3": "{method: ia3}",
+        "prefix": "{method: prefix, num_virtual_tokens: 3, prefix_projection: true}",
+        "ptuning_v2": "{method: ptuning_v2, pre_seq_len: 3}",
+        "prompt": "{method: prompt, num_virtual_tokens: 3}",
+        "ptuning": "{method: ptuning, num_virtual_tokens: 3, encoder_reparameterization_type: LSTM, encoder_hidden_size: 8}",
+        "bottleneck": "{method: bottleneck, preset: houlsby, reduction_factor: 8, learn_scaling: true}",
+    }
+
+    def with_method(self, adapter):
+        text = RUN_FILE.format(base=BASE)
+        self.write("run.yaml", re.sub("adapter: .*", lambda _: f"adapter: {adapter}", text))
+
+    def test_every_method_trains_goes_on_bit_by_bit_and_scores(self):
+        before = self.score(None)
+        for name, adapter in self.METHODS.items():
+            with self.subTest(name):
+                self.with_method(adapter)
+                self.finetune("--set", "train.max_steps=6", "--set", f"run.output_dir={name}")
+                parts = ("--set", f"run.output_dir={name}_parts")
+                self.finetune("--set", "train.max_steps=4", *parts)
+                self.finetune("--set", "train.max_steps=6", *parts)
+                self.assertEqual([line["loss"] for line in self.metrics(name)], [line["loss"] for line in self.metrics(f"{name}_parts")])
+                files = [self.folder / out / "adapter/adapter_model.safetensors" for out in (name, f"{name}_parts")]
+                self.assertEqual(files[0].read_bytes(), files[1].read_bytes())
+                self.assertNotEqual(self.score(f"{name}/adapter"), before)
+                ids = ("generate", "--model", BASE, "--adapter", f"{name}/adapter", "--prompt-ids", "1,12,14", "--temperature", 0,
+                       "--max-new-tokens", 6, "--json")
+                guessed, plain = self.run_command(*ids), self.run_command(*ids, "--prompt-lookup-num-tokens", 0)
+                self.assertEqual(json.loads(guessed)["token_ids"], json.loads(plain)["token_ids"])
+                self.assertIn("method", self.inspect(f"{name}/adapter")["adapter"])
+
+    def test_ranks_are_in_the_metrics_and_the_report(self):
+        self.with_method(self.METHODS["adalora"])
+        self.finetune("--set", "train.max_steps=6")
+        lines = self.metrics()
+        self.assertEqual([line["rank_budget"] for line in lines], [16, 10, 8, 8, 8, 8])
+        self.assertEqual([sum(line["ranks"]) if "ranks" in line else None for line in lines], [None, 10, 8, 8, None, None])
+        self.assertTrue(all(line["reg_loss"] > 0 for line in lines))
+        self.assertIn("<h2>Ranks</h2>", (self.folder / "out/report.html").read_text())
+        self.assertEqual(sum(self.inspect("out/adapter")["adapter"]["ranks"].values()), 8)
+
+    def test_methods_that_no_weight_can_hold_are_not_merged(self):
+        for name in ("prefix", "bottleneck"):
+            self.with_method(self.METHODS[name])
+            self.finetune("--set", f"run.output_dir={name}", "--set", "train.max_steps=1")
+            error = self.run_command("merge", "--model", BASE, "--adapter", f"{name}/adapter", "--output", "merged", code=2)
+            self.assertIn(name, error)
+            self.assertFalse((self.folder / "merged").exists())
+
+    def test_keys_of_another_method_are_refused(self):
+        self.with_method("{method: prefix, r: 8}")
+        self.assertIn("adapter.r belongs to adapter.method lora", self.finetune(code=2))
+        self.with_method("{method: adalora, tinit: 9}")
+        self.assertIn("tinit must be less than total_step - tfinal", self.finetune(code=2))
+
+    def test_an_adapter_starts_from_a_saved_one_of_its_method(self):
+        self.with_method(self.METHODS["prompt"])
+        self.finetune("--set", "run.output_dir=first")
+        self.with_method("{method: prompt, init_from: first/adapter}")
+        self.finetune("--set", "run.output_dir=second")
+        self.assertLess(self.metrics("second")[0]["loss"], self.metrics("first")[0]["loss"])
+        self.with_method("{method: prefix, init_from: first/adapter}")
+        self.assertIn("must be that of adapter.init_from, prompt", self.finetune(code=2))
+        self.with_method(self.METHODS["ptuning"])
+        self.finetune("--set", "run.output_dir=network")
+        self.with_method("{method: ptuning, init_from: network/adapter}")
+        self.assertIn("network", self.finetune(code=2))
+
+    def test_the_run_files_of_the_methods_run(self):
+        if not (SOURCE / "quickstart/base/model.safetensors").exists():
+            print("skipped: quickstart/base is not made yet")
+            return
+        for file in sorted((SOURCE / "configs/methods").glob("*.yaml")):
+            with self.subTest(file.name):
+                shorter = ("--set", "adapter.tfinal=1", "--set", "adapter.tinit=0") if file.stem == "adalora" else ()
+                self.run_command("finetune", "-c", file, "--set", f"run.output_dir={file.stem}", "--set", "train.max_steps=2",
+                                 "--set", "log.samples=0", "--set", "data.eval.path=null", *shorter)
+                self.assertTrue((self.folder / file.stem / "adapter/adapter_config.json").exists())
+
     def test_fast_paths_packing_and_recomputation_change_no_number(self):
         self.finetune()
         expected = [line["loss"] for line in self.metrics()]
