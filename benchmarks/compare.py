@@ -32,6 +32,11 @@ CASES = {
     "all_linear_2_threads": {"adapter": "adapter_all_linear", "threads": 2},
     "adgen_packed_1_thread": {"rows": "rows_adgen.jsonl", "ours": ["--packed"], "peer": ["--pad-to", "128"]},
     "adgen_packed_2_threads": {"rows": "rows_adgen.jsonl", "ours": ["--packed"], "peer": ["--pad-to", "128"], "threads": 2},
+    # PEFT's own DoRA and AdaLoRA, both sides without the allocation of ranks.
+    "dora_1_thread": {"adapter": "adapter_dora"},
+    "dora_2_threads": {"adapter": "adapter_dora", "threads": 2},
+    "adalora_1_thread": {"adapter": "adapter_adalora"},
+    "adalora_2_threads": {"adapter": "adapter_adalora", "threads": 2},
     "full_1_thread": {"adapter": None},
     "full_2_threads": {"adapter": None, "threads": 2},
     # One token a pass on both sides; with lookup ours guesses tokens from the text so far, which pays as it repeats itself.

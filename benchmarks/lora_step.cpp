@@ -95,7 +95,9 @@ class Run {
 
   void gradients(const std::string& path) {
     begin_training();
-    const at::Tensor loss = nn::causal_lm_loss_sum(*model_, batch_.to(device_)) / batch_.num_targets;
+    at::Tensor loss = nn::causal_lm_loss_sum(*model_, batch_.to(device_)) / batch_.num_targets;
+    const at::Tensor regularizer = adapters_ ? adapters_.regularizer() : at::Tensor();
+    if (regularizer.defined()) loss = loss + regularizer;
     loss.backward();
     io::NamedTensors tensors;
     for (auto [name, parameter] : trained()) {
@@ -157,7 +159,9 @@ class Run {
     }
     add_weight(config.vocab_size, hidden, batch_.num_targets, true);
     if (!adapters_) return;
-    for (const auto& [name, factor] : adapters_.named_parameters()) add_factor(factor.sizes());
+    for (const auto& [name, factor] : adapters_.named_parameters()) {
+      if (factor.dim() == 2 && factor.size(1) > 1) add_factor(factor.sizes());
+    }
   }
 
   at::Tensor numbers(const std::vector<int64_t>& sizes) const {
@@ -211,9 +215,10 @@ class Run {
   std::vector<std::pair<std::string, at::Tensor>> trained() {
     std::vector<std::pair<std::string, at::Tensor>> found;
     if (adapters_) {
+      const bool has_bare_factors = std::holds_alternative<AdaLoraOptions>(adapters_.options());
       for (auto [name, parameter] : adapters_.named_parameters()) {
         name.replace(name.find(".default"), 8, "");
-        found.emplace_back("base_model.model." + name + ".weight", parameter);
+        found.emplace_back("base_model.model." + name + (has_bare_factors ? "" : ".weight"), parameter);
       }
     } else {
       for (const auto& entry : model_->named_parameters()) found.emplace_back(entry.key(), entry.value());

@@ -8,7 +8,7 @@ import json
 import pathlib
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 SIZES = {
@@ -34,11 +34,11 @@ with torch.device(args.device):
 model.save_pretrained(args.out / "model")
 
 
-def save_adapter(name, **options):
-    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+def save_adapter(name, kind=LoraConfig, **options):
+    adapted = get_peft_model(model, kind(task_type="CAUSAL_LM", **options))
     with torch.no_grad():  # B starts at zero, which would hide a wrong gradient of A
         for key, parameter in adapted.named_parameters():
-            if "lora_B" in key:
+            if "lora_B" in key or "lora_E" in key:
                 parameter.normal_(0, 0.02)
     adapted.save_pretrained(args.out / name)
     adapted.unload()
@@ -54,6 +54,8 @@ def random_row(length):
 
 save_adapter("adapter", r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
 save_adapter("adapter_all_linear", r=16, lora_alpha=32, target_modules="all-linear")
+save_adapter("adapter_dora", r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], use_dora=True)
+save_adapter("adapter_adalora", AdaLoraConfig, init_r=8, target_r=4, total_step=1000, lora_alpha=16, target_modules=["q_proj", "v_proj"])
 save_rows("rows.jsonl", [random_row(args.seq) for _ in range(args.batch)])
 # Lengths as prompt and answer of ADGEN rows have them: 44 % of the positions of rows padded to 128 are real.
 save_rows("rows_adgen.jsonl", [random_row(length) for length in (38, 45, 49, 52, 56, 61, 69, 80)])
