@@ -54,7 +54,7 @@ if [ ${#data_cases[@]} -gt 0 ]; then
     --inputs "$inputs" --rounds "$rounds" "${results[@]}"
 fi
 [ ${#step_cases[@]} -gt 0 ] || exit 0
-if [ ! -e "$inputs/rows_adgen.jsonl" ]; then
+if [ ! -e "$inputs/rows_adgen.jsonl" ] || [ ! -e "$inputs/adapter_adalora" ]; then
   say "making a random model, adapters and rows in $inputs"
   "$peers/bin/python" benchmarks/make_inputs.py "$inputs" --size "$size"
 fi

@@ -85,7 +85,8 @@ def answer(**values):
 def gradients(path):
     loss = loss_of_rows()
     loss.backward()
-    save_file({n.replace(".default", ""): p.grad.cpu().clone() for n, p in model.named_parameters() if p.grad is not None}, path)
+    save_file({n.replace(".default", ""): p.grad.cpu().clone() for n, p in model.named_parameters()
+               if p.grad is not None and "ranknum" not in n}, path)  # AdaLoRA trains no scale
     optimizer.zero_grad(set_to_none=True)
     answer(loss=float(loss.detach()))
 
