@@ -6,29 +6,19 @@
 #include <algorithm>
 #include <cmath>
 
+#include "adapters/dropout_mask.h"
 #include "core/check.h"
 #include "lora/ops/ops.h"
+#include "ops/rows.h"
 
 // Legend: I inputs, O outputs, R rank.
 namespace lora {
 namespace {
 
-/// Keeps the scale finite where the rank is 0, as PEFT does.
-constexpr double kTinyRank = 1e-5;
-
-double scale_of(const AdaLoraOptions& options) {
-  const auto rank = static_cast<double>(options.init_rank);
-  return (options.alpha > 0 ? options.alpha : rank) / (rank + kTinyRank);
-}
-
 /// |M - I|, whose gradient at zero is zero and not undefined.
 at::Tensor distance_from_identity(const at::Tensor& product) {
   constexpr double kTiny = 1e-14;
   return ((product - at::eye(product.size(0), product.options())).square().sum() + kTiny).sqrt();
-}
-
-at::Tensor at_least_fp32(const at::Tensor& value) {
-  return value.scalar_type() == at::kDouble ? value : value.to(at::kFloat);
 }
 
 int64_t count(const std::vector<bool>& kept) { return std::count(kept.begin(), kept.end(), true); }
@@ -46,6 +36,12 @@ std::vector<bool> as_vector(const at::Tensor& mask) {
 }
 
 }  // namespace
+
+double adalora_scale(const AdaLoraOptions& options) {
+  constexpr double kTinyRank = 1e-5;  // as PEFT, where a rank may become 0
+  const auto rank = static_cast<double>(options.init_rank);
+  return (options.alpha > 0 ? options.alpha : rank) / (rank + kTinyRank);
+}
 
 void check_adalora(const AdaLoraOptions& options, bool for_training) {
   const auto is_beta = [](double beta) { return beta > 0 && beta < 1; };
@@ -73,7 +69,7 @@ void check_adalora(const AdaLoraOptions& options, bool for_training) {
 
 AdaLoraLinear::AdaLoraLinear(const nn::LinearLayout& layout, int64_t rank, const AdaLoraOptions& options,
                              double regularizer_weight)
-    : scale_(scale_of(options)), dropout_(options.dropout), regularizer_weight_(regularizer_weight) {
+    : scale_(adalora_scale(options)), dropout_(options.dropout), regularizer_weight_(regularizer_weight) {
   constexpr double kDeviation = 0.02;
   lora_A = register_parameter("lora_A", at::empty({rank, layout.in_features}, at::kFloat).normal_(0, kDeviation));
   lora_B = register_parameter("lora_B", at::empty({layout.out_features, rank}, at::kFloat).normal_(0, kDeviation));
@@ -81,9 +77,7 @@ AdaLoraLinear::AdaLoraLinear(const nn::LinearLayout& layout, int64_t rank, const
 }
 
 at::Tensor AdaLoraLinear::delta(const at::Tensor& x) {
-  at::Tensor mask;
-  if (is_training() && dropout_ > 0) mask = at::empty_like(x).bernoulli_(1 - dropout_).div_(1 - dropout_);
-  return ops::lora_delta(x, lora_A * lora_E, lora_B, scale_, mask);
+  return ops::lora_delta(x, lora_A * lora_E, lora_B, scale_, adapters::dropout_mask(x, is_training() ? dropout_ : 0));
 }
 
 std::optional<nn::LowRankFactors> AdaLoraLinear::low_rank() const {
@@ -92,7 +86,7 @@ std::optional<nn::LowRankFactors> AdaLoraLinear::low_rank() const {
 }
 
 at::Tensor AdaLoraLinear::weight_delta() const {
-  return at_least_fp32(lora_B).mm(at_least_fp32(lora_A * lora_E)) * scale_;
+  return ops::rows::widened(lora_B).mm(ops::rows::widened(lora_A * lora_E)) * scale_;
 }
 
 at::Tensor AdaLoraLinear::regularizer() const {

@@ -139,13 +139,6 @@ void AdapterSet::merge() {
   for (const auto& slot : slots()) adapters::merge(slot);
 }
 
-double AdapterSet::update_norm(const Slot& slot) {
-  const at::NoGradGuard no_grad;
-  if (!slot.adapter->scales()) return slot.adapter->weight_delta().norm().item<double>();
-  const at::Tensor weight = adapters::weight_value_of(slot).detach().to(at::kFloat);
-  return (slot.adapter->merged(weight, weight) - weight).norm().item<double>();
-}
-
 void AdapterSet::unmerge() {
   for (const auto& slot : slots()) adapters::unmerge(slot);
 }

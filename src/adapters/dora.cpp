@@ -3,13 +3,15 @@
 #include <ATen/ATen.h>
 #include <torch/utils.h>
 
+#include "adapters/dropout_mask.h"
 #include "lora/ops/ops.h"
+#include "ops/rows.h"
 
 // Legend: O outputs, I inputs, R rank, V vocabulary, D dim.
 namespace lora {
 namespace {
 
-at::ScalarType wide_type(const at::Tensor& value) { return value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+using ops::rows::widened;
 
 /// Lengths of the rows of W + scale B A, from |W|^2 per row and W A^T. Rounding may take a row of zeros below zero.
 at::Tensor lengths_of_sum(const at::Tensor& squares_O, const at::Tensor& wa_OR, const at::Tensor& a_RI, const at::Tensor& b_OR,
@@ -39,16 +41,15 @@ void DoraLinear::measure(nn::LinearImpl& layer) {
   if (layer.weight.is_meta()) return;
   const torch::NoGradGuard no_grad;
   const at::Tensor weight = layer.weight_value();
-  base_lengths_.set_data(weight.to(wide_type(weight)).square().sum(1).to(base_lengths_.options()));
-  seen_ = {layer.weight.const_data_ptr(), static_cast<uint32_t>(layer.weight._version())};
+  base_lengths_.set_data(widened(weight).square().sum(1).to(base_lengths_.options()));
+  seen_ = nn::stamp_of(layer.weight);
 }
 
 /// Values of a weight that was given up cannot change; one that trains changes with every step.
 bool DoraLinear::is_measured(const nn::LinearImpl& layer) const {
-  if (seen_.data == nullptr) return false;
+  if (!seen_) return false;
   if (layer.weight_is_released()) return true;
-  return !layer.weight.requires_grad() && layer.weight.const_data_ptr() == seen_.data &&
-         static_cast<uint32_t>(layer.weight._version()) == seen_.version;
+  return !layer.weight.requires_grad() && nn::stamp_of(layer.weight) == *seen_;
 }
 
 void DoraLinear::reset_magnitude(nn::LinearImpl& layer) {
@@ -56,8 +57,7 @@ void DoraLinear::reset_magnitude(nn::LinearImpl& layer) {
   const torch::NoGradGuard no_grad;
   measure(layer);
   const at::Tensor weight = layer.weight_value();
-  const auto wide = wide_type(weight);
-  const at::Tensor sum = weight.to(wide) + weight_delta().to(wide);
+  const at::Tensor wide = widened(weight), sum = wide + weight_delta().to(wide.scalar_type());
   lora_magnitude_vector.copy_(at::linalg_vector_norm(sum, 2, {1}));
 }
 
@@ -75,7 +75,7 @@ at::Tensor DoraLinear::output_scale(const at::Tensor& rows_RO, nn::LinearImpl& l
 }
 
 at::Tensor DoraLinear::apply(const at::Tensor& x, const at::Tensor& y, nn::LinearImpl& layer) {
-  const at::Tensor mask = dropout_mask(x);
+  const at::Tensor mask = adapters::dropout_mask(x, dropout_now());
   if (!mask.defined()) return Adapter::apply(x, y, layer);
   at::Tensor rows_RO;
   {
@@ -108,9 +108,8 @@ void DoraEmbedding::reset_magnitude(const at::Tensor& table_VD) {
 
 at::Tensor DoraEmbedding::column_lengths(const at::Tensor& table_VD) const {
   const torch::NoGradGuard no_grad;
-  const auto wide = wide_type(table_VD);
-  const at::Tensor wide_VD = table_VD.to(wide);
-  const at::Tensor a_RV = lora_embedding_A.to(wide), b_DR = lora_embedding_B.to(wide);
+  const at::Tensor wide_VD = widened(table_VD);
+  const at::Tensor a_RV = lora_embedding_A.to(wide_VD.scalar_type()), b_DR = lora_embedding_B.to(wide_VD.scalar_type());
   return lengths_of_sum(wide_VD.square().sum(0), wide_VD.t().mm(a_RV.t()), a_RV, b_DR, scale());
 }
 

@@ -201,23 +201,13 @@ std::shared_ptr<nn::Adapter> make_lora(const AdapterSet::Slot& slot, const LoraS
   return adapter;
 }
 
-template <class Options>
-TargetRule rule_of(const Options& options) {
-  TargetRule rule{.targets = options.targets, .exclude = options.exclude, .modules_to_save = options.modules_to_save};
-  if constexpr (requires { options.layers_pattern; }) {
-    rule.layers_to_transform = options.layers_to_transform;
-    rule.layers_pattern = options.layers_pattern;
-  }
-  return rule;
-}
-
 /// The part of a plan that all methods on weights share. make_slot(target, slot): how each is made.
 template <class Options, class MakeSlot>
 Plan plan_weights(torch::nn::Module& model, Options& options, const std::string& bias, MakeSlot make_slot) {
   Plan plan;
   const auto modules = base_modules(model);
   plan.modules_to_save = select_modules_to_save(modules, options.modules_to_save);
-  TargetRule rule = rule_of(options);
+  TargetRule rule = adapters::rule_of(options);
   const auto targets = select_targets(model, modules, rule);
   options.targets = rule.targets;
   const auto parameters = base_parameters(model, modules);
@@ -461,6 +451,10 @@ void require_no_conflict(const std::vector<AdapterSet>& sets) {
 /// Makes the plan's adapters and attaches them.
 AdapterSet carry_out(Plan plan, std::shared_ptr<AdapterSet::State> state, torch::nn::Module& model) {
   const std::string name = state->name;
+  if (const auto* causal = dynamic_cast<const nn::CausalLMImpl*>(&model)) {
+    state->model_type = causal->model_type();
+    state->model_class = causal->model_class();
+  }
   for (const auto& planned : plan.slots) state->slots.push_back(make_slot(planned));
   state->blocks = plan.blocks;
   if (plan.make_prompt) state->prompt = plan.make_prompt();

@@ -5,13 +5,17 @@
 #include <cmath>
 #include <set>
 
+#include "adapters/dropout_mask.h"
 #include "adapters/residual_start.h"
 #include "core/check.h"
 #include "lora/core/pattern.h"
 #include "lora/ops/ops.h"
+#include "ops/rows.h"
 
 namespace lora {
 namespace {
+
+using ops::rows::widened;
 
 void require_valid(int64_t rank, double alpha, const LoraOptions& options) {
   static const std::set<std::string> kInits = {"true", "false", "gaussian", "orthogonal", "pissa", "olora"};
@@ -77,10 +81,6 @@ at::Tensor part_of(const at::Tensor& whole, int64_t dim, const nn::LinearLayout&
   return whole.narrow(dim, layout.rank * length, length).contiguous();
 }
 
-at::Tensor at_least_fp32(const at::Tensor& value) {
-  return value.scalar_type() == at::kDouble ? value : value.to(at::kFloat);
-}
-
 }  // namespace
 
 LoraSize lora_size(const LoraOptions& options, std::string_view path) {
@@ -119,24 +119,19 @@ nn::LowRankFactors LoraLinear::factors() const {
   return {at::cat({lora_A, start_A}), at::cat({lora_B, -start_B}, 1), scale_};
 }
 
-at::Tensor LoraLinear::dropout_mask(const at::Tensor& x) const {
-  if (!is_training() || dropout_ == 0) return {};
-  return at::empty_like(x).bernoulli_(1 - dropout_).div_(1 - dropout_);
-}
-
 at::Tensor LoraLinear::delta(const at::Tensor& x) {
   const auto [a_RI, b_OR, scale] = factors();
-  return ops::lora_delta(x, a_RI, b_OR, scale, dropout_mask(x));
+  return ops::lora_delta(x, a_RI, b_OR, scale, adapters::dropout_mask(x, dropout_now()));
 }
 
 std::optional<nn::LowRankFactors> LoraLinear::low_rank() const {
-  if (is_training() && dropout_ > 0) return std::nullopt;
+  if (dropout_now() > 0) return std::nullopt;
   return factors();
 }
 
 at::Tensor LoraLinear::weight_delta() const {
   const auto [a_RI, b_OR, scale] = factors();
-  return at_least_fp32(b_OR).mm(at_least_fp32(a_RI)) * scale;
+  return widened(b_OR).mm(widened(a_RI)) * scale;
 }
 
 LoraEmbedding::LoraEmbedding(const nn::EmbeddingOptions& base, int64_t rank, double alpha,
@@ -156,7 +151,7 @@ at::Tensor LoraEmbedding::delta(const at::Tensor& ids) {
 }
 
 at::Tensor LoraEmbedding::weight_delta() const {
-  return at_least_fp32(lora_embedding_B).mm(at_least_fp32(lora_embedding_A)).t() * scale_;
+  return widened(lora_embedding_B).mm(widened(lora_embedding_A)).t() * scale_;
 }
 
 }  // namespace lora

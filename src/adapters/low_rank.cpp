@@ -73,11 +73,10 @@ LowRankValue folded(const std::string& path, const Pair& pair, const AdaLoraOpti
                     e_R1.mapped().sizes() == at::IntArrayRef({pair.a_RI.size(0), 1}) && pair.b_OR.size(1) == pair.a_RI.size(0);
   require<ShapeError>(fits, "[adapters] every module of an AdaLoRA adapter must have lora_A, lora_B and lora_E of one rank; found others "
                       "of {}; the file is damaged", adapters::quote_name(path));
-  const auto rank = static_cast<double>(options.init_rank);
   return {.path = path,
           .a_RI = pair.a_RI.to(at::kFloat) * e_R1.mapped().to(at::kFloat),
           .b_OR = pair.b_OR.to(at::kFloat),
-          .scale = (options.alpha > 0 ? options.alpha : rank) / (rank + 1e-5)};
+          .scale = adalora_scale(options)};
 }
 
 }  // namespace

@@ -61,10 +61,7 @@ std::vector<std::pair<std::string, at::Tensor>> AdapterSet::State::trained_tenso
 /// Files hold what is left of AdaLoRA's ranks, what a network made of virtual tokens, and sums with a start.
 bool AdapterSet::State::file_falls_short() const {
   if (allocator || (prompt && !prompt->is_plain())) return true;
-  return std::any_of(slots.begin(), slots.end(), [](const Slot& slot) {
-    const auto* linear = dynamic_cast<const LoraLinear*>(slot.adapter.get());
-    return linear != nullptr && linear->has_start();
-  });
+  return std::any_of(slots.begin(), slots.end(), adapters::has_start);
 }
 
 namespace adapters {
@@ -95,6 +92,11 @@ const at::Tensor& weight_form_of(const AdapterSet::Slot& slot) {
 
 at::Tensor weight_value_of(const AdapterSet::Slot& slot) {
   return slot.linear.is_empty() ? slot.embedding->weight : slot.linear->weight_value();
+}
+
+bool has_start(const AdapterSet::Slot& slot) {
+  const auto* linear = dynamic_cast<const LoraLinear*>(slot.adapter.get());
+  return linear != nullptr && linear->has_start();
 }
 
 void merge(const AdapterSet::Slot& slot) {

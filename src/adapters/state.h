@@ -22,6 +22,7 @@ struct AdapterSet::State {
   std::shared_ptr<PromptEncoder> prompt;
   std::shared_ptr<nn::PromptSlotImpl> prompt_slot;  ///< where it is attached
   nn::PromptShape prompt_shape;
+  std::string model_type, model_class;  ///< empty: a model that does not say
   std::shared_ptr<RankAllocator> allocator;
   std::vector<SavedParameter> saved, biases;
   /// Its place among the active adapters; empty when it is not active.
@@ -61,6 +62,8 @@ nn::AdapterSlot& slot_of(const AdapterSet::Slot& slot);
 const at::Tensor& weight_form_of(const AdapterSet::Slot& slot);
 /// The values; of a released weight a copy.
 at::Tensor weight_value_of(const AdapterSet::Slot& slot);
+/// Whether its update counts from factors that it started with (LoraLinear::start_from).
+bool has_start(const AdapterSet::Slot& slot);
 /// Folds the slot's adapters into its weight, and takes them out again.
 void merge(const AdapterSet::Slot& slot);
 void unmerge(const AdapterSet::Slot& slot);

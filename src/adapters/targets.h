@@ -12,6 +12,17 @@
 
 namespace lora::adapters {
 
+/// What the options of a method on weights say about modules.
+template <class Options>
+TargetRule rule_of(const Options& options) {
+  TargetRule rule{.targets = options.targets, .exclude = options.exclude, .modules_to_save = options.modules_to_save};
+  if constexpr (requires { options.layers_pattern; }) {
+    rule.layers_to_transform = options.layers_to_transform;
+    rule.layers_pattern = options.layers_pattern;
+  }
+  return rule;
+}
+
 /// The modules that get an adapter, all of them Linear or Embedding. Replaces "all-linear" in
 /// `rule` by the names that it stood for. Throws ConfigError when nothing matches or a match is
 /// neither.

@@ -97,8 +97,7 @@ std::string without_prefix(std::string module) {
 /// The same of scale * B diag(E) A.
 Json adalora_norms(const io::AdapterFiles& files, const AdaLoraOptions& options) {
   Json norms = Json::object();
-  const auto rank = static_cast<double>(options.init_rank);
-  const double scale = (options.alpha > 0 ? options.alpha : rank) / (rank + 1e-5);
+  const double scale = adalora_scale(options);
   for (const auto& [name, e_R1] : files.tensors) {
     if (!name.ends_with(".lora_E")) continue;
     const std::string module = name.substr(0, name.size() - std::string_view(".lora_E").size());

@@ -36,20 +36,32 @@ void require_same(const char* key, const std::optional<Value>& given, const Valu
                        key);
 }
 
-LoraOptions lora_options(const config::AdapterSection& section) {
-  LoraOptions options;
-  apply(options.rank, section.r);
-  apply(options.alpha, section.lora_alpha);
-  apply(options.dropout, section.lora_dropout);
-  apply(options.rank_stabilized, section.use_rslora);
-  apply(options.dora, section.use_dora);
-  apply(options.init, section.init_lora_weights);
-  apply(options.bias, section.bias);
+/// Of every method on weights.
+template <class Options>
+void apply_targets(Options& options, const config::AdapterSection& section) {
   apply(options.targets, section.target_modules);
   apply(options.exclude, section.exclude_modules);
   apply(options.modules_to_save, section.modules_to_save);
+}
+
+/// Of LoRA and AdaLoRA.
+template <class Options>
+void apply_low_rank(Options& options, const config::AdapterSection& section) {
+  apply_targets(options, section);
+  apply(options.alpha, section.lora_alpha);
+  apply(options.dropout, section.lora_dropout);
+  apply(options.bias, section.bias);
   apply(options.layers_pattern, section.layers_pattern);
   if (section.layers_to_transform) options.layers_to_transform = section.layers_to_transform;
+}
+
+LoraOptions lora_options(const config::AdapterSection& section) {
+  LoraOptions options;
+  apply_low_rank(options, section);
+  apply(options.rank, section.r);
+  apply(options.rank_stabilized, section.use_rslora);
+  apply(options.dora, section.use_dora);
+  apply(options.init, section.init_lora_weights);
   apply(options.rank_pattern, section.rank_pattern);
   apply(options.alpha_pattern, section.alpha_pattern);
   return options;
@@ -57,10 +69,9 @@ LoraOptions lora_options(const config::AdapterSection& section) {
 
 AdaLoraOptions adalora_options(const config::AdapterSection& section, int64_t total_steps) {
   AdaLoraOptions options;
+  apply_low_rank(options, section);
   apply(options.init_rank, section.init_r);
   apply(options.target_rank, section.target_r);
-  apply(options.alpha, section.lora_alpha);
-  apply(options.dropout, section.lora_dropout);
   apply(options.initial_steps, section.tinit);
   apply(options.final_steps, section.tfinal);
   apply(options.interval, section.deltaT);
@@ -68,21 +79,13 @@ AdaLoraOptions adalora_options(const config::AdapterSection& section, int64_t to
   apply(options.beta2, section.beta2);
   apply(options.orth_reg_weight, section.orth_reg_weight);
   options.total_steps = section.total_step.value_or(total_steps);
-  apply(options.bias, section.bias);
-  apply(options.targets, section.target_modules);
-  apply(options.exclude, section.exclude_modules);
-  apply(options.modules_to_save, section.modules_to_save);
-  apply(options.layers_pattern, section.layers_pattern);
-  if (section.layers_to_transform) options.layers_to_transform = section.layers_to_transform;
   return options;
 }
 
 /// Without feedforward_modules those of the default that are targets.
 Ia3Options ia3_options(const config::AdapterSection& section) {
   Ia3Options options;
-  apply(options.targets, section.target_modules);
-  apply(options.exclude, section.exclude_modules);
-  apply(options.modules_to_save, section.modules_to_save);
+  apply_targets(options, section);
   apply(options.feedforward, section.feedforward_modules);
   return options;
 }
@@ -226,7 +229,7 @@ int64_t num_virtual_tokens(const config::AdapterSection& section, int64_t hidden
   if (method != "prefix" && method != "prompt" && method != "ptuning" && method != "ptuning_v2") return 0;
   if (section.num_virtual_tokens) return *section.num_virtual_tokens;
   if (section.init_from) {
-    const MethodOptions saved = options_from(io::read_adapter_files(*section.init_from).config);
+    const MethodOptions saved = options_from(io::read_adapter_config(*section.init_from));
     if (const auto* prefix = std::get_if<PrefixOptions>(&saved)) return prefix->num_virtual_tokens;
     if (const auto* prompt = std::get_if<PromptOptions>(&saved)) return prompt->num_virtual_tokens;
   }

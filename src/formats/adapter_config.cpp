@@ -144,11 +144,7 @@ OrderedJson initialisation_to_json(const std::string& name) {
 /// The keys that LoRA and AdaLoRA share.
 void read_shared(ConfigReader& reader, PeftLoraConfig& config, ParsedPeftConfig& parsed, std::string_view where) {
   refuse_other_maths(reader, where);
-  config.inference_mode = false;  // PEFT's default; its save writes true
-  reader.read("inference_mode", config.inference_mode);
-  reader.read("base_model_name_or_path", config.base_model_name_or_path);
-  reader.read("task_type", config.task_type);
-  reader.read("revision", config.revision);
+  read_origin(reader, config);
   reader.read("use_rslora", config.use_rslora);
   reader.read("use_dora", config.use_dora);
   reader.read("fan_in_fan_out", config.fan_in_fan_out);
@@ -242,16 +238,6 @@ OrderedJson shared_to_json(const PeftLoraConfig& config) {
   json["use_rslora"] = config.use_rslora;
   json["velora_config"] = nullptr;
   return json;
-}
-
-/// The same members in the order of their names.
-OrderedJson sorted(const OrderedJson& json) {
-  std::vector<std::string> names;
-  for (const auto& [name, value] : json.items()) names.push_back(name);
-  std::ranges::sort(names);
-  OrderedJson result = OrderedJson::object();
-  for (const auto& name : names) result[name] = json.at(name);
-  return result;
 }
 
 std::string write(const PeftLoraConfig& config) {

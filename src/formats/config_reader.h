@@ -150,6 +150,15 @@ class ConfigReader {
   std::vector<std::string> asked_;
 };
 
+/// What every PEFT config says of where it comes from.
+inline void read_origin(ConfigReader& reader, auto& config) {
+  config.inference_mode = false;  // PEFT's default; its save writes true
+  reader.read("inference_mode", config.inference_mode);
+  reader.read("base_model_name_or_path", config.base_model_name_or_path);
+  reader.read("task_type", config.task_type);
+  reader.read("revision", config.revision);
+}
+
 /// What the writers share.
 template <class T>
 OrderedJson or_null(const std::optional<T>& value) {
@@ -166,6 +175,15 @@ inline OrderedJson or_null(const std::vector<std::string>& list) {
 inline OrderedJson whole_if_possible(double number) {
   const bool whole = std::abs(number) < 0x1p53 && number == std::trunc(number);
   return whole ? OrderedJson(static_cast<int64_t>(number)) : OrderedJson(number);
+}
+/// The same members in the order of their names.
+inline OrderedJson sorted(const OrderedJson& json) {
+  std::vector<std::string> names;
+  for (const auto& [name, value] : json.items()) names.push_back(name);
+  std::ranges::sort(names);
+  OrderedJson result = OrderedJson::object();
+  for (const auto& name : names) result[name] = json.at(name);
+  return result;
 }
 /// Paths need not be UTF-8.
 inline std::string text_of(const OrderedJson& json) {

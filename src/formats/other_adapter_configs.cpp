@@ -5,14 +5,6 @@
 namespace lora::formats {
 namespace {
 
-void read_origin(ConfigReader& reader, auto& config) {
-  config.inference_mode = false;  // PEFT's default; its save writes true
-  reader.read("inference_mode", config.inference_mode);
-  reader.read("base_model_name_or_path", config.base_model_name_or_path);
-  reader.read("task_type", config.task_type);
-  reader.read("revision", config.revision);
-}
-
 OrderedJson origin_to_json(const char* type, const auto& config) {
   OrderedJson json = OrderedJson::object();
   json["auto_mapping"] = nullptr;
@@ -25,9 +17,6 @@ OrderedJson origin_to_json(const char* type, const auto& config) {
   json["task_type"] = or_null(config.task_type);
   return json;
 }
-
-/// In the order of the names.
-std::string sorted_text(const OrderedJson& json) { return text_of(OrderedJson(Json(json))); }
 
 PeftIa3Config read_ia3(ConfigReader& reader) {
   PeftIa3Config config;
@@ -178,7 +167,7 @@ std::string write_other_config(const PeftIa3Config& config) {
   json["init_ia3_weights"] = config.init_ia3_weights;
   json["modules_to_save"] = or_null(config.modules_to_save);
   json["target_modules"] = or_null(config.target_modules);
-  return sorted_text(json);
+  return text_of(sorted(json));
 }
 
 std::string write_other_config(const PeftPrefixConfig& config) {
@@ -186,7 +175,7 @@ std::string write_other_config(const PeftPrefixConfig& config) {
   json["encoder_hidden_size"] = or_null_if_zero(config.encoder_hidden_size);
   json["init_weights"] = or_null(config.init_weights);
   json["prefix_projection"] = config.prefix_projection;
-  return sorted_text(json);
+  return text_of(sorted(json));
 }
 
 std::string write_other_config(const PeftPromptConfig& config) {
@@ -195,7 +184,7 @@ std::string write_other_config(const PeftPromptConfig& config) {
   json["prompt_tuning_init_text"] = or_null(config.prompt_tuning_init_text);
   json["tokenizer_kwargs"] = nullptr;
   json["tokenizer_name_or_path"] = or_null(config.tokenizer_name_or_path);
-  return sorted_text(json);
+  return text_of(sorted(json));
 }
 
 std::string write_other_config(const PeftPTuningConfig& config) {
@@ -204,7 +193,7 @@ std::string write_other_config(const PeftPTuningConfig& config) {
   json["encoder_hidden_size"] = or_null_if_zero(config.encoder_hidden_size);
   json["encoder_num_layers"] = config.encoder_num_layers;
   json["encoder_reparameterization_type"] = config.encoder_reparameterization_type;
-  return sorted_text(json);
+  return text_of(sorted(json));
 }
 
 std::string write_other_config(const AdapterHubConfig& config) {

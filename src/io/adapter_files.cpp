@@ -16,10 +16,13 @@ constexpr const char* kHubTensorFile = "adapter.safetensors";  ///< of AdapterHu
 constexpr const char* kPickleFiles[] = {"adapter_model.bin", "pytorch_adapter.bin"};
 constexpr uint64_t kMaxConfigBytes = 16u << 20;
 
+formats::ParsedPeftConfig parse_config(const Path& file) {
+  return formats::parse_adapter_config(read_file(file, kMaxConfigBytes), file.string());
+}
+
 formats::AdapterConfig read_config(const Path& file) {
   const std::string where = file.string();
-  formats::ParsedPeftConfig parsed =
-      formats::parse_adapter_config(read_file(file, kMaxConfigBytes), where);
+  formats::ParsedPeftConfig parsed = parse_config(file);
   if (!parsed.unknown_keys.empty()) {
     log::warn(fmt::format("[{}] unknown keys are ignored: {}", where,
                           fmt::join(parsed.unknown_keys, ", ")));
@@ -63,6 +66,8 @@ void keep_other_files(const Path& from, const Path& to) {
 }
 
 }  // namespace
+
+formats::AdapterConfig read_adapter_config(const Path& directory) { return parse_config(directory / kConfigFile).config; }
 
 AdapterFiles read_adapter_files(const Path& directory) {
   AdapterFiles files;

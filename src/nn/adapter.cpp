@@ -8,11 +8,10 @@
 #include "core/check.h"
 #include "lora/nn/linear.h"
 #include "lora/ops/ops.h"
+#include "ops/rows.h"
 
 namespace lora::nn {
 namespace {
-
-at::ScalarType wide_type(const Tensor& value) { return value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
 /// In the type of `like`, after a check.
 Tensor narrowed(const Tensor& wide, const Tensor& like, const std::vector<std::string>& names) {
@@ -31,6 +30,15 @@ void require_attachable(const std::string& name, bool is_taken) {
                        "[adapter.attach] an adapter's name must be a word without dots; found \"{}\"", name);
   require<ConfigError>(!is_taken, "[adapter.attach] adapter names must be unique; found \"{}\" attached already; "
                        "choose another name or remove the first", name);
+}
+
+Tensor scaled_input(const AdapterSlot& slot, const Tensor& x) {
+  Tensor scaled = x;
+  for (const auto& adapter : slot.contributing()) {
+    const Tensor scale_I = adapter->input_scale();
+    if (scale_I.defined()) scaled = ops::scale_columns(scaled, scale_I);
+  }
+  return scaled;
 }
 
 Tensor scaled_output(Adapter& adapter, const Tensor& y, LinearImpl& layer) {
@@ -65,8 +73,8 @@ void AdapterSlot::merge(Tensor& weight, Tensor& bias) {
   if (active().empty()) return;
   const torch::NoGradGuard no_grad;
   const auto& adapters = Attachments<Adapter>::contributing();
-  const Tensor base = weight.detach().to(wide_type(weight));
-  Tensor wide = base, wide_bias = bias.defined() ? bias.detach().to(wide_type(bias)) : bias;
+  const Tensor base = ops::rows::widened(weight.detach());
+  Tensor wide = base, wide_bias = bias.defined() ? ops::rows::widened(bias.detach()) : bias;
   for (const auto& adapter : adapters) {
     wide = adapter->merged(wide, base);
     if (bias.defined()) wide_bias = adapter->merged_bias(wide_bias);

@@ -10,7 +10,6 @@
 #include "lora/nn/recompute.h"
 #include "lora/nn/row_adapters.h"
 #include "lora/ops/autocast.h"
-#include "lora/ops/ops.h"
 #include "nn/parameters.h"
 
 namespace lora::nn {
@@ -70,14 +69,8 @@ Tensor LinearImpl::product_with(const Tensor& x, const Tensor& added) {
 
 Tensor LinearImpl::forward(const Tensor& x) {
   if (rows_are_chosen(slot)) return observed(*this, add_chosen_rows(slot, base_forward(x), x));
-  const auto& adapters = slot.contributing();
-  Tensor scaled_x = x;
-  for (const auto& adapter : adapters) {
-    const Tensor scale_I = adapter->input_scale();
-    if (scale_I.defined()) scaled_x = ops::scale_columns(scaled_x, scale_I);
-  }
-  Tensor y = base_forward(scaled_x);
-  for (const auto& adapter : adapters) y = adapter->apply(x, y, *this);
+  Tensor y = base_forward(scaled_input(slot, x));
+  for (const auto& adapter : slot.contributing()) y = adapter->apply(x, y, *this);
   return observed(*this, std::move(y));
 }
 
@@ -183,6 +176,8 @@ void LinearImpl::to(torch::Device device, bool non_blocking) {
   if (weight.device() != device) restore_weight();
   torch::nn::Module::to(device, non_blocking);
 }
+
+WeightStamp stamp_of(const Tensor& weight) { return {weight.const_data_ptr(), static_cast<uint32_t>(weight._version())}; }
 
 void restore_weights(torch::nn::Module& model) {
   if (auto* linear = dynamic_cast<LinearImpl*>(&model)) linear->restore_weight();

@@ -58,7 +58,7 @@ Tensor with_chosen_rows(const std::vector<Linear>& layers, const Tensor& y, cons
     if (rows_are_chosen(slot)) {
       parts[i] = add_chosen_rows(slot, parts[i], x);
     } else {
-      for (const auto& adapter : slot.contributing()) parts[i] = parts[i] + adapter->delta(x).to(y.scalar_type());
+      for (const auto& adapter : slot.contributing()) parts[i] = adapter->apply(x, parts[i], *layers[i].ptr());
     }
   }
   return at::cat(parts, -1);
@@ -114,7 +114,9 @@ Tensor LinearGroup::forward(const Tensor& given_x, const FastPaths& fast) {
     if (fast.joined && !probing()) say_why_not_joined();
     return one_by_one(given_x);
   }
-  const Tensor x = scaled_input(given_x);
+  // Layers that share their input run one by one when one of them scales it; where rows choose, nothing else that is active does.
+  const bool chooses_rows = rows_are_chosen_in(layers_);
+  const Tensor x = chooses_rows || layers_.size() > 1 ? given_x : scaled_input(layers_.front()->slot, given_x);
   require<ShapeError>(x.size(-1) == layers_.front()->options.in_features,
                       "[nn.Linear] the input's last size must be {}; found shape [{}]",
                       layers_.front()->options.in_features, fmt::join(x.sizes(), ", "));
@@ -124,7 +126,7 @@ Tensor LinearGroup::forward(const Tensor& given_x, const FastPaths& fast) {
                                      : apart       ? plain_weights()
                                                    : held_weights(dtype, fast);
 
-  if (rows_are_chosen_in(layers_)) return with_chosen_rows(layers_, ops::frozen_linear(x, weights, {}), x, weights.outputs);
+  if (chooses_rows) return with_chosen_rows(layers_, ops::frozen_linear(x, weights, {}), x, weights.outputs);
   const Updates updates = updates_now();
   if (apart) return ops::few_rows_linear(x, weights, updates.joined, all_bits(layers_));
   Tensor y = ops::frozen_linear(x, weights, updates.joined);
@@ -134,17 +136,6 @@ Tensor LinearGroup::forward(const Tensor& given_x, const FastPaths& fast) {
   auto parts = y.split_with_sizes(weights.outputs, -1);
   for (const auto& [i, adapter] : updates.others) parts[i] = adapter->apply(x, parts[i], *layers_[i]);
   return at::cat(parts, -1);
-}
-
-/// Of a layer alone; layers that share their input run one by one when one of them scales it.
-Tensor LinearGroup::scaled_input(const Tensor& x) const {
-  Tensor scaled_x = x;
-  if (layers_.size() > 1) return scaled_x;
-  for (const auto& adapter : layers_.front()->slot.contributing()) {
-    const Tensor scale_I = adapter->input_scale();
-    if (scale_I.defined()) scaled_x = ops::scale_columns(scaled_x, scale_I);
-  }
-  return scaled_x;
 }
 
 /// All layers' outputs times their adapters' scales, in one pass. The rows that scales need are multiplied together, too.
@@ -288,7 +279,7 @@ bool LinearGroup::packed_is_current() const {
     const LinearImpl& layer = *layers_[i];
     if (!seen_[i]) {
       if (!layer.weight_is_released()) return false;
-    } else if (layer.weight.const_data_ptr() != seen_[i]->data || layer.weight._version() != seen_[i]->version) {
+    } else if (stamp_of(layer.weight) != *seen_[i]) {
       return false;
     }
   }
@@ -309,7 +300,7 @@ void LinearGroup::pack(at::ScalarType dtype, bool release_plain) {
     if (release_plain && layer.weight.scalar_type() == dtype && is_held_by_layer_alone(layer.weight)) {
       layer.release_weight([packed = packed_, i] { return packed->unpacked()[i]; });
     } else {
-      seen_[i] = Seen{layer.weight.const_data_ptr(), static_cast<uint32_t>(layer.weight._version())};
+      seen_[i] = stamp_of(layer.weight);
     }
   }
 }

@@ -140,6 +140,7 @@ bool applies(bool asked_for, const Tensor& x, const char* name) {
 }
 
 at::ScalarType wide_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
+Tensor widened(const Tensor& x) { return x.to(wide_type(x.scalar_type())); }
 
 bool are_few_rows(const Tensor& x) {
   return x.device().is_cpu() && supports(x) && x.size(0) >= 1 && x.size(0) <= kFewRows;

@@ -22,6 +22,8 @@ bool supports(const Tensor& x, const Tensor& added);
 bool applies(bool asked_for, const Tensor& x, const char* name);
 /// The type in which they compute: fp32, or double for double.
 at::ScalarType wide_type(at::ScalarType type);
+/// x in the wide type of its own.
+Tensor widened(const Tensor& x);
 
 /// A product of so few rows costs what reading the weight costs.
 constexpr int64_t kFewRows = 4;

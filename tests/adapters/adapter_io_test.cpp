@@ -9,9 +9,11 @@
 #include "lora/adapters/inject.h"
 #include "lora/core/error.h"
 #include "lora/io/safetensors.h"
+#include "lora_config.h"
 #include "support.h"
 
 using namespace lora;
+using testing::lora_config;
 using testing::captured_log;
 using testing::difference;
 using testing::FakeLlama;
@@ -27,9 +29,6 @@ const std::string kQ0 = "base_model.model.model.layers.0.self_attn.q_proj.";
 bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
-
-formats::PeftLoraConfig& lora_config(io::AdapterFiles& files) { return std::get<formats::PeftLoraConfig>(files.config); }
-const formats::PeftLoraConfig& lora_config(const io::AdapterFiles& files) { return std::get<formats::PeftLoraConfig>(files.config); }
 
 LoraOptions lora_options(const formats::PeftLoraConfig& config) { return std::get<LoraOptions>(options_from(config)); }
 

@@ -8,19 +8,17 @@
 #include "lora/core/error.h"
 #include "lora/core/file.h"
 #include "lora/io/safetensors.h"
+#include "lora_config.h"
 #include "support.h"
 
 using namespace lora;
+using testing::lora_config;
 using testing::difference;
 using testing::FakeLlama;
 using testing::message_of;
 using Names = std::vector<std::string>;
 
 namespace {
-
-/// These tests are about LoRA.
-formats::PeftLoraConfig& lora_config(io::AdapterFiles& files) { return std::get<formats::PeftLoraConfig>(files.config); }
-const formats::PeftLoraConfig& lora_config(const io::AdapterFiles& files) { return std::get<formats::PeftLoraConfig>(files.config); }
 
 Path combine_reference() {
   return testing::reference_folder() / "combine";

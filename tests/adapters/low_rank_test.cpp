@@ -3,16 +3,14 @@
 #include <ATen/ATen.h>
 
 #include "lora/core/error.h"
+#include "lora_config.h"
 #include "support.h"
 
 using namespace lora;
+using testing::lora_config;
 using testing::message_of;
 
 namespace {
-
-/// These tests are about LoRA.
-formats::PeftLoraConfig& lora_config(io::AdapterFiles& files) { return std::get<formats::PeftLoraConfig>(files.config); }
-const formats::PeftLoraConfig& lora_config(const io::AdapterFiles& files) { return std::get<formats::PeftLoraConfig>(files.config); }
 
 io::AdapterFiles files_with(std::map<std::string, at::Tensor> tensors) {
   io::AdapterFiles files;

@@ -4,14 +4,13 @@
 
 #include "catch.h"
 #include "lora/core/error.h"
+#include "lora_config.h"
 #include "support.h"
 
 using namespace lora;
+using testing::lora_config;
 
 namespace {
-
-formats::PeftLoraConfig& lora_config(io::AdapterFiles& files) { return std::get<formats::PeftLoraConfig>(files.config); }
-formats::PeftLoraConfig lora_config(const io::AdapterFiles& files) { return std::get<formats::PeftLoraConfig>(files.config); }
 
 io::AdapterFiles example_files(int64_t rank) {
   io::AdapterFiles files;

@@ -7,17 +7,15 @@
 #include "lora/core/error.h"
 #include "lora/core/file.h"
 #include "lora/models/llama.h"
+#include "lora_config.h"
 #include "support.h"
 
 using namespace lora;
+using testing::lora_config;
 using testing::message_of;
 using testing::ScratchFolder;
 
 namespace {
-
-/// These tests are about LoRA.
-formats::PeftLoraConfig& lora_config(io::AdapterFiles& files) { return std::get<formats::PeftLoraConfig>(files.config); }
-const formats::PeftLoraConfig& lora_config(const io::AdapterFiles& files) { return std::get<formats::PeftLoraConfig>(files.config); }
 
 Path reference() { return testing::reference_folder() / "peft"; }
 

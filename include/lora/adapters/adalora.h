@@ -40,6 +40,9 @@ struct AdaLoraOptions {
   std::string base_model_name = {};  ///< written into adapter_config.json
 };
 
+/// Of B diag(E) A.
+double adalora_scale(const AdaLoraOptions& options);
+
 /// Throws ConfigError for options that contradict each other, and for training ones without total_steps.
 void check_adalora(const AdaLoraOptions& options, bool for_training);
 

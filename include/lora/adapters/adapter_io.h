@@ -3,6 +3,7 @@
 #include <string>
 
 #include "lora/adapters/adapter_set.h"
+#include "lora/adapters/method_config.h"
 #include "lora/core/path.h"
 #include "lora/io/adapter_files.h"
 
@@ -28,11 +29,5 @@ AdapterSet adapter_from_files(torch::nn::Module& model, const io::AdapterFiles& 
 /// Copies tensors of a file into an adapter that is already attached; same checks.
 void load_adapter_tensors(const AdapterSet& adapters,
                           const std::map<std::string, at::Tensor>& tensors);
-
-/// A file's words to ours and back.
-MethodOptions options_from(const formats::AdapterConfig& config);
-formats::AdapterConfig config_from(const MethodOptions& options);
-/// The same for what only LoRA can do; ConfigError for another method.
-LoraOptions lora_options_from(const formats::AdapterConfig& config);
 
 }  // namespace lora

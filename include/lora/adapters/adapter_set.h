@@ -84,9 +84,6 @@ class AdapterSet {
   void merge();
   void unmerge();
 
-  /// Frobenius norm of what an adapter alone changes its slot's base weight by. Reads the weight where the method scales it.
-  static double update_norm(const Slot& slot);
-
   struct State;
   explicit AdapterSet(std::shared_ptr<State> state) : state_(std::move(state)) {}
   AdapterSet() = default;

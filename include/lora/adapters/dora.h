@@ -27,17 +27,12 @@ class DoraLinear : public LoraLinear {
   at::Tensor lora_magnitude_vector;
 
  private:
-  /// What a plain weight was when its rows were measured.
-  struct Seen {
-    const void* data = nullptr;
-    uint32_t version = 0;
-  };
   void measure(nn::LinearImpl& layer);
   bool is_measured(const nn::LinearImpl& layer) const;
   at::Tensor row_lengths(const at::Tensor& rows_RO) const;
 
   at::Tensor base_lengths_;  ///< |W|^2 per row (a buffer)
-  Seen seen_;
+  std::optional<nn::WeightStamp> seen_;  ///< of the weight when its rows were measured
 };
 
 /// The same for an Embedding, whose columns have lengths: (magnitude / n) * (E[id] + scale * B A[id]). magnitude (dim).

@@ -77,8 +77,8 @@ class LoraLinear : public nn::Adapter {
  protected:
   /// The factors of the whole update: with a start [A; A0] and [B, -B0].
   nn::LowRankFactors factors() const;
-  /// What training multiplies x with; undefined: no dropout now.
-  at::Tensor dropout_mask(const at::Tensor& x) const;
+  /// 0 outside training.
+  double dropout_now() const { return is_training() ? dropout_ : 0; }
 
  private:
   double scale_, dropout_;

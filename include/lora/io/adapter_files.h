@@ -22,6 +22,9 @@ struct AdapterFiles {
 /// is refused. Throws IoError, FormatError.
 AdapterFiles read_adapter_files(const Path& directory);
 
+/// The configuration alone, without warnings: to look at before read_adapter_files reads it all.
+formats::AdapterConfig read_adapter_config(const Path& directory);
+
 /// Writes both files into `directory` (created), which changes as a whole or not at all; other
 /// files that it holds stay. Throws IoError, ShapeError.
 void write_adapter_files(const Path& directory, const AdapterFiles& files);

@@ -87,4 +87,7 @@ class AdapterSlot : public Attachments<Adapter> {
   std::vector<std::shared_ptr<Adapter>> none_;
 };
 
+/// x times the slot's input scales: what its base weight multiplies.
+Tensor scaled_input(const AdapterSlot& slot, const Tensor& x);
+
 }  // namespace lora::nn

@@ -30,6 +30,9 @@ class CausalLMImpl : public torch::nn::Module {
   virtual int64_t attention_width() const { return 0; }
   /// Longest sequence the model was made for; virtual tokens are to be taken off (see longest_row).
   virtual int64_t max_positions() const = 0;
+  /// Hugging Face's words for what this is, as adapter files of some kinds name it: "llama", "LlamaForCausalLM".
+  virtual std::string model_type() const { return {}; }
+  virtual std::string model_class() const { return {}; }
   /// What virtual tokens have to fit; nothing: the model takes none.
   virtual std::optional<PromptShape> prompt_shape() const { return std::nullopt; }
   /// The table of token embeddings (V, D); undefined: the model shows none.

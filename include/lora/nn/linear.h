@@ -107,6 +107,14 @@ class LinearImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Linear);
 
+/// What a plain weight is now: another stamp later means that somebody changed or moved it.
+struct WeightStamp {
+  const void* data = nullptr;
+  uint32_t version = 0;
+  bool operator==(const WeightStamp&) const = default;
+};
+WeightStamp stamp_of(const Tensor& weight);
+
 /// Makes every released weight of a model anew.
 void restore_weights(torch::nn::Module& model);
 

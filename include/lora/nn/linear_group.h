@@ -42,7 +42,6 @@ class LinearGroup {
     AdaptersByLayer others;                  ///< applied after it, one by one
   };
   Updates updates_now() const;
-  Tensor scaled_input(const Tensor& x) const;
   Tensor scaled_outputs(const Tensor& y, const ops::FrozenWeights& weights, const AdaptersByLayer& scaling);
   bool can_join(const FastPaths& fast) const;
   void say_why_not_joined() const;
@@ -57,15 +56,9 @@ class LinearGroup {
   void pack(at::ScalarType dtype, bool release_plain);
   Tensor one_by_one(const Tensor& x);
 
-  /// What a plain weight was when it was packed.
-  struct Seen {
-    const void* data;
-    uint32_t version;
-  };
-
   std::vector<Linear> layers_;
   std::shared_ptr<const ops::PackedWeight> packed_;
-  std::vector<std::optional<Seen>> seen_;  ///< nothing for a layer whose plain weight was released
+  std::vector<std::optional<WeightStamp>> seen_;  ///< when it was packed; nothing for a layer whose plain weight was released
   std::optional<at::ScalarType> packs_brought_;  ///< the type in which held weights would be packed by now
 };
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 
+#include "adapters/targets.h"
 #include "core/check.h"
 #include "lora/adapters/adapter_io.h"
 #include "lora/core/file.h"
@@ -164,11 +165,7 @@ void require_expressible(const LowRankAdapter& adapter) {
 /// The modules of the model that the options of an adapter mean.
 template <class Options>
 std::vector<std::string> targets_of(const Options& options, const Places& places) {
-  const TargetRule rule{.targets = options.targets,
-                        .exclude = options.exclude,
-                        .layers_to_transform = options.layers_to_transform,
-                        .layers_pattern = options.layers_pattern,
-                        .modules_to_save = options.modules_to_save};
+  const TargetRule rule = adapters::rule_of(options);
   const TargetMatcher matcher(rule);
   std::vector<std::string> paths;
   for (const auto& [path, place] : places) {
