@@ -10,7 +10,7 @@ import argparse
 import pathlib
 import statistics
 
-from compare import Side
+from side import Side
 
 
 def compare(method, args, threads):

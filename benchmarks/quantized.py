@@ -11,7 +11,7 @@ import argparse
 import pathlib
 import statistics
 
-from compare import Side
+from side import Side
 
 
 def compare(quantized, args, threads):
