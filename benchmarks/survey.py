@@ -35,13 +35,13 @@ BASE = QUICKSTART / "base"
 CASES = {
     "full": ("configs/train_full.yaml", []),
     "LoRA": ("configs/methods/lora.yaml", []),
-    "rsLoRA": ("configs/methods/lora.yaml", ["adapter.use_rslora=true", "adapter.lora_alpha=8"]),
-    "LoRA+": ("configs/methods/lora.yaml", ["train.optimizer.loraplus_lr_ratio=4", "train.optimizer.lr=1.0e-3"]),
+    "rsLoRA": ("configs/methods/rslora.yaml", []),
+    "LoRA+": ("configs/methods/loraplus.yaml", []),
     "DoRA": ("configs/methods/dora.yaml", []),
     "PiSSA": ("configs/methods/pissa.yaml", []),
-    "OLoRA": ("configs/methods/pissa.yaml", ["adapter.init_lora_weights=olora"]),
+    "OLoRA": ("configs/methods/olora.yaml", []),
     "AdaLoRA": ("configs/methods/adalora.yaml", []),
-    "QLoRA": ("configs/methods/lora.yaml", ["adapter.quantization={bits: 4, double: true}"]),
+    "QLoRA": ("configs/methods/qlora.yaml", []),
     "(IA)³": ("configs/methods/ia3.yaml", []),
     "prefix": ("configs/methods/prefix.yaml", []),
     "prompt": ("configs/methods/prompt.yaml", []),
@@ -105,13 +105,12 @@ class Survey:
         if name == "AdaLoRA":
             words += ["--set", f"adapter.tinit={steps // 10}", "--set", f"adapter.tfinal={steps * 3 // 10}"]
         command = "train" if name == "full" else "finetune"
-        plan = json.loads(run([self.args.lora, "plan", *words, "--json"])[0]) if name != "full" else None
+        plan = json.loads(run([self.args.lora, "plan", *words, "--json"])[0])
         _, memory = run([self.args.lora, command, *words, "--set", "run.resume=none", "--overwrite", "-q"])
         lines = [json.loads(line) for line in open(directory / "metrics.jsonl")]
         speeds = [line["tokens_per_second"] for line in lines[WARM_UP_STEPS:]] or [lines[-1]["tokens_per_second"]]
-        sizes = json.loads(run([self.args.lora, "inspect", directory / ("model" if name == "full" else "adapter"), "--json"])[0])
-        return directory, {"memory_bytes": memory, "tokens_per_second": statistics.median(speeds),
-                           "trainable": plan["trainable_parameters"] if plan else sizes["parameters"]}
+        return directory, {"memory_bytes": memory, "tokens_per_second": statistics.median(speeds), "parameters": plan["parameters"],
+                           "trainable": plan["trainable_parameters"]}
 
     def loss(self, rows, model, adapter=None):
         """Mean negative log-probability of the targets."""
@@ -155,19 +154,17 @@ class Survey:
 
 
 def table(rows):
-    total = json.loads((BASE / "parameters.json").read_text()) if (BASE / "parameters.json").exists() else None
     base = rows["base model"]
     lines = ["| method | trained | held-out loss | general text (risen by) | tokens/s | memory, MiB | decoding, tuned / merged |",
              "|---|---|---|---|---|---|---|",
              f"| base model |  | {base['held_out']:.3f} | {base['general']:.3f} |  |  | 1 |"]
-    total = rows["full"]["trainable"] if "full" in rows else total
     for name, found in rows.items():
         if name == "base model":
             continue
-        share = f" ({100 * found['trainable'] / total:.2f} %)" if total else ""
+        share = f"{found['trainable']:,} ({100 * found['trainable'] / found['parameters']:.2f} %)"
         merged = "no weight holds it" if found["decoding_merged"] is None else f"{found['decoding_merged']:.2f}"
         merged = "" if name == "full" else f" / {merged}"
-        lines.append(f"| {name} | {found['trainable']:,}{share} | {found['held_out']:.3f} | {found['general']:.3f} "
+        lines.append(f"| {name} | {share} | {found['held_out']:.3f} | {found['general']:.3f} "
                      f"({found['general'] - base['general']:+.3f}) | {found['tokens_per_second']:.0f} | {found['memory_bytes'] / 2**20:.0f} | "
                      f"{found['decoding']:.2f}{merged} |")
     return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 # The layers, lowest first, and what each may use. Every layer is one OBJECT library `lora_<layer>`;
 # the shipped libraries are made of these objects, and each layer's tests link only what lies below it.
 # tests/architecture/layers_test.py reads the includes and enforces the same table.
-set(LORA_LAYERS core formats config io ops nn data adapters train generate)
+set(LORA_LAYERS core formats config io ops nn data models adapters train generate)
 set(LORA_TORCH_FREE_LAYERS core formats config)
 
 set(LORA_USES_core "")
@@ -11,8 +11,9 @@ set(LORA_USES_io core formats)
 set(LORA_USES_ops core io)
 set(LORA_USES_nn core io ops)
 set(LORA_USES_data core formats io ops)
+set(LORA_USES_models core formats io ops nn)
 set(LORA_USES_adapters core formats io ops nn)
-set(LORA_USES_llama core formats io ops nn data adapters)
+set(LORA_USES_llama core formats io ops nn data models adapters)
 set(LORA_USES_train core formats config io ops nn data adapters)
 set(LORA_USES_generate core formats io ops nn data adapters)
 

@@ -20,7 +20,7 @@ endfunction()
 
 file(GLOB_RECURSE headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/lora/*.h)
 set(llama_headers ${headers})
-list(FILTER headers EXCLUDE REGEX "/lora/models/")
+list(FILTER headers EXCLUDE REGEX "/lora/(models/llama|cli/)")
 list(FILTER llama_headers INCLUDE REGEX "/lora/models/llama")
 
 lora_add_library(lora lora HEADERS ${headers} LAYERS ${LORA_LAYERS})

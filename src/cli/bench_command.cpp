@@ -128,9 +128,10 @@ RunConfig with_random_files(RunConfig config, const Path& folder) {
   const auto model = make_model(config, parse_device(config.run.device));
   const int64_t length = config.data.max_length.value_or(model->max_positions());
   write_file_atomically(*config.data.train.path, random_rows(config.train.micro_batch, length, model->vocab_size()));
-  config.model.path = folder / "model";
-  std::filesystem::create_directories(*config.model.path);
-  llama::save(*model, *config.model.path);
+  const Path directory = folder / "model";
+  std::filesystem::create_directories(directory);
+  architecture_of(config).save(*model, directory, {});
+  config.model.path = directory;
   return config;
 }
 
@@ -199,7 +200,7 @@ class Ours {
   std::vector<std::string> save_for_peer(const Path& folder) {
     const Path model = folder / "peer_model", rows = folder / "peer_rows.jsonl";
     std::filesystem::create_directories(model);
-    llama::save(*model_, model);
+    architecture_of(config_).save(*model_, model, {});
     std::string text;
     for (const auto& row : rows_) text += row_line(row.input_ids);
     write_file_atomically(rows, text);
@@ -213,7 +214,7 @@ class Ours {
 
   double flops() const { return train::step_flops(*model_, {&batch_, 1}); }
   double peak_flops() const {
-    const auto own = io::to_torch(model_->config.dtype, "model.dtype");
+    const auto own = model_->stored_dtype();
     return train::matmul_flops_per_second(device_, amp_dtype_ == at::kFloat ? own : amp_dtype_);
   }
 
@@ -221,7 +222,7 @@ class Ours {
   const Batch& batch() const { return batch_; }
   const at::Device& device() const { return device_; }
   const FreezeReport& parameters() const { return freeze_report_; }
-  const std::string dtype() const { return std::string(short_name(model_->config.dtype)); }
+  const std::string dtype() const { return std::string(short_name(io::from_torch(model_->stored_dtype()))); }
   int64_t generated() const { return generated_; }
   double loss() const { return loss_; }
 
@@ -272,7 +273,7 @@ class Ours {
   RunConfig config_;
   at::Device device_;
   at::ScalarType amp_dtype_ = at::kFloat;
-  std::shared_ptr<llama::LlamaForCausalLMImpl> model_;
+  std::shared_ptr<nn::CausalLMImpl> model_;
   AdapterSet adapters_;
   FreezeReport freeze_report_;
   std::vector<data::Example> rows_;

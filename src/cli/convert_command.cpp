@@ -11,6 +11,7 @@
 #include "lora/core/file.h"
 #include "lora/core/text.h"
 #include "lora/io/dtype.h"
+#include "lora/models/llama.h"
 
 namespace lora::cli {
 namespace {

@@ -8,6 +8,7 @@
 #include "lora/adapters/adapter_io.h"
 #include "lora/adapters/combine.h"
 #include "lora/core/text.h"
+#include "lora/models/llama.h"
 #include "lora/models/llama/gguf.h"
 
 namespace lora::cli {
@@ -45,7 +46,7 @@ DType ExportCommand::number_type() const {
 
 /// Loaded onto the model, whose layers stay in their files: every tensor finds its place, every place its tensor.
 io::AdapterFiles ExportCommand::checked_against_model() const {
-  const auto loaded = llama::load(model, {.offload = nn::Offload::kDisk});
+  const auto loaded = models::architecture_of(model).load(model, {.offload = nn::Offload::kDisk});
   std::vector<std::string> names;
   for (const auto& adapter : adapters) {
     names.push_back(fmt::format("adapter_{}", names.size()));

@@ -64,7 +64,7 @@ int GenerateCommand::run() const {
     ids = chat ? chat_prompt(prompt, tokenizer) : data::encode_prompt(tokenizer, prompt);
   }
   auto all_options = options;
-  all_options.stop_ids = loaded.model->config.eos_token_ids;
+  all_options.stop_ids = loaded.model->end_ids();
   const auto generation = generate::complete(*loaded.model, ids, all_options, loaded.device);
   const formats::Json text = text_of(generation, loaded);
   if (json) {

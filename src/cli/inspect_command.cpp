@@ -19,6 +19,7 @@
 #include "lora/io/dtype.h"
 #include "lora/io/model_files.h"
 #include "lora/io/quantized.h"
+#include "lora/models/llama.h"
 #include "lora/train/checkpoint.h"
 
 namespace lora::cli {

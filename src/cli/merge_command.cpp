@@ -11,6 +11,7 @@
 #include "formats/json.h"
 #include "lora/core/file.h"
 #include "lora/core/text.h"
+#include "lora/io/dtype.h"
 #include "lora/nn/few_bits.h"
 
 namespace lora::cli {
@@ -100,18 +101,18 @@ int MergeCommand::run() const {
   json_report["model"] = model.model;
   json_report["adapter"] = model.adapter;
   json_report["dequantized_from"] = few_bits.scheme ? Json(name_of(few_bits.scheme->type)) : Json();
-  json_report["dtype"] = short_name(loaded.model->config.dtype);
+  json_report["dtype"] = short_name(io::from_torch(loaded.model->stored_dtype()));
 
   AtomicDirectory directory{Path(output)};
-  llama::save(*loaded.model, directory.path(),
-              {.dtype = std::nullopt, .copy_tokenizer_from = model.model, .shard_bytes = shard_bytes});
+  loaded.architecture->save(*loaded.model, directory.path(),
+                            {.dtype = std::nullopt, .copy_tokenizer_from = model.model, .shard_bytes = shard_bytes});
   write_file_atomically(directory.path() / "merge_report.json", json_report.dump(2) + "\n");
   directory.commit();
   if (json) {
     fmt::print("{}\n", json_report.dump());
   } else {
     fmt::print("merged {} modules into {} ({})\n", loaded.adapters.slots().size(), output,
-               short_name(loaded.model->config.dtype));
+               short_name(io::from_torch(loaded.model->stored_dtype())));
     report.print();
     if (few_bits.scheme) {
       fmt::print("the base is in {}: every weight is written as the plain numbers that it stands for\n", name_of(few_bits.scheme->type));

@@ -29,7 +29,7 @@ Batch batch_of(const Tensor& ids_1S, const at::Device& device) {
 }
 
 /// Token ids spread over the vocabulary, the same on every machine.
-std::vector<Tensor> built_in_rows(const llama::LlamaForCausalLMImpl& model) {
+std::vector<Tensor> built_in_rows(const nn::CausalLMImpl& model) {
   constexpr int64_t kRows = 4, kLength = 32;
   const int64_t length = std::min(kLength, model.max_positions());
   SplitMix64 random(0);
@@ -92,7 +92,7 @@ ModuleNorms norms_at(const AdapterSet::Slot& slot) {
 }
 
 /// The path of the first module whose output is not finite.
-std::string first_nonfinite(llama::LlamaForCausalLMImpl& model, const Batch& batch) {
+std::string first_nonfinite(nn::CausalLMImpl& model, const Batch& batch) {
   const torch::nn::Module* found = nullptr;
   {
     const nn::ProbeGuard probe([&](const torch::nn::Module& module, const Tensor& output) {

@@ -25,9 +25,10 @@ void ModelOptions::add_to(CLI::App& command) {
 LoadedModel load_model(const ModelOptions& options) {
   LoadedModel loaded;
   loaded.device = parse_device(options.device);
-  llama::LoadOptions load_options{.device = loaded.device, .dtype = std::nullopt};
+  loaded.architecture = &models::architecture_of(options.model);
+  models::LoadOptions load_options{.device = loaded.device, .dtype = std::nullopt};
   if (!options.dtype.empty()) load_options.dtype = io::to_torch(parse_float_dtype(options.dtype, "--dtype"), "--dtype");
-  loaded.model = llama::load(options.model, load_options);
+  loaded.model = loaded.architecture->load(options.model, load_options);
   if (!options.adapter.empty()) loaded.adapters = load_adapter(*loaded.model, options.adapter);
   loaded.model->eval();
   loaded.tokenizer = data::find_tokenizer(options.model);

@@ -9,7 +9,7 @@
 #include "lora/adapters/adapter_set.h"
 #include "lora/core/path.h"
 #include "lora/data/tokenizer.h"
-#include "lora/models/llama.h"
+#include "lora/models/registry.h"
 
 namespace lora::cli {
 
@@ -25,7 +25,8 @@ struct ModelOptions {
 
 /// A model in evaluation mode, its adapter attached and active, and its tokenizer when there is one.
 struct LoadedModel {
-  std::shared_ptr<llama::LlamaForCausalLMImpl> model;
+  const models::Architecture* architecture = nullptr;
+  std::shared_ptr<nn::CausalLMImpl> model;
   AdapterSet adapters;
   std::shared_ptr<const data::Tokenizer> tokenizer;
   at::Device device = at::kCPU;

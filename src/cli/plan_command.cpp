@@ -11,7 +11,6 @@
 #include "lora/data/packing.h"
 #include "lora/io/dtype.h"
 #include "lora/io/model_files.h"
-#include "lora/models/llama/shapes.h"
 #include "lora/ops/device.h"
 #include "lora/ops/frozen_linear.h"
 #include "lora/ops/memory.h"
@@ -141,7 +140,7 @@ void look_at_packs(const data::Dataset& dataset, train::MemoryInputs& inputs) {
 }
 
 /// Tokens of a row: the longest of the data, where they can be looked at, and never more than the limit.
-void look_at_rows(const llama::LlamaForCausalLMImpl& model, Planned& planned) {
+void look_at_rows(const nn::CausalLMImpl& model, Planned& planned) {
   const RunConfig& config = planned.config;
   train::MemoryInputs& inputs = planned.inputs;
   inputs.micro_batch = config.train.micro_batch;
@@ -182,7 +181,7 @@ Planned make_plan(const PlanCommand& command) {
 
   // On the meta device the real model, adapters and rules, but no weight.
   const auto model = make_model(config, at::kMeta);
-  const auto base_dtype = io::to_torch(model->config.dtype, "model.dtype");
+  const auto base_dtype = model->stored_dtype();
   constexpr int64_t kAnyNumberOfSteps = 1'000'000'000;
   RunConfig without_text = config;  // which tokens virtual ones begin as takes no memory
   without_text.adapter.prompt_tuning_init = std::nullopt;
@@ -191,7 +190,10 @@ Planned make_plan(const PlanCommand& command) {
   const auto options = trainer_options(config, at::kMeta, 0);
 
   train::MemoryInputs& inputs = planned.inputs;
-  inputs.shapes = llama::shapes_of(*model);
+  const auto& architecture = architecture_of(config);
+  require<ConfigError>(architecture.shapes != nullptr, "[model] the architecture must say its models' widths to be planned; found {:?}, "
+                       "which does not", architecture.name);
+  inputs.shapes = architecture.shapes(*model);
   inputs.parameters = train::parameter_memory(*model, adapters, options.optimizer);
   inputs.fast_paths = model->fast_paths;
   inputs.recompute = model->recompute;

@@ -146,12 +146,18 @@ BottleneckOptions bottleneck_options(const config::AdapterSection& section) {
   return options;
 }
 
-MethodOptions method_options(const RunConfig& config, const llama::LlamaForCausalLMImpl& model, const data::Tokenizer* tokenizer,
+/// Width of the states; 0: a model that takes no virtual tokens, for which alone it is asked.
+int64_t hidden_size(const nn::CausalLMImpl& model) {
+  const auto shape = model.prompt_shape();
+  return shape ? shape->hidden : 0;
+}
+
+MethodOptions method_options(const RunConfig& config, const nn::CausalLMImpl& model, const data::Tokenizer* tokenizer,
                              int64_t total_steps) {
   const std::string& method = config.adapter.method;
   if (method == "adalora") return adalora_options(config.adapter, total_steps);
   if (method == "ia3") return ia3_options(config.adapter);
-  if (method == "prefix" || method == "ptuning_v2") return prefix_options(config.adapter, model.config.hidden_size);
+  if (method == "prefix" || method == "ptuning_v2") return prefix_options(config.adapter, hidden_size(model));
   if (method == "prompt") return prompt_options(config, tokenizer);
   if (method == "ptuning") return ptuning_options(config.adapter);
   if (method == "bottleneck") return bottleneck_options(config.adapter);
@@ -214,7 +220,7 @@ bool is_method(const std::string& method, const MethodOptions& options) {
   return method == saved || (method == "ptuning_v2" && saved == "prefix");
 }
 
-AdapterSet load_initial_adapter(const config::AdapterSection& section, llama::LlamaForCausalLMImpl& model) {
+AdapterSet load_initial_adapter(const config::AdapterSection& section, nn::CausalLMImpl& model) {
   const io::AdapterFiles files = io::read_adapter_files(*section.init_from);
   const MethodOptions saved = options_from(files.config);
   require<ConfigError>(is_method(section.method, saved), "[adapter.method] the method must be that of adapter.init_from, {}; found {}",
@@ -263,27 +269,29 @@ std::optional<QuantizationScheme> quantization(const config::QuantizationSection
   return scheme;
 }
 
-std::shared_ptr<llama::LlamaForCausalLMImpl> load_or_make(const RunConfig& config, const at::Device& device) {
+std::shared_ptr<nn::CausalLMImpl> load_or_make(const RunConfig& config, const at::Device& device) {
   const auto in_few_bits = quantization(config.adapter.quantization);
   const nn::Offload where = device.is_meta() ? nn::Offload::kNone : offload(config);
   if (where == nn::Offload::kCpu && device.is_cpu()) {
     log::info("model.offload: cpu changes nothing here: the device is the CPU, in whose memory the base is anyway");
   }
+  const auto& architecture = architecture_of(config);
   if (config.model.path) {
-    return llama::load(*config.model.path, {.device = device, .dtype = model_dtype(config), .offload = where, .quantization = in_few_bits});
+    return architecture.load(*config.model.path, {.device = device, .dtype = model_dtype(config), .offload = where, .quantization = in_few_bits});
   }
-  require<ConfigError>(config.model.arch == "llama", "[model.arch] this version makes llama; found {}",
-                       config.model.arch.value_or("none"));
-  llama::LlamaConfig fresh = llama::fresh_llama_config(config.model.preset, config.model.fields);
-  const auto dtype = model_dtype(config).value_or(at::kFloat);
-  fresh.dtype = io::from_torch(dtype);
+  require<ConfigError>(architecture.make != nullptr, "[model.arch] fresh weights need an architecture that makes them; found {:?}, which is "
+                       "only loaded; give model.path", architecture.name);
+  require<ConfigError>(where == nn::Offload::kNone || architecture.offload_to_host != nullptr,
+                       "[model.offload] the architecture must be one whose weights stream; found {:?}; leave it out", architecture.name);
   const at::Device first = where == nn::Offload::kCpu ? at::Device(at::kCPU) : device;
-  auto model = std::make_shared<llama::LlamaForCausalLMImpl>(fresh, nn::ParameterOptions{.dtype = dtype, .device = first, .quantization = in_few_bits});
-  if (where == nn::Offload::kCpu) llama::offload_to_host(*model, device);
+  auto model = architecture.make({.preset = config.model.preset,
+                                  .fields = config.model.fields,
+                                  .parameters = {.dtype = model_dtype(config).value_or(at::kFloat), .device = first, .quantization = in_few_bits}});
+  if (where == nn::Offload::kCpu) architecture.offload_to_host(*model, device);
   return model;
 }
 
-void say_what_is_in_few_bits(const llama::LlamaForCausalLMImpl& model) {
+void say_what_is_in_few_bits(const nn::CausalLMImpl& model) {
   const auto few_bits = nn::few_bits_of(model);
   if (!few_bits.scheme) return;
   constexpr double kMiB = 1 << 20;
@@ -312,7 +320,11 @@ nn::FastPaths fast_paths(const RunConfig& config) {
 
 }  // namespace
 
-std::shared_ptr<llama::LlamaForCausalLMImpl> make_model(const RunConfig& config, const at::Device& device) {
+const models::Architecture& architecture_of(const RunConfig& config) {
+  return config.model.path ? models::architecture_of(*config.model.path) : models::architecture(config.model.arch.value_or("none"));
+}
+
+std::shared_ptr<nn::CausalLMImpl> make_model(const RunConfig& config, const at::Device& device) {
   auto model = load_or_make(config, device);
   if (!device.is_meta()) say_what_is_in_few_bits(*model);
   model->fast_paths = fast_paths(config);
@@ -331,11 +343,11 @@ std::shared_ptr<const data::Tokenizer> make_tokenizer(const RunConfig& config) {
   return tokenizer;
 }
 
-int64_t row_room(const RunConfig& config, const llama::LlamaForCausalLMImpl& model) {
-  return model.max_positions() - num_virtual_tokens(config.adapter, model.config.hidden_size);
+int64_t row_room(const RunConfig& config, const nn::CausalLMImpl& model) {
+  return model.max_positions() - num_virtual_tokens(config.adapter, hidden_size(model));
 }
 
-data::Dataset make_dataset(const RunConfig& config, const Path& file, const llama::LlamaForCausalLMImpl& model,
+data::Dataset make_dataset(const RunConfig& config, const Path& file, const nn::CausalLMImpl& model,
                            const data::Tokenizer* tokenizer, const std::optional<Path>& cache_dir) {
   data::DatasetOptions options;
   options.format = config.data.format;
@@ -358,7 +370,7 @@ data::Dataset make_dataset(const RunConfig& config, const Path& file, const llam
   return dataset;
 }
 
-AdapterSet make_adapters(const RunConfig& config, llama::LlamaForCausalLMImpl& model, const data::Tokenizer* tokenizer,
+AdapterSet make_adapters(const RunConfig& config, nn::CausalLMImpl& model, const data::Tokenizer* tokenizer,
                          int64_t total_steps) {
   if (config.adapter.method == "none") return {};
   if (config.adapter.init_from) return load_initial_adapter(config.adapter, model);
@@ -367,7 +379,7 @@ AdapterSet make_adapters(const RunConfig& config, llama::LlamaForCausalLMImpl& m
   return inject(model, options);
 }
 
-FreezeReport freeze(const RunConfig& config, llama::LlamaForCausalLMImpl& model, const AdapterSet& adapters) {
+FreezeReport freeze(const RunConfig& config, nn::CausalLMImpl& model, const AdapterSet& adapters) {
   const FreezeRules rules{config.freeze.train, config.freeze.freeze};
   return adapters ? freeze_base(model, adapters, rules) : train_all(model, rules);
 }
@@ -429,8 +441,9 @@ train::TrainerOptions trainer_options(const RunConfig& config, const at::Device&
 }
 
 void check_supervision(const RunConfig& config, const data::Dataset& dataset, const data::Tokenizer* tokenizer,
-                       const llama::LlamaConfig& model) {
-  const int64_t end_id = tokenizer != nullptr ? tokenizer->eos_id() : model.eos_token_ids.empty() ? -1 : model.eos_token_ids[0];
+                       const nn::CausalLMImpl& model) {
+  const auto ends = model.end_ids();
+  const int64_t end_id = tokenizer != nullptr ? tokenizer->eos_id() : ends.empty() ? -1 : ends.front();
   const auto report = data::check_supervision(dataset, tokenizer, end_id);
   log::info(fmt::format("{} of {} tokens are targets; one row: {}", with_thousands(report.num_targets),
                         with_thousands(report.num_tokens), report.shown));

@@ -8,13 +8,16 @@
 #include "lora/config/run_config.h"
 #include "lora/data/dataset.h"
 #include "lora/data/loader.h"
-#include "lora/models/llama.h"
+#include "lora/models/registry.h"
 #include "lora/train/trainer.h"
 
 namespace lora::cli {
 
+/// What kind of model the run file names.
+const models::Architecture& architecture_of(const config::RunConfig& config);
+
 /// Loads the model, or makes fresh weights.
-std::shared_ptr<llama::LlamaForCausalLMImpl> make_model(const config::RunConfig& config, const at::Device& device);
+std::shared_ptr<nn::CausalLMImpl> make_model(const config::RunConfig& config, const at::Device& device);
 
 /// The tokenizer of the run file or of the model; null for token data without one.
 std::shared_ptr<const data::Tokenizer> make_tokenizer(const config::RunConfig& config);
@@ -23,25 +26,25 @@ std::shared_ptr<const data::Tokenizer> make_tokenizer(const config::RunConfig& c
 Path token_cache_dir(const config::RunConfig& config);
 
 /// Longest row that has room beside the virtual tokens of an adapter that is yet to be attached.
-int64_t row_room(const config::RunConfig& config, const llama::LlamaForCausalLMImpl& model);
+int64_t row_room(const config::RunConfig& config, const nn::CausalLMImpl& model);
 
 /// Reads a data file as the run file says. Without a cache_dir tokens are neither kept nor taken from an earlier run.
-data::Dataset make_dataset(const config::RunConfig& config, const Path& file, const llama::LlamaForCausalLMImpl& model,
+data::Dataset make_dataset(const config::RunConfig& config, const Path& file, const nn::CausalLMImpl& model,
                            const data::Tokenizer* tokenizer, const std::optional<Path>& cache_dir = std::nullopt);
 
 /// Attaches the adapter (fresh, or from adapter.init_from); empty for method none. total_steps: of the run, for AdaLoRA's
 /// schedule. The tokenizer (may be null) is for adapter.prompt_tuning_init_text.
-AdapterSet make_adapters(const config::RunConfig& config, llama::LlamaForCausalLMImpl& model, const data::Tokenizer* tokenizer,
+AdapterSet make_adapters(const config::RunConfig& config, nn::CausalLMImpl& model, const data::Tokenizer* tokenizer,
                          int64_t total_steps);
 
 /// Applies the freezing rules.
-FreezeReport freeze(const config::RunConfig& config, llama::LlamaForCausalLMImpl& model, const AdapterSet& adapters);
+FreezeReport freeze(const config::RunConfig& config, nn::CausalLMImpl& model, const AdapterSet& adapters);
 
 data::LoaderOptions loader_options(const config::RunConfig& config, int64_t pad_id, int64_t max_positions);
 train::TrainerOptions trainer_options(const config::RunConfig& config, const at::Device& device, int64_t steps);
 
 /// Warns and throws as the supervision rules say (data.require_end_token). Logs one decoded row.
 void check_supervision(const config::RunConfig& config, const data::Dataset& dataset, const data::Tokenizer* tokenizer,
-                       const llama::LlamaConfig& model);
+                       const nn::CausalLMImpl& model);
 
 }  // namespace lora::cli

@@ -67,7 +67,7 @@ class TrainingRun {
   at::Device device_ = at::kCPU;
   int64_t pad_id_ = 0, total_steps_ = 0, last_saved_step_ = -1;
   std::shared_ptr<const data::Tokenizer> tokenizer_;
-  std::shared_ptr<llama::LlamaForCausalLMImpl> model_;
+  std::shared_ptr<nn::CausalLMImpl> model_;
   data::Dataset train_set_;
   std::optional<data::Dataset> eval_set_;
   AdapterSet adapters_;
@@ -143,7 +143,7 @@ void TrainingRun::prepare() {
   };
   train_set_ = make_set(*config_.data.train.path);
   if (config_.data.eval.path) eval_set_ = make_set(*config_.data.eval.path);
-  check_supervision(config_, train_set_, tokenizer_.get(), model_->config);
+  check_supervision(config_, train_set_, tokenizer_.get(), *model_);
   auto counting = loader_options(config_, pad_id_, row_room(config_, *model_));
   counting.workers = 0;
   const data::Loader probe(train_set_, counting);
@@ -195,13 +195,13 @@ void TrainingRun::save_result(const train::StepState& state) {
   if (!base_was_trained) return;
   if (adapters_) log::info("freeze.train frees base weights, which an adapter file cannot hold: they are in model/");
   AtomicDirectory directory(config_.run.output_dir / "model");
-  llama::SaveOptions options;
+  models::SaveOptions options;
   if (config_.tokenizer.path) {
     options.copy_tokenizer_from = config_.tokenizer.path;
   } else {
     options.copy_tokenizer_from = config_.model.path;
   }
-  llama::save(*model_, directory.path(), options);
+  architecture_of(config_).save(*model_, directory.path(), options);
   directory.commit();
   log::debug(fmt::format("saved the state of step {}", state.step));
 }
@@ -221,7 +221,7 @@ void TrainingRun::save_last_good_state(train::Trainer& trainer) {
 
 /// The type in which the model's products run.
 at::ScalarType TrainingRun::product_dtype(at::ScalarType amp_dtype) const {
-  return amp_dtype == at::kFloat ? io::to_torch(model_->config.dtype, "model.dtype") : amp_dtype;
+  return amp_dtype == at::kFloat ? model_->stored_dtype() : amp_dtype;
 }
 
 std::optional<double> TrainingRun::evaluate() {
@@ -239,7 +239,7 @@ std::vector<std::string> TrainingRun::generate_samples() {
   options.sampling = {config_.generate.temperature, config_.generate.top_k, config_.generate.top_p};
   options.max_new_tokens = config_.generate.max_new_tokens;
   options.prompt_lookup_num_tokens = config_.generate.prompt_lookup_num_tokens;
-  options.stop_ids = model_->config.eos_token_ids;
+  options.stop_ids = model_->end_ids();
   options.seed = static_cast<uint64_t>(config_.run.seed);
   for (const auto& row : sample_rows()) {
     const auto generation = generate::complete(*model_, row.prompt_ids, options, device_);

@@ -13,6 +13,7 @@
 #include "config/model_fields.h"
 #include "config/rule.h"
 #include "config/value.h"
+#include "lora/config/known_names.h"
 #include "lora/config/run_config.h"
 
 namespace lora::config {
@@ -64,7 +65,7 @@ void describe_fields(Visitor& v, ModelFields& fields) {
 template <class Visitor>
 void describe_model(Visitor& v, ModelSection& model) {
   v.key("path", model.path);
-  v.key("arch", model.arch, one_of({"llama"}).with_later({"glm"}));
+  v.key("arch", model.arch, one_of({known_names().architectures.begin(), known_names().architectures.end()}));
   v.key("preset", model.preset);
   v.key("dtype", model.dtype, one_of({"fp32", "bf16", "fp16"}));
   describe_fields(v, model.fields);

@@ -11,6 +11,11 @@ void CausalLMImpl::detach_prompt(const std::string& name) {
   if (prompts_) prompts_->detach(name);
 }
 
+at::ScalarType CausalLMImpl::stored_dtype() const {
+  const auto all = parameters();
+  return all.empty() ? at::kFloat : all.front().scalar_type();
+}
+
 Tensor CausalLMImpl::logits_of(const Tensor& states) {
   return head_group() != nullptr ? head_group()->forward(states, fast_paths) : head()->forward(states);
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "lora/models/llama/architecture.h"
 #include "lora/models/llama/config.h"
 #include "lora/models/llama/convert.h"
 #include "lora/models/llama/gguf.h"

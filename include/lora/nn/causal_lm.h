@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "lora/nn/kv_cache.h"
 #include "lora/nn/linear_group.h"
@@ -30,6 +31,10 @@ class CausalLMImpl : public torch::nn::Module {
   virtual int64_t attention_width() const { return 0; }
   /// Longest sequence the model was made for; virtual tokens are to be taken off (see longest_row).
   virtual int64_t max_positions() const = 0;
+  /// In which type its weights are stored, also where the layers keep them in few bits.
+  virtual at::ScalarType stored_dtype() const;
+  /// Tokens that end a text.
+  virtual std::vector<int64_t> end_ids() const { return {}; }
   /// Hugging Face's words for what this is, as adapter files of some kinds name it: "llama", "LlamaForCausalLM".
   virtual std::string model_type() const { return {}; }
   virtual std::string model_class() const { return {}; }

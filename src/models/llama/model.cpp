@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "core/check.h"
+#include "lora/io/dtype.h"
 #include "lora/nn/row_adapters.h"
 #include "lora/ops/autocast.h"
 #include "lora/ops/ops.h"
@@ -426,6 +427,8 @@ std::optional<nn::PromptShape> LlamaForCausalLMImpl::prompt_shape() const {
   return nn::PromptShape{config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, config.head_dim,
                          config.hidden_size};
 }
+
+at::ScalarType LlamaForCausalLMImpl::stored_dtype() const { return io::to_torch(config.dtype, "model.dtype"); }
 
 int64_t LlamaForCausalLMImpl::independent_rows() {
   const auto dtype = model->embed_tokens->weight.scalar_type();

@@ -124,6 +124,8 @@ class LlamaForCausalLMImpl : public nn::CausalLMImpl {
   int64_t num_layers() const override { return config.num_hidden_layers; }
   int64_t attention_width() const override { return config.num_attention_heads * config.head_dim; }
   int64_t max_positions() const override { return config.max_position_embeddings; }
+  at::ScalarType stored_dtype() const override;
+  std::vector<int64_t> end_ids() const override { return config.eos_token_ids; }
   std::string model_type() const override { return "llama"; }
   std::string model_class() const override { return "LlamaForCausalLM"; }
   std::optional<nn::PromptShape> prompt_shape() const override;

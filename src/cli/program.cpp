@@ -1,8 +1,10 @@
-// The program `lora`.
+#include "lora/cli/program.h"
+
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <new>
 
@@ -10,6 +12,9 @@
 #include "cli/signals.h"
 #include "lora/core/error.h"
 #include "lora/core/log.h"
+#include "lora/config/known_names.h"
+#include "lora/models/llama.h"
+#include "lora/models/registry.h"
 #include "lora/ops/device.h"
 #include "lora/ops/shared_cores.h"
 
@@ -54,7 +59,18 @@ int run(const Action& action) {
   }
 }
 
-int main(int argc, char** argv) {
+/// The architectures of this library, besides those that a program registered before; the run file may name them all.
+void register_architectures() {
+  for (auto&& known : {llama::architecture()}) {
+    const auto names = models::architecture_names();
+    if (std::ranges::find(names, known.name) == names.end()) models::register_model(known);
+  }
+  config::known_names().architectures = models::architecture_names();
+}
+
+}  // namespace
+
+int run_program(int argc, char** argv) {
   prepare_memory();
   const ops::SharedCores shared_cores;
   CLI::App program{"Fine-tunes large language models with LoRA and its relatives."};
@@ -63,6 +79,7 @@ int main(int argc, char** argv) {
   program.require_subcommand(1);
   program.footer("Example: lora finetune -c run.yaml\nEvery command has --help with an example.");
 
+  register_architectures();
   Action action;
   add_training_commands(program, action);
   add_generate_command(program, action);
@@ -84,7 +101,4 @@ int main(int argc, char** argv) {
   return run(action);
 }
 
-}  // namespace
 }  // namespace lora::cli
-
-int main(int argc, char** argv) { return lora::cli::main(argc, argv); }

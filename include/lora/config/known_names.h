@@ -1,0 +1,16 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace lora::config {
+
+/// Names that a run file may use and that programs can add to.
+struct KnownNames {
+  std::vector<std::string> architectures = {"llama"};  ///< of model.arch
+};
+
+/// Of this process; to be added to before the first run file is read.
+KnownNames& known_names();
+
+}  // namespace lora::config
