@@ -32,24 +32,25 @@ def read_table(source_dir):
     return uses, torch_free
 
 
-def layer_of(parts):
+def layer_of(parts, uses):
     """Layer of a path below src/ or include/lora/: its folder; the model for models/<model>/ and models/<model>.h."""
     if len(parts) < 2:
         return None
-    return pathlib.PurePosixPath(parts[1]).stem if parts[0] == "models" else parts[0]
+    model = pathlib.PurePosixPath(parts[1]).stem
+    return model if parts[0] == "models" and (len(parts) > 2 or model in uses) else parts[0]
 
 
-def target_layer(name, public):
+def target_layer(name, public, uses):
     """Layer of an included file of ours, None for one of the top level such as lora/lora.h."""
     parts = pathlib.PurePosixPath(name).parts
-    return layer_of(parts[1:] if public else parts)
+    return layer_of(parts[1:] if public else parts, uses)
 
 
 def check_file(source_dir, path, uses, torch_free):
     """Messages for one file's includes that break the rules."""
     relative = path.relative_to(source_dir)
     is_public = relative.parts[0] == "include"
-    layer = layer_of(relative.parts[2:] if is_public else relative.parts[1:])
+    layer = layer_of(relative.parts[2:] if is_public else relative.parts[1:], uses)
     # Programs, the umbrella header and the precompiled header stand above the layers.
     is_above = layer is None or layer == "cli"
     problems = []
@@ -72,7 +73,7 @@ def check_file(source_dir, path, uses, torch_free):
             problems.append(f"{where} is LibTorch, and {layer} does without")
         if is_above or not (is_ours_public or is_private):
             continue
-        target = target_layer(name, is_ours_public)
+        target = target_layer(name, is_ours_public, uses)
         if target is None:
             problems.append(f"{where} is no file of a layer")
         elif target != layer and target not in uses[layer]:
