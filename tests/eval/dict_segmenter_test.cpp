@@ -57,6 +57,8 @@ TEST_CASE("of equally probable cuts the one with the longer first word is taken"
 TEST_CASE("of a word given twice the last frequency counts, 0 takes it away", "[dict]") {
   CHECK(cut(segmenter_of("白 1\n色 1\n白色 0\n白色 9\n"), "白色") == Strings{"白色"});
   CHECK(cut(segmenter_of("白 1\n色 1\n白色 9\n白色 0\n"), "白色") == Strings{"白", "色"});
+  // A character of frequency 0 is cut as one that no word has: what stands before it is cut as ever.
+  CHECK(cut(segmenter_of("甲 0\n白 9\n色 9\n白色 1\n"), "白色甲") == Strings{"白", "色", "甲"});
   // 甲乙 is 1/8 of all and 甲 times 乙 9/64; with the 9 that no longer counts 1/17 and 9/289.
   CHECK(cut(segmenter_of("丁 1\n甲乙 1\n甲 3\n乙 3\n"), "甲乙") == Strings{"甲", "乙"});
   CHECK(cut(segmenter_of("丁 9\n丁 1\n甲乙 1\n甲 3\n乙 3\n"), "甲乙") == Strings{"甲乙"});
@@ -113,6 +115,7 @@ TEST_CASE("words from a hostile file are refused", "[dict]") {
   CHECK(contains(error_of(std::string("a 1\nb\0c 5\n", 10)), "words.txt:2] a word must have no control characters"));
   CHECK(contains(error_of("a\x1b[31m 5\n"), "\\x1b"));
   CHECK(contains(error_of("a\tb 5\n"), "control characters"));
+  CHECK(contains(error_of("a\x7f 5\n"), "control characters"));
   std::string longest;
   for (int i = 0; i < 64; ++i) longest += "白";
   CHECK_NOTHROW(segmenter_of(longest + " 5\n"));
