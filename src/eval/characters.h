@@ -12,8 +12,8 @@ struct Character {
   size_t num_bytes = 0;
 };
 
-/// The character that `text` (not empty) starts with. A byte that is not part of well-formed UTF-8 is one U+FFFD, as in
-/// lora::to_utf8.
+/// The character that `text` (not empty) starts with. A byte that is not part of well-formed UTF-8
+/// is one U+FFFD, as in lora::to_utf8.
 Character first_character(std::string_view text);
 
 /// All characters of a text.

@@ -16,7 +16,8 @@ bool is_letter_or_digit(char32_t c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
 }
 
-/// What jieba looks up in the dictionary, its re_han_default; the rest is cut character by character.
+/// What jieba looks up in the dictionary, its re_han_default; the rest is cut character by
+/// character.
 bool is_looked_up(char32_t c) {
   constexpr std::u32string_view kSigns = U"+#&._%-";
   return (c >= 0x4E00 && c <= 0x9FD5) || is_letter_or_digit(c) || kSigns.find(c) != kSigns.npos;
@@ -33,13 +34,15 @@ size_t block_bytes(std::string_view text) {
   return size;
 }
 
-/// From one position to the end of the block: the best sum of log-probabilities and where its first word ends.
+/// From one position to the end of the block: the best sum of log-probabilities and where its first
+/// word ends.
 struct Step {
   double log_probability = 0;
   uint32_t end = 0;
 };
 
-/// By position, and one for the end. Of equally probable paths the one with the longer first word is taken.
+/// By position, and one for the end. Of equally probable paths the one with the longer first word
+/// is taken.
 std::vector<Step> best_paths(const PrefixDictionary& dictionary, std::u32string_view block) {
   std::vector<Step> steps(block.size() + 1);
   for (auto begin = static_cast<uint32_t>(block.size()); begin-- > 0;) {
@@ -53,8 +56,10 @@ std::vector<Step> best_paths(const PrefixDictionary& dictionary, std::u32string_
       if (sum >= best.log_probability) best = {sum, end};
     }
     const bool is_unknown = best.end == 0;
-    steps[begin] = is_unknown ? Step{dictionary.unknown_log_probability() + steps[begin + 1].log_probability, begin + 1}
-                              : best;
+    steps[begin] =
+        is_unknown ? Step{dictionary.unknown_log_probability() + steps[begin + 1].log_probability,
+                          begin + 1}
+                   : best;
   }
   return steps;
 }
@@ -64,7 +69,8 @@ size_t bytes_of(char32_t c) {
   return c < 0x80 ? 1 : 3;
 }
 
-/// Words of the best path; letters and digits that are words of one character are joined with such neighbours.
+/// Words of the best path; letters and digits that are words of one character are joined with such
+/// neighbours.
 void cut_block(const PrefixDictionary& dictionary, std::string_view text, Tokens& tokens) {
   const std::u32string block = characters_of(text);
   const std::vector<Step> steps = best_paths(dictionary, block);

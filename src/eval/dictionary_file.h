@@ -10,11 +10,14 @@
 
 namespace lora::eval {
 
-/// Words with frequencies, as a file in jieba's format has them, in its order; a word may be there twice.
+/// Words with frequencies, as a file in jieba's format has them, in its order; a word may be there
+/// twice.
 class WordList {
  public:
   size_t size() const { return words_.size(); }
-  std::u32string_view word(size_t i) const { return std::u32string_view(characters_).substr(words_[i].begin, words_[i].size); }
+  std::u32string_view word(size_t i) const {
+    return std::u32string_view(characters_).substr(words_[i].begin, words_[i].size);
+  }
   uint64_t frequency(size_t i) const { return words_[i].frequency; }
   /// Sum of all frequencies.
   uint64_t total() const { return total_; }

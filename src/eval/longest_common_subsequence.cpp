@@ -14,7 +14,8 @@ class Positions {
     for (const uint32_t symbol : sequence) ++starts_[symbol];
     size_t sum = 0;
     for (size_t& start : starts_) start = sum += start;
-    for (size_t i = sequence.size(); i-- > 0;) positions_[--starts_[sequence[i]]] = static_cast<uint32_t>(i);
+    for (size_t i = sequence.size(); i-- > 0;)
+      positions_[--starts_[sequence[i]]] = static_cast<uint32_t>(i);
   }
 
   std::span<const uint32_t> of(uint32_t symbol) const {
@@ -26,7 +27,8 @@ class Positions {
   std::vector<uint32_t> positions_;
 };
 
-/// The algorithm's state, a bit for each position of `a`: 0 where the length grows. Takes in one symbol of `b`.
+/// The algorithm's state, a bit for each position of `a`: 0 where the length grows. Takes in one
+/// symbol of `b`.
 void advance(std::vector<uint64_t>& state, const std::vector<uint64_t>& matches) {
   uint64_t carry = 0;
   for (size_t i = 0; i < state.size(); ++i) {
@@ -40,7 +42,8 @@ void advance(std::vector<uint64_t>& state, const std::vector<uint64_t>& matches)
 
 }  // namespace
 
-size_t longest_common_subsequence(std::span<const uint32_t> a, std::span<const uint32_t> b, size_t num_symbols) {
+size_t longest_common_subsequence(std::span<const uint32_t> a, std::span<const uint32_t> b,
+                                  size_t num_symbols) {
   const Positions positions(a, num_symbols);
   const size_t num_words = (a.size() + 63) / 64;
   std::vector<uint64_t> state(num_words, ~uint64_t{0}), matches(num_words, 0);

@@ -78,7 +78,8 @@ RougeScore rouge_n(const Ids& hypothesis, const Ids& reference, size_t n) {
 RougeScores rouge(Tokens hypothesis, Tokens reference) {
   const bool is_feasible = reference.empty() || hypothesis.size() <= kMaxPairs / reference.size();
   require<DataError>(is_feasible,
-                     "[rouge] the product of both texts' tokens must be at most 2^32; found {} and {}; score shorter rows",
+                     "[rouge] the product of both texts' tokens must be at most 2^32; found {} and "
+                     "{}; score shorter rows",
                      hypothesis.size(), reference.size());
   const std::vector<std::string_view> vocabulary = vocabulary_of(hypothesis, reference);
   const Ids h = ids_of(hypothesis, vocabulary), r = ids_of(reference, vocabulary);

@@ -18,7 +18,8 @@ struct MetricOptions {
 };
 
 /// Metrics by name. A new one knows, in this order,
-/// - `rouge`: rouge-1, rouge-2, rouge-l, the f of lora::eval::rouge on the segmenter's tokens without white space;
+/// - `rouge`: rouge-1, rouge-2, rouge-l, the f of lora::eval::rouge on the segmenter's tokens
+/// without white space;
 /// - `bleu4`: bleu-4, that of lora::eval::bleu4;
 /// - `exact_match`: exact-match, rows whose prediction is the reference byte by byte.
 class MetricRegistry {

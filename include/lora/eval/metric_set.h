@@ -14,11 +14,13 @@ namespace lora::eval {
 /// Several metrics over the same rows.
 class MetricSet {
  public:
-  /// Metrics of these names in the registry's order, whatever that of `names`. Throws ConfigError for a name that is
-  /// unknown or given twice.
-  MetricSet(const MetricRegistry& registry, std::span<const std::string> names, const MetricOptions& options = {});
+  /// Metrics of these names in the registry's order, whatever that of `names`. Throws ConfigError
+  /// for a name that is unknown or given twice.
+  MetricSet(const MetricRegistry& registry, std::span<const std::string> names,
+            const MetricOptions& options = {});
 
-  /// Takes a row into every metric. Throws what they throw; metrics before that one have the row then.
+  /// Takes a row into every metric. Throws what they throw; metrics before that one have the row
+  /// then.
   void add(std::string_view prediction, std::string_view reference);
   std::vector<Score> scores() const;
 

@@ -16,8 +16,9 @@ class Segmenter {
   Segmenter(const Segmenter&) = delete;
   Segmenter& operator=(const Segmenter&) = delete;
 
-  /// Tokens in their order, none of them empty, as parts of `text`, which must outlive them. A byte that is not part
-  /// of well-formed UTF-8 is a character by itself. Throws DataError for a text beyond 4 MiB.
+  /// Tokens in their order, none of them empty, as parts of `text`, which must outlive them. A byte
+  /// that is not part of well-formed UTF-8 is a character by itself. Throws DataError for a text
+  /// beyond 4 MiB.
   virtual std::vector<std::string_view> cut(std::string_view text) const = 0;
 };
 
@@ -33,9 +34,9 @@ class WhitespaceSegmenter : public Segmenter {
   std::vector<std::string_view> cut(std::string_view text) const override;
 };
 
-/// The segmenter named `char`, `whitespace` or `dict` (see DictSegmenter), the last with its dictionary's file. Throws
-/// ConfigError for another name, for `dict` without a file and for a file with another segmenter; otherwise what
-/// DictSegmenter throws.
+/// The segmenter named `char`, `whitespace` or `dict` (see DictSegmenter), the last with its
+/// dictionary's file. Throws ConfigError for another name, for `dict` without a file and for a file
+/// with another segmenter; otherwise what DictSegmenter throws.
 std::unique_ptr<Segmenter> make_segmenter(std::string_view name, const Path& dictionary = {});
 
 }  // namespace lora::eval
