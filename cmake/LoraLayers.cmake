@@ -1,12 +1,13 @@
 # The layers, lowest first, and what each may use. Every layer is one OBJECT library `lora_<layer>`;
 # the shipped libraries are made of these objects, and each layer's tests link only what lies below it.
 # tests/architecture/layers_test.py reads the includes and enforces the same table.
-set(LORA_LAYERS core formats config io ops nn data models adapters train generate)
-set(LORA_TORCH_FREE_LAYERS core formats config)
+set(LORA_LAYERS core formats config eval io ops nn data models adapters train generate)
+set(LORA_TORCH_FREE_LAYERS core formats config eval)
 
 set(LORA_USES_core "")
 set(LORA_USES_formats core)
 set(LORA_USES_config core formats)
+set(LORA_USES_eval core formats)
 set(LORA_USES_io core formats)
 set(LORA_USES_ops core io)
 set(LORA_USES_nn core io ops)

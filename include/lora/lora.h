@@ -17,6 +17,7 @@
 #include "lora/data/loader.h"
 #include "lora/data/supervision.h"
 #include "lora/data/tokenizer.h"
+#include "lora/eval/metric_set.h"
 #include "lora/generate/generate.h"
 #include "lora/generate/score.h"
 #include "lora/nn/causal_lm.h"

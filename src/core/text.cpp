@@ -15,25 +15,6 @@ bool is_continuation(unsigned char byte) {
   return (byte & 0xC0u) == 0x80u;
 }
 
-/// Bytes of the well-formed UTF-8 sequence that `text` (not empty) starts with, 0 when there is
-/// none. Source: The Unicode Standard, table 3-7.
-size_t utf8_sequence_length(std::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned char lead = byte(0);
-  if (lead < 0x80) return 1;
-  if (lead < 0xC2 || lead > 0xF4) return 0;
-  const size_t length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
-  if (text.size() < length) return 0;
-  for (size_t i = 1; i < length; ++i) {
-    if (!is_continuation(byte(i))) return 0;
-  }
-  const unsigned char second = byte(1);
-  const bool overlong = (lead == 0xE0 && second < 0xA0) || (lead == 0xF0 && second < 0x90);
-  const bool surrogate = lead == 0xED && second > 0x9F;
-  const bool beyond_unicode = lead == 0xF4 && second > 0x8F;
-  return overlong || surrogate || beyond_unicode ? 0 : length;
-}
-
 /// Levenshtein distance in bytes.
 size_t edit_distance(std::string_view a, std::string_view b) {
   std::vector<size_t> row(b.size() + 1);
@@ -51,6 +32,24 @@ size_t edit_distance(std::string_view a, std::string_view b) {
 }
 
 }  // namespace
+
+// Source: The Unicode Standard, table 3-7.
+size_t utf8_sequence_length(std::string_view text) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned char lead = byte(0);
+  if (lead < 0x80) return 1;
+  if (lead < 0xC2 || lead > 0xF4) return 0;
+  const size_t length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+  if (text.size() < length) return 0;
+  for (size_t i = 1; i < length; ++i) {
+    if (!is_continuation(byte(i))) return 0;
+  }
+  const unsigned char second = byte(1);
+  const bool overlong = (lead == 0xE0 && second < 0xA0) || (lead == 0xF0 && second < 0x90);
+  const bool surrogate = lead == 0xED && second > 0x9F;
+  const bool beyond_unicode = lead == 0xF4 && second > 0x8F;
+  return overlong || surrogate || beyond_unicode ? 0 : length;
+}
 
 size_t find_invalid_utf8(std::string_view text) {
   size_t offset = 0;

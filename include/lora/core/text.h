@@ -11,6 +11,9 @@ namespace lora {
 /// True when `text` is well-formed UTF-8 (no overlong forms, no surrogates).
 bool is_utf8(std::string_view text);
 
+/// Bytes of the well-formed UTF-8 sequence that `text` (not empty) starts with; 0 when there is none.
+size_t utf8_sequence_length(std::string_view text);
+
 /// Offset of the first byte that is not part of well-formed UTF-8; the size of `text` when all is
 /// well.
 size_t find_invalid_utf8(std::string_view text);
