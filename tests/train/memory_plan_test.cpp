@@ -385,7 +385,8 @@ TEST_CASE("the rehearsal has as many bytes of tensors as two real steps") {
     const bool trains_half = !one.lora && !one.method && (one.dtype == at::kBFloat16 || one.amp_dtype == at::kBFloat16);
     // Length classes are planned as one class.
     const bool by_class = !one.packed.empty() && !one.disabled.empty();
-    CHECK(std::abs(planned / measured - 1) < (by_class ? 0.2 : trains_half ? 0.05 : 0.035));
+    // Of methods beside LoRA what a pass makes for a moment is planned roughly.
+    CHECK(std::abs(planned / measured - 1) < (by_class ? 0.2 : one.method ? 0.1 : trains_half ? 0.05 : 0.035));
   }
 }
 
