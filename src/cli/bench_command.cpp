@@ -206,7 +206,7 @@ class Ours {
     std::vector<std::string> words = {"--model", model.string(), "--rows", rows.string(), "--lr", fmt::format("{}", kLearningRate)};
     if (!adapters_) return words;
     std::filesystem::create_directories(folder / "adapter");
-    save_adapter(adapters_, folder / "adapter");
+    save_adapters(adapters_, folder / "adapter");
     words.insert(words.end(), {"--adapter", (folder / "adapter").string()});
     return words;
   }
