@@ -39,6 +39,13 @@ QV, ALL = {"r": 8, "target_modules": ["q_proj", "v_proj"]}, {"r": 16, "target_mo
 ALL64 = ALL | {"r": 64}
 NF4 = {"quantization": {"bits": 4, "double": True}}
 
+
+def method(name, **keys):
+    return {"method": name} | keys
+
+
+PARALLEL = method("bottleneck", preset="parallel", reduction_factor=8)
+
 # Command, model, its dtype, mixed precision, adapter, rows of a micro-batch, their tokens (one number, or the fewest and the
 # most); other keys. With `model.offload` the weights come from files.
 CASES = {
@@ -102,6 +109,30 @@ CASES = {
     "h768_nf4_full": ("finetune", H768, "bf16", "fp32", QV | NF4, 10, 200, {"train": {"recompute": "full"}}),
     "h1280_nf4_selective": ("finetune", H1280, "bf16", "fp32", ALL64 | NF4, 6, 300, {"train": {"recompute": "selective"}}),
     "wide_int8": ("finetune", model(1536, 4096, 4, 24, 8, 24000), "bf16", "fp32", ALL | {"quantization": {"bits": 8}}, 3, 384, {}),
+    "134m_pissa": ("finetune", M134, "bf16", "fp32", ALL | {"init_lora_weights": "pissa_niter_4"}, 4, 128, {}),
+    "134m_dora": ("finetune", M134, "bf16", "fp32", ALL | {"use_dora": True}, 4, 128, {}),
+    "134m_dora_fp32": ("finetune", M134, "fp32", "fp32", ALL | {"use_dora": True}, 8, 128, {}),
+    "134m_adalora": ("finetune", M134, "bf16", "fp32", method("adalora", init_r=12, target_modules="all-linear"), 4, 128, {}),
+    "134m_ia3": ("finetune", M134, "bf16", "fp32", method("ia3"), 8, 128, {}),
+    "134m_prefix": ("finetune", M134, "bf16", "fp32", method("prefix", num_virtual_tokens=20), 8, 128, {}),
+    "134m_prefix_projection": ("finetune", M134, "fp32", "fp32",
+                               method("prefix", num_virtual_tokens=20, prefix_projection=True, encoder_hidden_size=128), 4, 128, {}),
+    "h640_prefix": ("finetune", H640, "bf16", "fp32", method("prefix", num_virtual_tokens=20), 6, 300, {}),
+    "134m_ptuning_v2": ("finetune", M134, "bf16", "fp32", method("ptuning_v2", pre_seq_len=128), 4, 128,
+                        {"train": {"recompute": "full"}}),
+    "134m_prompt": ("finetune", M134, "bf16", "fp32", method("prompt", num_virtual_tokens=20), 8, 128, {}),
+    "134m_prompt_packed": ("finetune", M134, "bf16", "fp32", method("prompt", num_virtual_tokens=20), 2, 60,
+                           {"data": {"packing": True, "max_length": 512}}),
+    "134m_ptuning": ("finetune", M134, "bf16", "fp32", method("ptuning", num_virtual_tokens=20, encoder_hidden_size=128), 8, 128, {}),
+    "134m_ptuning_lstm": ("finetune", M134, "bf16", "fp32",
+                          method("ptuning", num_virtual_tokens=20, encoder_hidden_size=256, encoder_reparameterization_type="LSTM"),
+                          8, 128, {}),
+    "134m_houlsby": ("finetune", M134, "bf16", "fp32", method("bottleneck", preset="houlsby"), 8, 128, {}),
+    "134m_pfeiffer_fp32": ("finetune", M134, "fp32", "fp32", method("bottleneck", preset="pfeiffer"), 4, 128, {}),
+    "134m_parallel": ("finetune", M134, "bf16", "fp32", PARALLEL, 8, 128, {}),
+    "134m_parallel_amp": ("finetune", M134, "fp32", "bf16", PARALLEL, 8, 128, {}),
+    "134m_prefix_and_parallel": ("finetune", M134, "bf16", "fp32",
+                                 method("prefix", num_virtual_tokens=20, also={"parallel": PARALLEL}), 8, 128, {}),
     "h1280_offload_disk": ("finetune", H1280_TIED, "bf16", "fp32", ALL64, 6, 300, {"model": {"offload": "disk"}}),
 }
 

@@ -4,6 +4,7 @@
 #include "lora/adapters/adapter_io.h"
 #include "lora/adapters/adapter_rows.h"
 #include "lora/adapters/adapter_set.h"
+#include "lora/adapters/adapter_sets.h"
 #include "lora/adapters/combine.h"
 #include "lora/adapters/freeze.h"
 #include "lora/adapters/inject.h"

@@ -119,24 +119,8 @@ void AdapterSet::set_enabled(bool enabled) {
 }
 
 void AdapterSet::merge() {
-  require<ConfigError>(blocks().empty() && !prompt(),
-                       "[adapters.merge] a method that changes weights can be merged; found {}, which no weight can hold; use the "
-                       "adapter beside its base model", method_name(options()));
-  for (const auto& slot : slots()) {
-    require<ConfigError>(adapters::slot_of(slot).enabled(),
-                         "[adapters.merge] adapters must be switched on; found them off at {}; "
-                         "call set_enabled(true)",
-                         slot.path);
-  }
-  // A trial on copies: taking a merge back is not exact in half precision, so none may fail once
-  // weights change.
-  for (const auto& slot : slots()) {
-    nn::AdapterSlot trial = adapters::slot_of(slot);
-    at::Tensor weight = adapters::weight_value_of(slot).detach().clone();
-    at::Tensor bias = slot.linear.is_empty() || !slot.linear->bias.defined() ? at::Tensor() : slot.linear->bias.detach().clone();
-    trial.merge(weight, bias);
-  }
-  for (const auto& slot : slots()) adapters::merge(slot);
+  adapters::require_mergeable(*this);
+  adapters::merge_all(slots());
 }
 
 void AdapterSet::unmerge() {

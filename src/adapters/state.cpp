@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/check.h"
+
 namespace lora {
 namespace {
 
@@ -101,6 +103,30 @@ bool has_start(const AdapterSet::Slot& slot) {
 
 void merge(const AdapterSet::Slot& slot) {
   slot.linear.is_empty() ? slot.embedding.ptr()->merge() : slot.linear.ptr()->merge();
+}
+
+void require_mergeable(const AdapterSet& adapters) {
+  require<ConfigError>(adapters.blocks().empty() && !adapters.prompt(),
+                       "[adapters.merge] a method that changes weights can be merged; found {}, which no weight can hold; use the "
+                       "adapter beside its base model", method_name(adapters.options()));
+  for (const auto& slot : adapters.slots()) {
+    require<ConfigError>(slot_of(slot).enabled(),
+                         "[adapters.merge] adapters must be switched on; found them off at {}; "
+                         "call set_enabled(true)",
+                         slot.path);
+  }
+}
+
+void merge_all(const std::vector<AdapterSet::Slot>& slots) {
+  // A trial on copies: taking a merge back is not exact in half precision, so none may fail once
+  // weights change.
+  for (const auto& slot : slots) {
+    nn::AdapterSlot trial = slot_of(slot);
+    at::Tensor weight = weight_value_of(slot).detach().clone();
+    at::Tensor bias = slot.linear.is_empty() || !slot.linear->bias.defined() ? at::Tensor() : slot.linear->bias.detach().clone();
+    trial.merge(weight, bias);
+  }
+  for (const auto& slot : slots) merge(slot);
 }
 
 void unmerge(const AdapterSet::Slot& slot) {

@@ -67,6 +67,10 @@ bool has_start(const AdapterSet::Slot& slot);
 /// Folds the slot's adapters into its weight, and takes them out again.
 void merge(const AdapterSet::Slot& slot);
 void unmerge(const AdapterSet::Slot& slot);
+/// ConfigError where no weight can hold what the adapter does, or a slot of it is switched off.
+void require_mergeable(const AdapterSet& adapters);
+/// Merges different slots, all of them or none.
+void merge_all(const std::vector<AdapterSet::Slot>& slots);
 
 }  // namespace adapters
 }  // namespace lora

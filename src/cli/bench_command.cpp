@@ -172,7 +172,7 @@ class Ours {
 
   double gradients(const Path& file) {
     const AutocastGuard autocast(device_.type(), amp_dtype_);
-    const at::Tensor loss = nn::causal_lm_loss_sum(*model_, batch_.to(device_)) / batch_.num_targets;
+    const at::Tensor loss = nn::causal_lm_loss_sum(*model_, batch_.to(device_)) / model_->num_targets(batch_);
     loss.backward();
     io::NamedTensors tensors;
     for (auto [name, parameter] : trained()) {
@@ -207,7 +207,7 @@ class Ours {
     std::vector<std::string> words = {"--model", model.string(), "--rows", rows.string(), "--lr", fmt::format("{}", kLearningRate)};
     if (!adapters_) return words;
     std::filesystem::create_directories(folder / "adapter");
-    save_adapter(adapters_, folder / "adapter");
+    save_adapters(adapters_, folder / "adapter");
     words.insert(words.end(), {"--adapter", (folder / "adapter").string()});
     return words;
   }
@@ -220,6 +220,7 @@ class Ours {
 
   const RunConfig& config() const { return config_; }
   const Batch& batch() const { return batch_; }
+  int64_t num_targets() const { return model_->num_targets(batch_); }
   const at::Device& device() const { return device_; }
   const FreezeReport& parameters() const { return freeze_report_; }
   const std::string dtype() const { return std::string(short_name(io::from_torch(model_->stored_dtype()))); }
@@ -274,7 +275,7 @@ class Ours {
   at::Device device_;
   at::ScalarType amp_dtype_ = at::kFloat;
   std::shared_ptr<nn::CausalLMImpl> model_;
-  AdapterSet adapters_;
+  AdapterSets adapters_;
   FreezeReport freeze_report_;
   std::vector<data::Example> rows_;
   std::vector<int64_t> prompt_;
@@ -355,7 +356,7 @@ OrderedJson to_json(const BenchCommand& command, const Ours& ours, double first_
                         {"dtype", ours.dtype()},
                         {"micro_batch", ours.batch().input_ids_BS.size(0)},
                         {"tokens", ours.batch().num_tokens},
-                        {"targets", ours.batch().num_targets},
+                        {"targets", ours.num_targets()},
                         {"training", training},
                         {"generation", generation},
                         {"peak_memory_bytes", peak_memory}};

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <numeric>
@@ -156,6 +157,16 @@ Json kept_ranks(const io::AdapterFiles& files) {
   return ranks;
 }
 
+/// Names of the adapters that lie in folders of the first one's.
+std::vector<std::string> adapters_beside(const Path& directory) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    if (std::filesystem::exists(entry.path() / "adapter_config.json")) names.push_back(entry.path().filename().string());
+  }
+  std::ranges::sort(names);
+  return names;
+}
+
 Json inspect_adapter(const Path& directory) {
   Json result = begin("adapter");
   const auto files = io::read_adapter_files(directory);
@@ -173,6 +184,7 @@ Json inspect_adapter(const Path& directory) {
   const Json ranks = kept_ranks(files);
   if (!ranks.empty()) adapter["ranks"] = ranks;
   result["config"] = config_json;
+  if (const auto others = adapters_beside(directory); !others.empty()) result["adapters"] = others;
   if (std::filesystem::exists(directory / "adapter_model.safetensors")) {
     result["digest"] = file_digest(directory / "adapter_model.safetensors");
   }
@@ -201,7 +213,10 @@ Json inspect_run(const Path& directory) {
     }
     std::sort(result["checkpoints"].begin(), result["checkpoints"].end());
   }
-  if (std::filesystem::is_directory(directory / "adapter")) add_tensors(result, directory / "adapter/adapter_model.safetensors");
+  const Path adapter = directory / "adapter";
+  if (!std::filesystem::is_directory(adapter)) return result;
+  add_tensors(result, adapter / "adapter_model.safetensors");
+  for (const auto& name : adapters_beside(adapter)) add_tensors(result, adapter / name / "adapter_model.safetensors");
   return result;
 }
 

@@ -89,7 +89,7 @@ Report merge_with_report(LoadedModel& loaded, ReportRows rows) {
 }
 
 int MergeCommand::run() const {
-  require<ConfigError>(!model.adapter.empty(), "[--adapter] a merge needs an adapter; found none");
+  require<ConfigError>(!model.adapters.empty(), "[--adapter] a merge needs an adapter; found none");
   require_free_output(output, overwrite);
   const uint64_t shard_bytes = parse_bytes(shard_size, "--shard-size");
   LoadedModel loaded = load_model(model);
@@ -99,7 +99,7 @@ int MergeCommand::run() const {
   const Report report = merge_with_report(loaded, report_rows(loaded, input));
   Json json_report = report.to_json();
   json_report["model"] = model.model;
-  json_report["adapter"] = model.adapter;
+  json_report["adapter"] = model.adapters.size() == 1 ? Json(model.adapters.front()) : Json(model.adapters);
   json_report["dequantized_from"] = few_bits.scheme ? Json(name_of(few_bits.scheme->type)) : Json();
   json_report["dtype"] = short_name(io::from_torch(loaded.model->stored_dtype()));
 
@@ -111,7 +111,7 @@ int MergeCommand::run() const {
   if (json) {
     fmt::print("{}\n", json_report.dump());
   } else {
-    fmt::print("merged {} modules into {} ({})\n", loaded.adapters.slots().size(), output,
+    fmt::print("merged {} modules into {} ({})\n", report.modules.size(), output,
                short_name(io::from_torch(loaded.model->stored_dtype())));
     report.print();
     if (few_bits.scheme) {
@@ -124,7 +124,7 @@ int MergeCommand::run() const {
 }  // namespace
 
 void add_merge_command(CLI::App& program, Action& action) {
-  auto* command = program.add_subcommand("merge", "Folds an adapter into its base model");
+  auto* command = program.add_subcommand("merge", "Folds an adapter (or several) into its base model");
   command->footer("Example: lora merge --model base --adapter out/adapter --output merged");
   auto state = std::make_shared<MergeCommand>();
   state->model.add_to(*command);

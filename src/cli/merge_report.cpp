@@ -140,12 +140,14 @@ ReportRows report_rows(const LoadedModel& loaded, const std::string& file) {
   return rows;
 }
 
-std::map<std::string, ModuleNorms> module_norms(const AdapterSet& adapters) {
+std::map<std::string, ModuleNorms> module_norms(const AdapterSets& adapters) {
   std::map<std::string, ModuleNorms> norms;
-  for (const auto& slot : adapters.slots()) norms[slot.path] = norms_at(slot);
-  for (const auto* whole : {&adapters.saved_parameters(), &adapters.biases()}) {
-    for (const auto& saved : *whole) {
-      norms[saved.name] = norms_of(saved.other.to(saved.parameter.device()), saved.parameter.detach(), saved.name);
+  for (const AdapterSet& set : adapters) {
+    for (const auto& slot : set.slots()) norms[slot.path] = norms_at(slot);
+    for (const auto* whole : {&set.saved_parameters(), &set.biases()}) {
+      for (const auto& saved : *whole) {
+        norms[saved.name] = norms_of(saved.other.to(saved.parameter.device()), saved.parameter.detach(), saved.name);
+      }
     }
   }
   return norms;

@@ -48,7 +48,7 @@ struct ModuleNorms {
 
 /// By module, from a merge on copies, and by parameter of what the adapter trains whole; while it is active. Throws
 /// NonFiniteError naming the first module whose merged weight would not be finite.
-std::map<std::string, ModuleNorms> module_norms(const AdapterSet& adapters);
+std::map<std::string, ModuleNorms> module_norms(const AdapterSets& adapters);
 
 /// fp32 logits (S, V) of one row, on the CPU. Throws NonFiniteError naming `what` and the first module whose output is not finite.
 at::Tensor logits_of(const LoadedModel& loaded, const at::Tensor& ids_1S, std::string_view what);

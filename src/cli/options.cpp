@@ -17,10 +17,25 @@ void add_log_options(CLI::App& command) {
 
 void ModelOptions::add_to(CLI::App& command) {
   command.add_option("--model", model, "Model directory (Hugging Face layout)")->required();
-  command.add_option("--adapter", adapter, "Adapter directory (PEFT layout)");
+  command.add_option("--adapter", adapters, "Adapter directory (PEFT layout); given again, one that works together with it")
+      ->take_all()->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command.add_option("--dtype", dtype, "fp32, bf16 or fp16 (default: the model's own)");
   command.add_option("--device", device, "auto, cpu, cuda or cuda:N")->capture_default_str();
 }
+
+namespace {
+
+/// The first is "default", the others have numbers: names are for those that a program chooses from.
+AdapterSets load_adapters(nn::CausalLMImpl& model, const std::vector<std::string>& directories) {
+  std::vector<AdapterSet> sets;
+  for (const auto& directory : directories) {
+    sets.push_back(load_adapter(model, directory, sets.empty() ? "default" : fmt::format("adapter_{}", sets.size() + 1)));
+  }
+  if (sets.size() > 1) activate_together(model, sets);
+  return sets;
+}
+
+}  // namespace
 
 LoadedModel load_model(const ModelOptions& options) {
   LoadedModel loaded;
@@ -29,7 +44,7 @@ LoadedModel load_model(const ModelOptions& options) {
   models::LoadOptions load_options{.device = loaded.device, .dtype = std::nullopt};
   if (!options.dtype.empty()) load_options.dtype = io::to_torch(parse_float_dtype(options.dtype, "--dtype"), "--dtype");
   loaded.model = loaded.architecture->load(options.model, load_options);
-  if (!options.adapter.empty()) loaded.adapters = load_adapter(*loaded.model, options.adapter);
+  loaded.adapters = load_adapters(*loaded.model, options.adapters);
   loaded.model->eval();
   loaded.tokenizer = data::find_tokenizer(options.model);
   return loaded;

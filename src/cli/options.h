@@ -5,8 +5,9 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
-#include "lora/adapters/adapter_set.h"
+#include "lora/adapters/adapter_sets.h"
 #include "lora/core/path.h"
 #include "lora/data/tokenizer.h"
 #include "lora/models/registry.h"
@@ -18,16 +19,17 @@ void add_log_options(CLI::App& command);
 
 /// --model, --adapter, --dtype, --device: a model to compute with.
 struct ModelOptions {
-  std::string model, adapter, dtype, device = "auto";
+  std::string model, dtype, device = "auto";
+  std::vector<std::string> adapters;
 
   void add_to(CLI::App& command);
 };
 
-/// A model in evaluation mode, its adapter attached and active, and its tokenizer when there is one.
+/// A model in evaluation mode, its adapters attached and active, and its tokenizer when there is one.
 struct LoadedModel {
   const models::Architecture* architecture = nullptr;
   std::shared_ptr<nn::CausalLMImpl> model;
-  AdapterSet adapters;
+  AdapterSets adapters;
   std::shared_ptr<const data::Tokenizer> tokenizer;
   at::Device device = at::kCPU;
 };

@@ -136,6 +136,8 @@ void look_at_packs(const data::Dataset& dataset, train::MemoryInputs& inputs) {
   const auto segments = ops::segments_of(lengths, at::kCPU);
   inputs.row_tokens = longest;
   inputs.longest_sequence = longest_row(dataset);
+  const auto looked_at = std::min(packs.size(), static_cast<size_t>(inputs.micro_batch));
+  inputs.sequences_per_row = static_cast<double>(lengths.size()) / static_cast<double>(looked_at);
   inputs.places_per_token = static_cast<double>(segments.index_P.numel()) / static_cast<double>(tokens);
 }
 
@@ -185,6 +187,7 @@ Planned make_plan(const PlanCommand& command) {
   constexpr int64_t kAnyNumberOfSteps = 1'000'000'000;
   RunConfig without_text = config;  // which tokens virtual ones begin as takes no memory
   without_text.adapter.prompt_tuning_init = std::nullopt;
+  for (auto& one : without_text.more_adapters) one.adapter.prompt_tuning_init = std::nullopt;
   const auto adapters = make_adapters(without_text, *model, nullptr, kAnyNumberOfSteps);
   freeze(config, *model, adapters);
   const auto options = trainer_options(config, at::kMeta, 0);

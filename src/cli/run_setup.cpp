@@ -105,8 +105,7 @@ PrefixOptions prefix_options(const config::AdapterSection& section, int64_t hidd
   return options;
 }
 
-PromptOptions prompt_options(const RunConfig& config, const data::Tokenizer* tokenizer) {
-  const auto& section = config.adapter;
+PromptOptions prompt_options(const RunConfig& config, const config::AdapterSection& section, const data::Tokenizer* tokenizer) {
   PromptOptions options;
   apply(options.num_virtual_tokens, section.num_virtual_tokens);
   apply(options.init, section.prompt_tuning_init);
@@ -152,16 +151,16 @@ int64_t hidden_size(const nn::CausalLMImpl& model) {
   return shape ? shape->hidden : 0;
 }
 
-MethodOptions method_options(const RunConfig& config, const nn::CausalLMImpl& model, const data::Tokenizer* tokenizer,
-                             int64_t total_steps) {
-  const std::string& method = config.adapter.method;
-  if (method == "adalora") return adalora_options(config.adapter, total_steps);
-  if (method == "ia3") return ia3_options(config.adapter);
-  if (method == "prefix" || method == "ptuning_v2") return prefix_options(config.adapter, hidden_size(model));
-  if (method == "prompt") return prompt_options(config, tokenizer);
-  if (method == "ptuning") return ptuning_options(config.adapter);
-  if (method == "bottleneck") return bottleneck_options(config.adapter);
-  return lora_options(config.adapter);
+MethodOptions method_options(const RunConfig& config, const config::AdapterSection& section,
+                             const nn::CausalLMImpl& model, const data::Tokenizer* tokenizer, int64_t total_steps) {
+  const std::string& method = section.method;
+  if (method == "adalora") return adalora_options(section, total_steps);
+  if (method == "ia3") return ia3_options(section);
+  if (method == "prefix" || method == "ptuning_v2") return prefix_options(section, hidden_size(model));
+  if (method == "prompt") return prompt_options(config, section, tokenizer);
+  if (method == "ptuning") return ptuning_options(section);
+  if (method == "bottleneck") return bottleneck_options(section);
+  return lora_options(section);
 }
 
 void require_agrees(const config::AdapterSection& section, const LoraOptions& saved) {
@@ -220,13 +219,14 @@ bool is_method(const std::string& method, const MethodOptions& options) {
   return method == saved || (method == "ptuning_v2" && saved == "prefix");
 }
 
-AdapterSet load_initial_adapter(const config::AdapterSection& section, nn::CausalLMImpl& model) {
+AdapterSet load_initial_adapter(const config::AdapterSection& section, nn::CausalLMImpl& model,
+                                const std::string& name) {
   const io::AdapterFiles files = io::read_adapter_files(*section.init_from);
   const MethodOptions saved = options_from(files.config);
   require<ConfigError>(is_method(section.method, saved), "[adapter.method] the method must be that of adapter.init_from, {}; found {}",
                        method_name(saved), section.method);
   std::visit([&](const auto& options) { require_agrees(section, options); }, saved);
-  return adapter_from_files(model, files, "default");
+  return adapter_from_files(model, files, name);
 }
 
 /// Positions that virtual tokens will take from every row.
@@ -344,7 +344,9 @@ std::shared_ptr<const data::Tokenizer> make_tokenizer(const RunConfig& config) {
 }
 
 int64_t row_room(const RunConfig& config, const nn::CausalLMImpl& model) {
-  return model.max_positions() - num_virtual_tokens(config.adapter, hidden_size(model));
+  int64_t taken = num_virtual_tokens(config.adapter, hidden_size(model));
+  for (const auto& one : config.more_adapters) taken += num_virtual_tokens(one.adapter, hidden_size(model));
+  return model.max_positions() - taken;
 }
 
 data::Dataset make_dataset(const RunConfig& config, const Path& file, const nn::CausalLMImpl& model,
@@ -370,18 +372,24 @@ data::Dataset make_dataset(const RunConfig& config, const Path& file, const nn::
   return dataset;
 }
 
-AdapterSet make_adapters(const RunConfig& config, nn::CausalLMImpl& model, const data::Tokenizer* tokenizer,
-                         int64_t total_steps) {
+AdapterSets make_adapters(const RunConfig& config, nn::CausalLMImpl& model, const data::Tokenizer* tokenizer,
+                          int64_t total_steps) {
   if (config.adapter.method == "none") return {};
-  if (config.adapter.init_from) return load_initial_adapter(config.adapter, model);
-  MethodOptions options = method_options(config, model, tokenizer, total_steps);
-  set_base_model_name(options, config.model.path ? config.model.path->string() : "");
-  return inject(model, options);
+  const auto make = [&](const config::AdapterSection& section, const std::string& name) {
+    if (section.init_from) return load_initial_adapter(section, model, name);
+    MethodOptions options = method_options(config, section, model, tokenizer, total_steps);
+    set_base_model_name(options, config.model.path ? config.model.path->string() : "");
+    return inject_method(model, options, name);
+  };
+  std::vector<AdapterSet> sets = {make(config.adapter, "default")};
+  for (const auto& one : config.more_adapters) sets.push_back(make(one.adapter, one.name));
+  if (sets.size() > 1) activate_together(model, sets);
+  return sets;
 }
 
-FreezeReport freeze(const RunConfig& config, nn::CausalLMImpl& model, const AdapterSet& adapters) {
+FreezeReport freeze(const RunConfig& config, nn::CausalLMImpl& model, const AdapterSets& adapters) {
   const FreezeRules rules{config.freeze.train, config.freeze.freeze};
-  return adapters ? freeze_base(model, adapters, rules) : train_all(model, rules);
+  return adapters ? freeze_base(model, adapters.all(), rules) : train_all(model, rules);
 }
 
 Path token_cache_dir(const RunConfig& config) {

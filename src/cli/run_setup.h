@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "lora/adapters/adapter_set.h"
+#include "lora/adapters/adapter_sets.h"
 #include "lora/adapters/freeze.h"
 #include "lora/config/run_config.h"
 #include "lora/data/dataset.h"
@@ -32,13 +32,13 @@ int64_t row_room(const config::RunConfig& config, const nn::CausalLMImpl& model)
 data::Dataset make_dataset(const config::RunConfig& config, const Path& file, const nn::CausalLMImpl& model,
                            const data::Tokenizer* tokenizer, const std::optional<Path>& cache_dir = std::nullopt);
 
-/// Attaches the adapter (fresh, or from adapter.init_from); empty for method none. total_steps: of the run, for AdaLoRA's
-/// schedule. The tokenizer (may be null) is for adapter.prompt_tuning_init_text.
-AdapterSet make_adapters(const config::RunConfig& config, nn::CausalLMImpl& model, const data::Tokenizer* tokenizer,
-                         int64_t total_steps);
+/// Attaches the adapter (fresh, or from adapter.init_from) and those of adapter.also, all active; none for method none.
+/// total_steps: of the run, for AdaLoRA's schedule. The tokenizer (may be null) is for adapter.prompt_tuning_init_text.
+AdapterSets make_adapters(const config::RunConfig& config, nn::CausalLMImpl& model, const data::Tokenizer* tokenizer,
+                          int64_t total_steps);
 
 /// Applies the freezing rules.
-FreezeReport freeze(const config::RunConfig& config, nn::CausalLMImpl& model, const AdapterSet& adapters);
+FreezeReport freeze(const config::RunConfig& config, nn::CausalLMImpl& model, const AdapterSets& adapters);
 
 data::LoaderOptions loader_options(const config::RunConfig& config, int64_t pad_id, int64_t max_positions);
 train::TrainerOptions trainer_options(const config::RunConfig& config, const at::Device& device, int64_t steps);

@@ -7,7 +7,6 @@
 #include "cli/run_setup.h"
 #include "cli/signals.h"
 #include "core/check.h"
-#include "lora/adapters/adapter_io.h"
 #include "lora/core/file.h"
 #include "lora/core/log.h"
 #include "lora/core/stopwatch.h"
@@ -70,7 +69,7 @@ class TrainingRun {
   std::shared_ptr<nn::CausalLMImpl> model_;
   data::Dataset train_set_;
   std::optional<data::Dataset> eval_set_;
-  AdapterSet adapters_;
+  AdapterSets adapters_;
   FreezeReport freeze_report_;
   std::optional<double> loss_before_, loss_after_;
   std::vector<std::string> samples_before_, samples_after_;
@@ -190,7 +189,7 @@ void TrainingRun::save_checkpoint(train::Trainer& trainer) {
 
 /// The adapter, and the model when base weights were trained too.
 void TrainingRun::save_result(const train::StepState& state) {
-  if (adapters_) save_adapter(adapters_, config_.run.output_dir / "adapter");
+  if (adapters_) save_adapters(adapters_, config_.run.output_dir / "adapter");
   const bool base_was_trained = !adapters_ || !config_.freeze.train.empty();
   if (!base_was_trained) return;
   if (adapters_) log::info("freeze.train frees base weights, which an adapter file cannot hold: they are in model/");
@@ -275,7 +274,7 @@ void TrainingRun::write_report(const Stopwatch& total) {
                                                           100.0 * static_cast<double>(trainable) / static_cast<double>(parameters))},
                      {"Time in all", fmt::format("{:.1f} s", total.seconds())}};
   content.environment = {{"machine", describe_machine(device_)}, {"program", "lora " LORA_VERSION}};
-  if (adapters_ && adapters_.allocator()) content.rank_modules = adapters_.allocator()->paths();
+  content.rank_modules = adapters_.rank_modules();
   content.config_yaml = config::dump_run_config(config_);
   content.eval_loss_before = loss_before_;
   content.eval_loss_after = loss_after_;

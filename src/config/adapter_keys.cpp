@@ -39,9 +39,6 @@ class GivenKeys {
   }
   template <class T>
   void key(std::string_view, const T&, const Rule& = {}) {}
-  template <class Body>
-  void section(std::string_view, const Body&) {}
-  void only(std::string_view, std::string_view) {}
 
   std::vector<std::string> names;
 };

@@ -21,6 +21,17 @@ class Flattener {
     prefix_ = outer;
   }
 
+  /// The names and their order count as a value, too.
+  template <class Item, class Body>
+  void named(std::string_view name, std::vector<Item>& items, const Body& body) {
+    std::vector<std::string> names;
+    for (const Item& item : items) names.push_back(item.name);
+    add(name, write_value(names, {}), false, {});
+    section(name, [&] {
+      for (Item& item : items) section(item.name, [&] { body(item); });
+    });
+  }
+
   template <class T>
   void key(std::string_view name, const T& member, const Rule& rule = {}) {
     add(name, write_value(member, rule), true, rule);

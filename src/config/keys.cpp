@@ -33,6 +33,14 @@ class KeyList {
     body();
     prefix_ = outer;
   }
+  template <class Item, class Body>
+  void named(std::string_view name, std::vector<Item>&, const Body& body) {
+    section(name, [&] {
+      named_.insert(prefix_);
+      Item any;
+      section(kAnyName, [&] { body(any); });
+    });
+  }
   template <class T>
   void key(std::string_view name, T&, const Rule& rule = {}) {
     add(name);
@@ -40,6 +48,10 @@ class KeyList {
   }
   void only(std::string_view name, std::string_view) { add(name); }
 
+  /// The full name in the schema of what is called `name` under `prefix`.
+  std::string full_name(const std::string& prefix, const std::string& name) const {
+    return prefix + (named_.contains(prefix) ? std::string(kAnyName) : name);
+  }
   bool is_section(const std::string& name) const { return sections_.contains(name); }
   bool contains(const std::string& name) const {
     return is_section(name) || std::find(keys_.begin(), keys_.end(), name) != keys_.end();
@@ -50,7 +62,8 @@ class KeyList {
   std::vector<std::string> suggestions(const std::string& prefix, std::string_view name) const {
     std::vector<std::string> same, neighbours;
     for (const std::string& key : keys_) {
-      if (key.ends_with(fmt::format(".{}", name))) same.push_back(key);
+      const bool is_repeated = key.find(kAnyName) != std::string::npos;  // those keys stand elsewhere as well
+      if (!is_repeated && key.ends_with(fmt::format(".{}", name))) same.push_back(key);
     }
     if (!same.empty()) return same;
     for (const std::string& key : names_under(prefix))
@@ -72,22 +85,25 @@ class KeyList {
     return names;
   }
 
+  /// Stands for the names of a map that chooses them itself.
+  static constexpr std::string_view kAnyName = "NAME";
+
   std::string prefix_;
-  std::set<std::string> sections_;
+  std::set<std::string> sections_, named_;
   std::vector<std::string> keys_;
 };
 
 void check_map(const KeyList& known, const YamlNode& map, const std::string& prefix,
                const Source& source) {
   for (const auto& [name, value] : map.entries) {
-    const std::string key = prefix + name;
+    const std::string key = known.full_name(prefix, name);
     if (name.find('.') != std::string::npos) {
       fail<ConfigError>(
           "[{}] a key of the run file has no dot in it; found {}; write sections as nested maps",
           source.place_of(value), shown(key));
     }
     if (!known.contains(key)) {
-      fail<ConfigError>("[{}] unknown key {}; did you mean {}?", source.place_of(value), shown(key),
+      fail<ConfigError>("[{}] unknown key {}; did you mean {}?", source.place_of(value), shown(prefix + name),
                         fmt::join(known.suggestions(prefix, name), " or "));
     }
     if (known.is_section(key)) check_map(known, value, key + ".", source);

@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cctype>
+
 #include "config/keys.h"
 #include "config/scalar.h"
 #include "config/schema.h"
@@ -31,6 +34,20 @@ class Reader {
     prefix_ = outer_prefix;
   }
 
+  template <class Item, class Body>
+  void named(std::string_view name, std::vector<Item>& items, const Body& body) {
+    section(name, [&] {
+      for (const auto& [item_name, node] : map_->entries) {
+        const KeyContext place{source_, prefix_ + shown(item_name), kNoRule};
+        if (!is_word(item_name)) refuse(node, place, "must have a name of letters, digits, - and _");
+        if (node.kind != YamlNode::Kind::kMap) refuse(node, place, "must be a map of keys");
+        places_[place.key] = source_.place_of(node);
+        Item& item = find_or_add(items, item_name);
+        section(item_name, [&] { body(item); });
+      }
+    });
+  }
+
   template <class T>
   void key(std::string_view name, T& member, const Rule& rule = {}) {
     const KeyContext place{source_, prefix_ + std::string(name), rule};
@@ -51,6 +68,16 @@ class Reader {
 
  private:
   inline static const Rule kNoRule;
+
+  static bool is_word(const std::string& name) {
+    return !name.empty() && std::ranges::all_of(name, [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_'; });
+  }
+
+  template <class Item>
+  static Item& find_or_add(std::vector<Item>& items, const std::string& name) {
+    const auto found = std::ranges::find_if(items, [&](const Item& item) { return item.name == name; });
+    return found == items.end() ? items.emplace_back(Item{name}) : *found;
+  }
 
   const YamlNode* find(std::string_view name, std::string_view alias,
                        const KeyContext& place) const {

@@ -2,6 +2,7 @@
 // are visitors with
 //   section(name, body)       a map; `body` visits its keys
 //   key(name, member, rule)   a value
+//   named(name, list, body)   a map from names to maps of the same keys; `body` visits those of one
 //   only(name, value)         a key of a part that this version does not have: `value` or null
 #pragma once
 
@@ -143,12 +144,14 @@ void describe_adapter(Visitor& v, AdapterSection& adapter) {
   describe_virtual_tokens(v, adapter);
   describe_bottleneck(v, adapter);
   v.key("init_from", adapter.init_from);
-  v.section("quantization", [&] {
-    v.key("bits", adapter.quantization.bits, between(4, 8));
-    v.key("type", adapter.quantization.type, one_of({"nf4", "fp4"}));
-    v.key("double", adapter.quantization.double_quantized);
-    v.key("block_size", adapter.quantization.block_size, between(32, 4096));
-  });
+}
+
+template <class Visitor>
+void describe_quantization(Visitor& v, QuantizationSection& quantization) {
+  v.key("bits", quantization.bits, between(4, 8));
+  v.key("type", quantization.type, one_of({"nf4", "fp4"}));
+  v.key("double", quantization.double_quantized);
+  v.key("block_size", quantization.block_size, between(32, 4096));
 }
 
 template <class Visitor>
@@ -258,7 +261,11 @@ void describe(Visitor& v, RunConfig& config) {
   v.section("run", [&] { describe_run(v, config.run); });
   v.section("model", [&] { describe_model(v, config.model); });
   v.section("tokenizer", [&] { v.key("path", config.tokenizer.path); });
-  v.section("adapter", [&] { describe_adapter(v, config.adapter); });
+  v.section("adapter", [&] {
+    describe_adapter(v, config.adapter);
+    v.section("quantization", [&] { describe_quantization(v, config.adapter.quantization); });
+    v.named("also", config.more_adapters, [&](NamedAdapter& one) { describe_adapter(v, one.adapter); });
+  });
   v.section("freeze", [&] {
     v.key("train", config.freeze.train, of_kind(TextKind::kPattern));
     v.key("freeze", config.freeze.freeze, of_kind(TextKind::kPattern));

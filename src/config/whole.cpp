@@ -63,10 +63,22 @@ void check_offload(const WholeCheck& check, const RunConfig& config, std::string
 }
 
 /// A key that another method knows is a misunderstanding, not a preference.
-void check_adapter(const WholeCheck& check, const AdapterSection& adapter) {
+void check_adapter(const WholeCheck& check, const AdapterSection& adapter, const std::string& section = "adapter") {
   for (const auto& key : keys_of_other_methods(adapter)) {
-    check.holds(false, "adapter." + key, fmt::format("belongs to adapter.method {}; found it with {}; remove it or change the method",
-                                                     fmt::join(methods_of_key(key), ", "), adapter.method));
+    check.holds(false, fmt::format("{}.{}", section, key),
+                fmt::format("belongs to adapter.method {}; found it with {}; remove it or change the method",
+                            fmt::join(methods_of_key(key), ", "), adapter.method));
+  }
+}
+
+void check_more_adapters(const WholeCheck& check, const RunConfig& config) {
+  check.holds(config.more_adapters.empty() || config.adapter.method != "none", "adapter.method",
+              "must be a method where adapter.also has more; found none; make one of those the first, or remove adapter.also");
+  for (const auto& [name, adapter] : config.more_adapters) {
+    const std::string section = "adapter.also." + name;
+    check.holds(name != "default", section, "must have another name: adapter itself is default; found default twice");
+    check.holds(adapter.method != "none", section + ".method", "must be a method; found none; remove the adapter");
+    check_adapter(check, adapter, section);
   }
 }
 
@@ -116,6 +128,7 @@ void check_whole(const RunConfig& config, const Places& places, std::string_view
   check_required(check, config);
   check_model(check, config.model);
   check_adapter(check, config.adapter);
+  check_more_adapters(check, config);
   check_training(check, config);
   check_offload(check, config, mode);
   check_quantization(check, config, mode);

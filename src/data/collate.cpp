@@ -40,6 +40,11 @@ int64_t padded_length(int64_t longest, int64_t multiple, int64_t limit) {
   return limit > 0 ? std::max(longest, std::min(rounded, limit)) : rounded;
 }
 
+void count_targets(const Example& example, Batch& batch) {
+  batch.num_targets += example.num_targets();
+  batch.num_first_targets += example.labels.front() != kIgnoreLabel;
+}
+
 }  // namespace
 
 Batch collate(std::span<const Example* const> examples, int64_t pad_id, int64_t pad_to_multiple_of,
@@ -56,7 +61,7 @@ Batch collate(std::span<const Example* const> examples, int64_t pad_id, int64_t 
     labels = copy_padded(example->labels, length, kIgnoreLabel, labels);
     batch.rows.push_back(example->row);
     batch.num_tokens += static_cast<int64_t>(example->input_ids.size());
-    batch.num_targets += example->num_targets();
+    count_targets(*example, batch);
   }
   return batch;
 }
@@ -69,7 +74,7 @@ Batch collate_packed(std::span<const Example* const> examples, int64_t pad_id,
     batch.segment_lengths.push_back(static_cast<int64_t>(example->input_ids.size()));
     batch.rows.push_back(example->row);
     batch.num_tokens += batch.segment_lengths.back();
-    batch.num_targets += example->num_targets();
+    count_targets(*example, batch);
   }
   const int64_t length = padded_length(batch.num_tokens, pad_to_multiple_of, 0);
   if (length > batch.num_tokens) batch.segment_lengths.push_back(length - batch.num_tokens);
@@ -78,10 +83,8 @@ Batch collate_packed(std::span<const Example* const> examples, int64_t pad_id,
   int64_t* ids = batch.input_ids_BS.mutable_data_ptr<int64_t>();
   int64_t* labels = batch.labels_BS.mutable_data_ptr<int64_t>();
   for (const Example* example : examples) {
-    std::copy(example->labels.begin(), example->labels.end(), labels);
-    *labels = kIgnoreLabel;  // the row before does not predict it
     ids = std::copy(example->input_ids.begin(), example->input_ids.end(), ids);
-    labels += example->labels.size();
+    labels = std::copy(example->labels.begin(), example->labels.end(), labels);
   }
   std::fill_n(ids, length - batch.num_tokens, pad_id);
   std::fill_n(labels, length - batch.num_tokens, kIgnoreLabel);

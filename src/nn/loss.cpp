@@ -9,19 +9,37 @@
 
 // Legend: B batch, S sequence, D model, V vocabulary, T targets.
 namespace lora::nn {
+namespace {
+
+/// Rows of `states_ND` by number; as they are where all are asked for.
+Tensor chosen_rows(const Tensor& states_ND, const Tensor& numbers_T) {
+  return numbers_T.numel() == states_ND.size(0) ? states_ND : states_ND.index_select(0, numbers_T);
+}
+
+/// States that predict a target, and what follows them.
+struct Predictions {
+  Tensor states_TD, labels_T;
+};
+
+Predictions predictions_of(const PredictingStates& states, const Targets& targets) {
+  const Tensor& hidden_BSD = states.hidden_BSD;
+  const Tensor with_successor_ND = hidden_BSD.slice(1, 0, hidden_BSD.size(1) - 1).reshape({-1, hidden_BSD.size(2)});
+  const Predictions later{chosen_rows(with_successor_ND, targets.position_T), targets.label_T};
+  if (!states.before_ND.defined() || targets.first_F.numel() == 0) return later;
+  return {at::cat({later.states_TD, chosen_rows(states.before_ND, targets.first_F)}),
+          at::cat({later.labels_T, targets.first_label_F})};
+}
+
+}  // namespace
 
 Tensor causal_lm_loss_sum(CausalLMImpl& model, const Batch& batch) {
-  const Tensor hidden_BSD = model.hidden(batch);
-  const int64_t length = hidden_BSD.size(1);
-  const Targets targets = batch.targets.defined() ? batch.targets : targets_of(batch.labels_BS);
-  const Tensor states_ND = hidden_BSD.slice(1, 0, length - 1).reshape({-1, hidden_BSD.size(2)});
-  const Tensor& labels_T = targets.label_T;
-  if (labels_T.numel() == 0) return states_ND.sum() * 0;
+  const PredictingStates states = model.predicting_states(batch);
+  const Targets targets = batch.targets.defined() ? batch.targets : targets_of(batch);
+  const auto [states_TD, labels_T] = predictions_of(states, targets);
+  if (labels_T.numel() == 0) return states.hidden_BSD.sum() * 0;
   require<ShapeError>(targets.largest < model.vocab_size(), "[nn.loss] labels must be below the vocabulary's size, {}; found {}",
                       model.vocab_size(), targets.largest);
 
-  const bool everywhere = labels_T.numel() == states_ND.size(0);
-  const Tensor states_TD = everywhere ? states_ND : states_ND.index_select(0, targets.position_T);
   Linear head = model.head();
   if (head->slot.contributing().empty() && !head->bias.defined() && !rows_are_chosen(head->slot)) {
     std::shared_ptr<const ops::PackedWeight> packed;

@@ -34,9 +34,19 @@ constexpr const char* kAdapter = "adapter";
 constexpr const char* kAdapterWeights = "adapter/adapter_model.safetensors";
 constexpr const char* kModel = "model.safetensors";
 constexpr const char* kTrained = "trained.safetensors";
-constexpr const char* kAdapterState = "adapter_state.safetensors";
+constexpr const char* kAdapterFile = "adapter_model.safetensors";
 constexpr const char* kOptimizer = "optimizer.safetensors";
 constexpr const char* kGenerator = "generator.safetensors";
+
+/// What an adapter's file does not hold: the first one's, or that of the adapter's name.
+std::string state_file(const AdapterSets& sets, size_t index) {
+  return index == 0 ? "adapter_state.safetensors" : fmt::format("adapter_state.{}.safetensors", sets.all()[index].name());
+}
+
+/// Relative to the checkpoint.
+std::string values_file(const AdapterSets& sets, size_t index) {
+  return (adapter_directory(sets, index, kAdapter) / kAdapterFile).generic_string();
+}
 
 // ---- What is saved ----
 
@@ -76,9 +86,12 @@ void save_values(const Path& directory, const nn::CausalLMImpl& model, const Ste
     io::save_safetensors(directory / kModel, all_parameters(model));
     return;
   }
-  save_adapter(state.adapters, directory / kAdapter);
-  const auto beyond = state.adapters.training_state();
-  if (!beyond.empty()) io::save_safetensors(directory / kAdapterState, io::NamedTensors(beyond.begin(), beyond.end()));
+  save_adapters(state.adapters, directory / kAdapter);
+  for (size_t i = 0; i < state.adapters.size(); ++i) {
+    const auto beyond = state.adapters.all()[i].training_state();
+    if (beyond.empty()) continue;
+    io::save_safetensors(directory / state_file(state.adapters, i), io::NamedTensors(beyond.begin(), beyond.end()));
+  }
   const auto outside = trained_outside_adapter(state);
   if (!outside.empty()) io::save_safetensors(directory / kTrained, outside);
 }
@@ -273,26 +286,38 @@ SavedState read_state(const Path& checkpoint) {
   return state;
 }
 
+/// One adapter's part of a checkpoint.
+struct AdapterContent {
+  Tensors values;
+  Tensors state;  ///< empty: the values say it all
+};
+
 /// Everything of a checkpoint, read and not yet used.
 struct Content {
-  Tensors values;   ///< of the adapter or the model
-  Tensors outside;  ///< trained.safetensors
-  Tensors adapter_state;  ///< adapter_state.safetensors; empty: the values say it all
+  Tensors model;                         ///< its parameters, without adapters
+  std::vector<AdapterContent> adapters;  ///< in their order
+  Tensors outside;                       ///< trained.safetensors
   Tensors optimizer, generators;
   SavedState state;
 };
 
-Content read_content(const Path& checkpoint, bool adapters) {
+Content read_content(const Path& checkpoint, const AdapterSets& adapters) {
   const auto files = read_manifest(checkpoint);
-  const char* values = adapters ? kAdapterWeights : kModel;
-  require<ShapeError>(files.contains(values),
-                      "[{}] must be a checkpoint of this method; it has no {}; use the adapter "
-                      "settings that it was saved with",
-                      checkpoint.string(), values);
+  const auto load_values = [&](const std::string& name) {
+    require<ShapeError>(files.contains(name),
+                        "[{}] must be a checkpoint of this method; it has no {}; use the adapter "
+                        "settings that it was saved with",
+                        checkpoint.string(), name);
+    return io::load_safetensors(checkpoint / name);
+  };
   Content content;
-  content.values = io::load_safetensors(checkpoint / values);
+  if (!adapters) content.model = load_values(kModel);
+  for (size_t i = 0; i < adapters.size(); ++i) {
+    AdapterContent& one = content.adapters.emplace_back(AdapterContent{load_values(values_file(adapters, i)), {}});
+    const std::string beyond = state_file(adapters, i);
+    if (files.contains(beyond)) one.state = io::load_safetensors(checkpoint / beyond);
+  }
   if (files.contains(kTrained)) content.outside = io::load_safetensors(checkpoint / kTrained);
-  if (files.contains(kAdapterState)) content.adapter_state = io::load_safetensors(checkpoint / kAdapterState);
   content.optimizer = io::load_safetensors(checkpoint / kOptimizer);
   content.generators = io::load_safetensors(checkpoint / kGenerator);
   content.state = read_state(checkpoint);
@@ -325,10 +350,13 @@ void copy_into(const io::NamedTensors& targets, const Tensors& saved) {
 void restore_values(const Path& checkpoint, nn::CausalLMImpl& model, const StepState& state,
                     const Content& content) {
   const auto plain = state.adapters ? trained_outside_adapter(state) : all_parameters(model);
-  const Tensors& saved = state.adapters ? content.outside : content.values;
+  const Tensors& saved = state.adapters ? content.outside : content.model;
   require_same(saved, plain, checkpoint);
-  if (state.adapters && content.adapter_state.empty()) load_adapter_tensors(state.adapters, content.values);
-  if (!content.adapter_state.empty()) AdapterSet(state.adapters).load_training_state(content.adapter_state);
+  for (size_t i = 0; i < state.adapters.size(); ++i) {
+    AdapterSet set = state.adapters.all()[i];
+    const auto& [values, beyond] = content.adapters[i];
+    beyond.empty() ? load_adapter_tensors(set, values) : set.load_training_state(beyond);
+  }
   copy_into(plain, saved);
 }
 
@@ -380,7 +408,7 @@ void load_checkpoint(const Path& checkpoint, nn::CausalLMImpl& model, StepState&
                        "[{}] must hold the optimizer's state to go on from; it was saved without; "
                        "set checkpoint.save_optimizer, or start anew from its values",
                        checkpoint.string());
-  const Content content = read_content(checkpoint, static_cast<bool>(state.adapters));
+  const Content content = read_content(checkpoint, state.adapters);
   state.optimizer->load_state(content.optimizer);
   restore_values(checkpoint, model, state, content);
   state.scaler.load_state(content.state.scaler);

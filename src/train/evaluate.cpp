@@ -51,7 +51,7 @@ EvalResult evaluate(nn::CausalLMImpl& model, const data::RowSource& rows, int64_
     const Batch batch = data::collate(chosen, pad_id, kPadMultiple, model.longest_row()).to(device);
     loss_sum += nn::causal_lm_loss_sum(model, batch);
     result.rows += count;
-    result.targets += batch.num_targets;
+    result.targets += model.num_targets(batch);
   }
   if (result.targets > 0) result.loss = loss_sum.item<double>() / static_cast<double>(result.targets);
   return result;

@@ -14,7 +14,8 @@
 #include "lora/ops/ops.h"
 
 // Legend: N tokens of a micro-batch, P places of attention (N without packed rows), D model, H heads, K head size, Q
-// width of all query heads, W of queries, keys and values, F feed-forward, V vocabulary, R rank.
+// width of all query heads, W of queries, keys and values, F feed-forward, V vocabulary, R rank, T real tokens, without the
+// virtual ones that N counts.
 namespace lora::train {
 namespace {
 
@@ -135,12 +136,23 @@ struct Group {
   bool is_in_few_bits() const {
     return std::ranges::any_of(*shape, [](const LinearShape& layer) { return layer.few_bits.has_value(); });
   }
-  /// Gradients of what trains: of factors in fp32, of weights in their own type.
+  int64_t rows_for_scales() const {
+    int64_t sum = 0;
+    for (const auto& layer : *shape) sum += layer.rows_for_scales;
+    return sum;
+  }
+  bool scales_outputs() const {
+    return std::ranges::any_of(*shape, [](const LinearShape& layer) { return layer.output_scaled; });
+  }
+  bool scales_inputs() const {
+    return std::ranges::any_of(*shape, [](const LinearShape& layer) { return layer.input_scaled; });
+  }
+  /// Gradients of what trains: of adapters in fp32, of weights in their own type.
   int64_t gradient_bytes() const {
     int64_t sum = 0;
     for (const auto& layer : *shape) {
       if (layer.trained) sum += layer.numbers() * bytes_of(layer.dtype);
-      if (layer.adapter_trained) sum += layer.rank * (layer.in + layer.out) * 4;
+      sum += layer.adapter_numbers * 4;
     }
     return sum;
   }
@@ -148,13 +160,24 @@ struct Group {
 
 /// What one layer's operations keep for the backward pass.
 struct Kept {
-  int64_t norm1 = 0, qkv = 0, attention = 0, out = 0, norm2 = 0, gate_up = 0, swiglu = 0, down = 0;
+  int64_t norm1 = 0, qkv = 0, attention = 0, out = 0, after_attention = 0, norm2 = 0, gate_up = 0, swiglu = 0, down = 0,
+          after_feed_forward = 0;
 };
+
+using Bottlenecks = std::vector<nn::BottleneckShape>;
 
 struct Layer {
   Group qkv, out, gate_up, down;
+  const Bottlenecks *after_attention, *after_feed_forward;
   bool norms_trained = false;
+  bool has_prefix = false;
   bool input_has_gradient = false;  ///< something below it trains
+
+  bool attention_has_gradient() const { return input_has_gradient || norms_trained || has_prefix || qkv.trains(); }
+  bool half_has_gradient() const { return attention_has_gradient() || out.trains() || !after_attention->empty(); }
+  bool output_has_gradient() const {
+    return half_has_gradient() || gate_up.trains() || down.trains() || !after_feed_forward->empty();
+  }
   Kept kept;
   int64_t inputs_kept = 0;  ///< by recomputation
 };
@@ -170,18 +193,19 @@ class Rehearsal {
         compute_type_(inputs.amp_dtype == at::kFloat ? shapes_.stream_dtype : inputs.amp_dtype),
         compute_(bytes_of(compute_type_)),
         weight_(bytes_of(shapes_.weight_dtype)),
-        N_(tokens()),
+        T_(tokens()),
+        N_(T_ + sequences() * shapes_.embedded_tokens),
         P_(places()),
         D_(shapes_.hidden),
         Q_(shapes_.heads * shapes_.head_dim),
         W_((shapes_.heads + 2 * shapes_.kv_heads) * shapes_.head_dim),
         head_shape_{shapes_.head},
         head_{.shape = &head_shape_, .is_head = true} {
-    bool has_gradient = shapes_.embedding_trained;
+    bool has_gradient = shapes_.embedding_trained || shapes_.embedded_tokens > 0;
     for (const auto& shape : shapes_.layers) {
-      Layer layer{{&shape.qkv}, {&shape.out}, {&shape.gate_up}, {&shape.down}, shape.norms_trained, has_gradient, {}, 0};
-      has_gradient = has_gradient || layer.norms_trained || layer.qkv.trains() || layer.out.trains() ||
-                     layer.gate_up.trains() || layer.down.trains();
+      const Layer layer{{&shape.qkv}, {&shape.out}, {&shape.gate_up}, {&shape.down}, &shape.attention_adapters, &shape.output_adapters,
+                        shape.norms_trained, shapes_.prefixed_tokens > 0, has_gradient, {}, 0};
+      has_gradient = layer.output_has_gradient();
       layers_.push_back(layer);
     }
     output_has_gradient_ = has_gradient;
@@ -288,8 +312,17 @@ class Rehearsal {
     const int64_t all = in_.micro_batch * in_.row_tokens;
     return in_.packed_rows ? (all + 63) / 64 * 64 : all;
   }
+  /// In one micro-batch.
+  int64_t sequences() const {
+    return in_.packed_rows ? static_cast<int64_t>(in_.sequences_per_row * static_cast<double>(in_.micro_batch)) : in_.micro_batch;
+  }
   int64_t places() const {
-    return attends_by_class() ? static_cast<int64_t>(static_cast<double>(tokens()) * in_.places_per_token) : tokens();
+    const int64_t all = tokens() + sequences() * shapes_.embedded_tokens;
+    return attends_by_class() ? static_cast<int64_t>(static_cast<double>(all) * in_.places_per_token) : all;
+  }
+  /// Of a sequence that attention sees, in the worst case.
+  int64_t longest() const {
+    return (in_.longest_sequence > 0 ? in_.longest_sequence : in_.row_tokens) + shapes_.embedded_tokens;
   }
   bool on_cpu() const { return in_.device == c10::kCPU; }
   /// ops/rows.h: kernels exist on the CPU for bf16 and fp32.
@@ -399,9 +432,27 @@ class Rehearsal {
   /// A product's input: until the scope's end, or where something trained needs it again for the backward pass.
   void hold_input(const Group& group, bool keep, int64_t& kept, Scope& flow) {
     const bool recomputes = group.is_in_few_bits() && !is_joined(group);  // LinearImpl::base_forward
-    const bool needs_input = group.has_trained_weight() || group.ranks() > 0 || recomputes;
+    const bool needs_input = group.has_trained_weight() || group.ranks() > 0 || group.scales_inputs() || recomputes;
     hold(keep && needs_input, kept, N_ * group.inputs() * compute_, flow);
     if (keep) hold_kept(kept, kept_beside_input(group));
+    if (group.scales_inputs()) scale(N_ * group.inputs(), flow);
+  }
+
+  /// ops/scale_columns.cpp: the numbers that come out, and on the way wide ones.
+  void scale(int64_t numbers, Scope& flow) {
+    if (compute_ < 4) const Scope wide(ledger_, kActivations, 2 * numbers * 4);
+    flow.hold(numbers * compute_);
+  }
+
+  /// Adapters' scales of a group's outputs, whose place the scaled ones take: the plain ones stay for the scales' gradient.
+  void scale_outputs(const Group& group, bool keep, int64_t& kept, Scope& flow) {
+    if (!group.scales_outputs()) return;
+    const int64_t numbers = N_ * group.outputs();
+    { const Scope rows(ledger_, kActivations, group.rows_for_scales() * (group.inputs() + group.outputs()) * compute_); }
+    // Dropout multiplies a dropped input with weight and factors, each scaled by itself.
+    hold(keep, kept, (dropouts(group) > 0 ? 2 : 1) * numbers * compute_, flow);
+    Scope scaled(ledger_);
+    scale(numbers, scaled);
   }
 
   /// Products with the A factors, the factors as they were multiplied, each dropout's mask, and the cast of a trained weight,
@@ -409,6 +460,7 @@ class Rehearsal {
   int64_t kept_beside_input(const Group& group) const {
     int64_t bytes = N_ * group.ranks() * compute_ + dropouts(group) * N_ * group.inputs() * compute_;
     if (is_joined(group)) bytes += factor_bytes(group);
+    for (const auto& layer : *group.shape) bytes += layer.products_of_factors * 4;
     if (group.has_trained_weight() && shapes_.stream_dtype != compute_type_) bytes += group.numbers() * compute_;
     return bytes;
   }
@@ -447,6 +499,34 @@ class Rehearsal {
     } else {
       ledger_.hold(kGradients, bytes);
     }
+  }
+
+  /// On the way back through a group's scales: the gradient that goes on, wide ones, and their product with the outputs.
+  void scale_outputs_backward(const Group& group) {
+    if (!group.scales_outputs()) return;
+    const int64_t numbers = N_ * group.outputs();
+    const Scope gradients(ledger_, kActivations, numbers * (compute_ + (compute_ < 4 ? 2 * 4 : 0) + 4));
+  }
+
+  /// Networks behind a block (adapters/bottleneck.cpp), each of which takes the block's output and gives another.
+  void bottlenecks_forward(const Bottlenecks& adapters, bool keep, int64_t& kept) {
+    for (const auto& adapter : adapters) {
+      const int64_t state = N_ * D_ * compute_, inner = N_ * adapter.size * compute_;
+      Scope flow(ledger_);
+      const bool is_own = !adapter.reads_stream || stream_ != compute_;  // else the norm keeps it, too
+      hold(keep, kept, (is_own ? state : 0) + (adapter.drops ? state + N_ * D_ : 0), flow);
+      if (keep) hold_kept(kept, compute_ < 4 ? adapter.numbers * compute_ : 0);  // weights as they are multiplied
+      hold(keep, kept, inner * (adapter.keeps_before_activation ? 2 : 1), flow);
+      if (keep && adapter.learns_scale) hold_kept(kept, state);
+      flow.hold((adapter.learns_scale && keep ? 2 : 3) * state);  // the network's output, scaled, added
+    }
+  }
+  void bottlenecks_backward(const Bottlenecks& adapters, int64_t& kept) {
+    for (const auto& adapter : adapters) {
+      const Scope gradients(ledger_, kActivations, N_ * (3 * D_ + 2 * adapter.size) * compute_);
+      add_gradients(adapter.numbers * 4);
+    }
+    release(kept);
   }
 
   // ---- Forward ----
@@ -500,11 +580,13 @@ class Rehearsal {
     multiply(layer.qkv, with_gradients);
     Scope inside(ledger_);
     join_outputs(layer.qkv);
-    const bool attention_keeps = keep && (layer.input_has_gradient || layer.norms_trained || layer.qkv.trains());
+    scale_outputs(layer.qkv, keep, layer.kept.qkv, inside);
+    const bool attention_keeps = keep && layer.attention_has_gradient();
     if (!attends_joined()) {
       inside.hold(N_ * W_ * compute_);
       if (attends_by_class()) inside.hold(P_ * W_ * compute_);
-      if (has_kernel(in_.fast_paths.fused_attention)) inside.hold(P_ * W_ * compute_);  // heads apart, then joined again
+      const bool is_joined_again = has_kernel(in_.fast_paths.fused_attention) && !layer.has_prefix;
+      if (is_joined_again) inside.hold(P_ * W_ * compute_);  // heads apart, then joined again
     }
     hold(attention_keeps, layer.kept.attention, attention_bytes(), inside);
     // The out projection's input is attention's result; laid out anew when packed rows are attended to class by class.
@@ -517,17 +599,23 @@ class Rehearsal {
     }
     multiply(layer.out, with_gradients);
     flow.hold(N_ * D_ * compute_);
+    scale_outputs(layer.out, out_keeps, layer.kept.out, inside);
+    bottlenecks_forward(*layer.after_attention, keep, layer.kept.after_attention);
   }
 
   /// Attention straight from the projections, which takes packed rows as they are, as a GPU's attention by bounds does.
-  bool attends_joined() const { return has_kernel(in_.fast_paths.fused_rotary && in_.fast_paths.fused_attention); }
+  bool attends_joined() const {
+    return shapes_.prefixed_tokens == 0 && has_kernel(in_.fast_paths.fused_rotary && in_.fast_paths.fused_attention);
+  }
   /// Elsewhere they are laid out class by class, which is planned as one class.
   bool attends_by_class() const {
-    return in_.packed_rows && !attends_joined() && !ops::attends_by_bounds(in_.device, compute_type_, shapes_.head_dim);
+    const bool by_bounds = shapes_.prefixed_tokens == 0 && ops::attends_by_bounds(in_.device, compute_type_, shapes_.head_dim);
+    return in_.packed_rows && !attends_joined() && !by_bounds;
   }
 
   /// Queries, keys, values, the result and each row's normaliser.
   int64_t attention_bytes() const {
+    if (shapes_.prefixed_tokens > 0) return prefixed_attention_bytes();
     int64_t width = W_ + Q_;
     if (!has_kernel(in_.fast_paths.fused_attention)) {
       if (!has_kernel(in_.fast_paths.fused_rotary)) width += W_ - (W_ - Q_) / 2;  // values are a part of the whole product
@@ -537,9 +625,16 @@ class Rehearsal {
     return P_ * width * compute_ + P_ * shapes_.heads * 4;
   }
 
+  /// Queries and the result; keys and values of virtual tokens before each sequence's own, for every query head; the mask as
+  /// numbers, and each row's normaliser.
+  int64_t prefixed_attention_bytes() const {
+    const int64_t keys = P_ + sequences() * shapes_.prefixed_tokens, length = longest();
+    const int64_t mask = length * (shapes_.prefixed_tokens + length);
+    return (2 * P_ * Q_ + 2 * keys * Q_ + mask) * compute_ + P_ * shapes_.heads * 4;
+  }
+
   void feed_forward(Layer& layer, bool keep, bool with_gradients) {
-    const bool input_has_gradient =
-        layer.input_has_gradient || layer.norms_trained || layer.qkv.trains() || layer.out.trains();
+    const bool input_has_gradient = layer.half_has_gradient();
     const int64_t inner = layer.down.inputs();
     Scope flow(ledger_);
     norm_forward(keep && input_has_gradient, layer.kept.norm2, flow);
@@ -547,10 +642,14 @@ class Rehearsal {
     hold_input(layer.gate_up, gate_up_keeps, layer.kept.gate_up, flow);
     multiply(layer.gate_up, with_gradients);
     join_outputs(layer.gate_up);
+    scale_outputs(layer.gate_up, gate_up_keeps, layer.kept.gate_up, flow);
     hold(gate_up_keeps, layer.kept.swiglu, N_ * 2 * inner * compute_, flow);
-    hold_input(layer.down, keep && (gate_up_keeps || layer.down.trains()), layer.kept.down, flow);
+    const bool down_keeps = keep && (gate_up_keeps || layer.down.trains());
+    hold_input(layer.down, down_keeps, layer.kept.down, flow);
     multiply(layer.down, with_gradients);
     flow.hold(N_ * D_ * compute_);
+    scale_outputs(layer.down, down_keeps, layer.kept.down, flow);
+    bottlenecks_forward(*layer.after_feed_forward, keep, layer.kept.after_feed_forward);
   }
 
   // ---- The head and the loss ----
@@ -559,8 +658,9 @@ class Rehearsal {
     Scope flow(ledger_);
     hold(output_has_gradient_, final_norm_, N_ * D_ * stream_ + N_ * 4, flow);
     flow.hold(N_ * D_ * compute_);                                     // hidden states
-    if (in_.micro_batch > 1 || in_.packed_rows) flow.hold(N_ * D_ * compute_);  // of the targets alone
-    flow.hold(N_ * 4 * 8);                                             // labels, their places
+    if (in_.micro_batch > 1 || in_.packed_rows || N_ > T_) flow.hold(T_ * D_ * compute_);  // of the targets alone
+    if (N_ > T_) flow.hold(T_ * D_ * compute_);                        // with those before first tokens
+    flow.hold(T_ * 4 * 8);                                             // labels, their places
     if (shapes_.head.rank > 0 || shapes_.head_has_bias) {
       whole_logits();
     } else {
@@ -569,7 +669,7 @@ class Rehearsal {
   }
 
   void whole_logits() {
-    const int64_t logits = N_ * shapes_.vocabulary;
+    const int64_t logits = T_ * shapes_.vocabulary;
     multiply(head_, true);
     // The logarithm of the softmax, its gradient and that of the logits, all fp32; the latter in the product's type, too.
     const Scope kept(ledger_, kLogits, logits * (3 * 4 + (compute_ < 4 ? compute_ : 0)));
@@ -581,8 +681,8 @@ class Rehearsal {
     const int64_t V = shapes_.vocabulary, on_cpu_most = kChunkLogits * (shapes_.head.trained ? kTrainedChunkTimes : 1);
     const int64_t most = on_cpu() ? on_cpu_most : kGpuChunkLogits;
     const int64_t chunk_rows = std::max(kLeastChunkRows, most / V / kLeastChunkRows * kLeastChunkRows);
-    const int64_t rows = std::min(chunk_rows, (N_ + kLeastChunkRows - 1) / kLeastChunkRows * kLeastChunkRows);
-    if (output_has_gradient_) hold_kept(hidden_gradient_, N_ * D_ * compute_);
+    const int64_t rows = std::min(chunk_rows, (T_ + kLeastChunkRows - 1) / kLeastChunkRows * kLeastChunkRows);
+    if (output_has_gradient_) hold_kept(hidden_gradient_, T_ * D_ * compute_);
     multiply(head_, true);
     Scope chunk(ledger_, kLogits);
     if (shapes_.head.trained && shapes_.head.dtype != compute_type_) chunk.hold(head_.numbers() * compute_);
@@ -590,7 +690,7 @@ class Rehearsal {
     if (!has_kernel(in_.fast_paths.fused_loss)) chunk.hold(rows * V * (4 + (compute_ < 4 ? 4 : 0)));
     chunk.hold(2 * rows * D_ * compute_);  // the rows, filled up, and their gradient
     if (output_has_gradient_) multiply_transposed(head_);
-    if (shapes_.head.trained) head_gradient(chunk, N_ > chunk_rows);
+    if (shapes_.head.trained) head_gradient(chunk, T_ > chunk_rows);
   }
 
   /// One chunk's gradient stays in the products' type, the sum of several is fp32; then both times the loss' gradient.
@@ -607,7 +707,8 @@ class Rehearsal {
   // ---- Backward ----
 
   void micro_batch() {
-    const Scope batch(ledger_, kActivations, N_ * 2 * 8);
+    const Scope batch(ledger_, kActivations, T_ * 2 * 8);
+    const Scope virtual_tokens(ledger_, kActivations, virtual_token_bytes());
     for (Layer& layer : layers_) {
       if (in_.recompute == nn::Recompute::kFull) {
         keep_inputs(layer);
@@ -622,8 +723,18 @@ class Rehearsal {
     release(final_norm_);
     release(hidden_gradient_);
     for (size_t i = layers_.size(); i-- > 0;) backward(layers_[i]);
+    if (shapes_.prompt_numbers > 0) {
+      const Scope of_tokens(ledger_, kActivations, virtual_token_bytes());
+      add_gradients(shapes_.prompt_numbers * 4);
+    }
     embedding_gradient();
     gradients_exist_ = true;
+  }
+
+  /// Embedded tokens with the real ones; keys and values of all layers, in fp32 as a network makes them and in the products' type.
+  int64_t virtual_token_bytes() const {
+    const int64_t keys = shapes_.prefixed_tokens * 2 * layer_count() * shapes_.kv_heads * shapes_.head_dim;
+    return (shapes_.embedded_tokens > 0 ? N_ * D_ * stream_ : 0) + keys * (4 + (compute_ < 4 ? compute_ : 0));
   }
 
   /// Of the stream between layers, and of what is still to be added to it when that has a type of its own.
@@ -653,9 +764,11 @@ class Rehearsal {
   }
 
   void feed_forward_backward(Layer& layer) {
-    const bool reaches_norm = layer.input_has_gradient || layer.norms_trained || layer.qkv.trains() || layer.out.trains();
+    const bool reaches_norm = layer.half_has_gradient();
     const bool reaches_swiglu = reaches_norm || layer.gate_up.trains();
     const int64_t inner = layer.down.inputs();
+    bottlenecks_backward(*layer.after_feed_forward, layer.kept.after_feed_forward);
+    scale_outputs_backward(layer.down);
     Scope dh(ledger_);
     if (reaches_swiglu) {
       dh.hold(N_ * inner * compute_);
@@ -667,6 +780,7 @@ class Rehearsal {
     if (reaches_swiglu) dgate_up.hold(N_ * 2 * inner * compute_);
     dh.end();
     release(layer.kept.swiglu);
+    scale_outputs_backward(layer.gate_up);
     Scope dy(ledger_);
     if (reaches_norm) {
       dy.hold(N_ * D_ * compute_);
@@ -681,7 +795,9 @@ class Rehearsal {
 
   void attention_backward(Layer& layer) {
     const bool reaches_norm = layer.input_has_gradient || layer.norms_trained;
-    const bool reaches_attention = reaches_norm || layer.qkv.trains();
+    const bool reaches_attention = layer.attention_has_gradient();
+    bottlenecks_backward(*layer.after_attention, layer.kept.after_attention);
+    scale_outputs_backward(layer.out);
     Scope dout(ledger_);
     if (reaches_attention) {
       dout.hold(N_ * Q_ * compute_);
@@ -692,7 +808,7 @@ class Rehearsal {
     release(layer.kept.out);
     Scope dheads(ledger_);
     if (reaches_attention) {
-      dheads.hold(P_ * W_ * compute_);
+      dheads.hold(layer.has_prefix ? prefixed_gradient_bytes() : P_ * W_ * compute_);
       const Scope block(ledger_, kActivations, attention_block_bytes());
     }
     dout.end();
@@ -702,6 +818,7 @@ class Rehearsal {
       if (reaches_attention) dqkv.hold(P_ * W_ * compute_ + (attends_by_class() ? N_ * W_ * compute_ : 0));
       dheads.end();
     }
+    scale_outputs_backward(layer.qkv);
     if (reaches_norm) {
       dqkv.hold(N_ * D_ * compute_);
       multiply_transposed(layer.qkv);
@@ -716,9 +833,13 @@ class Rehearsal {
   /// twice in fp32, and a block's scores, twice in fp32 and three times narrow.
   int64_t attention_block_bytes() const {
     if (!has_kernel(in_.fast_paths.fused_attention)) return 0;
-    const int64_t length = in_.longest_sequence > 0 ? in_.longest_sequence : in_.row_tokens;
+    const int64_t length = longest();
     const int64_t head = length * shapes_.head_dim, block = kAttentionQueries * std::min(length, kAttentionKeys);
     return head * (3 * compute_ + 2 * 4) + block * (3 * compute_ + 2 * 4);
+  }
+
+  int64_t prefixed_gradient_bytes() const {
+    return (P_ * Q_ + 2 * (P_ + sequences() * shapes_.prefixed_tokens) * Q_) * compute_;
   }
 
   /// Dense, whatever few rows were used; a tied head's gradient has waited for it.
@@ -744,7 +865,7 @@ class Rehearsal {
   const int64_t stream_;  ///< bytes of a number of the stream between layers
   const at::ScalarType compute_type_;
   const int64_t compute_, weight_;
-  const int64_t N_, P_, D_, Q_, W_;
+  const int64_t T_, N_, P_, D_, Q_, W_;
   const LinearGroupShape head_shape_;
   Group head_;
   std::vector<Layer> layers_;
@@ -770,6 +891,16 @@ std::map<const at::TensorImpl*, uint64_t> quantized_bytes(const torch::nn::Modul
   return bytes;
 }
 
+/// Of importances and their uncertainty.
+uint64_t average_bytes(const AdapterSet& set) {
+  uint64_t bytes = 0;
+  if (!set.allocator()) return bytes;
+  for (const auto& slot : set.slots()) {
+    for (const auto& parameter : slot.adapter->parameters()) bytes += 2 * nbytes(parameter);
+  }
+  return bytes;
+}
+
 uint64_t state_bytes(const at::Tensor& parameter, const OptimizerOptions& optimizer) {
   const uint64_t numbers = static_cast<uint64_t>(parameter.numel());
   const uint64_t wide = parameter.scalar_type() == at::kDouble ? 8 : 4;
@@ -780,14 +911,15 @@ uint64_t state_bytes(const at::Tensor& parameter, const OptimizerOptions& optimi
 
 }  // namespace
 
-ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSet& adapters,
+ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSets& adapters,
                                  const OptimizerOptions& optimizer) {
   std::set<const at::TensorImpl*> in_adapter, seen;
   ParameterMemory memory;
   const auto bytes_in_few_bits = quantized_bytes(model);
-  if (adapters) {
-    for (const auto& parameter : adapters.parameters()) in_adapter.insert(parameter.unsafeGetTensorImpl());
-    for (const auto* whole : {&adapters.saved_parameters(), &adapters.biases()}) {
+  for (const auto& parameter : adapters.parameters()) in_adapter.insert(parameter.unsafeGetTensorImpl());
+  for (const AdapterSet& set : adapters) {
+    memory.optimizer_bytes += average_bytes(set);
+    for (const auto* whole : {&set.saved_parameters(), &set.biases()}) {
       for (const auto& saved : *whole) memory.weights_bytes += nbytes(saved.other);
     }
   }

@@ -95,6 +95,8 @@ Batch filled_up(const Batch& batch, const RecordedShape& shape) {
     filled.targets.label_T = at::constant_pad_nd(batch.targets.label_T, {0, missing}, kIgnoreLabel);
     filled.targets.position_T = at::constant_pad_nd(batch.targets.position_T, {0, missing}, 0);
   }
+  filled.targets.first_F = at::arange(batch.labels_BS.size(0), batch.labels_BS.options());
+  filled.targets.first_label_F = batch.labels_BS.select(1, 0).clone();
   return filled;
 }
 
@@ -122,6 +124,7 @@ std::optional<at::Tensor> RecordedSteps::run(nn::CausalLMImpl& model, const Batc
   record.batch.input_ids_BS.copy_(filled.input_ids_BS);
   record.batch.targets.label_T.copy_(filled.targets.label_T);
   record.batch.targets.position_T.copy_(filled.targets.position_T);
+  record.batch.targets.first_label_F.copy_(filled.targets.first_label_F);
   record.factor.fill_(factor);
   record.work->run();
 

@@ -25,7 +25,7 @@ struct RecordedShape {
 RecordedShape recorded_shape(const Batch& batch);
 
 /// The batch with as many targets as its shape says, in new tensors: those added have kIgnoreLabel, and where all positions
-/// are targets they stand in order.
+/// are targets they stand in order. Every row's first token is one, by its label.
 Batch filled_up(const Batch& batch, const RecordedShape& shape);
 
 /// Records micro-batches whose shape has come a few times, checks the record against the usual way once, and runs it from

@@ -9,15 +9,15 @@
 namespace lora::train {
 namespace {
 
-std::array<at::Tensor*, 6> tensors_of(Batch& batch) {
-  return {&batch.input_ids_BS,    &batch.labels_BS,          &batch.attention_mask_BS,
-          &batch.position_ids_BS, &batch.targets.position_T, &batch.targets.label_T};
+std::array<at::Tensor*, 8> tensors_of(Batch& batch) {
+  return {&batch.input_ids_BS,       &batch.labels_BS,       &batch.attention_mask_BS, &batch.position_ids_BS,
+          &batch.targets.position_T, &batch.targets.label_T, &batch.targets.first_F,   &batch.targets.first_label_F};
 }
 
 /// With its targets, in memory that a GPU reads by itself.
 Batch pinned(Batch batch) {
   if (batch.labels_BS.defined() && batch.labels_BS.is_cpu() && !batch.targets.defined()) {
-    batch.targets = targets_of(batch.labels_BS);
+    batch.targets = targets_of(batch);
   }
   for (at::Tensor* tensor : tensors_of(batch)) {
     if (tensor->defined() && tensor->is_cpu() && !tensor->is_pinned()) *tensor = tensor->pin_memory();

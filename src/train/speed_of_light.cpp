@@ -77,7 +77,7 @@ double step_flops(nn::CausalLMImpl& model, std::span<const Batch> micro_batches)
   double flops = 0;
   for (const Batch& batch : micro_batches) {
     flops += static_cast<double>(batch.num_tokens) * (4 * counts.frozen + 6 * counts.trained);
-    flops += static_cast<double>(batch.num_targets) * (4 * counts.head_frozen + 6 * counts.head_trained);
+    flops += static_cast<double>(model.num_targets(batch)) * (4 * counts.head_frozen + 6 * counts.head_trained);
     flops += 6 * squares_of_lengths(batch) * layers * width;
   }
   return flops;

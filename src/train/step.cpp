@@ -19,14 +19,14 @@
 namespace lora::train {
 namespace {
 
-StepResult begin_step(std::span<const Batch> micro_batches, const StepState& state) {
+StepResult begin_step(const nn::CausalLMImpl& model, std::span<const Batch> micro_batches, const StepState& state) {
   StepResult result;
   result.step = state.step + 1;
   result.learning_rate = learning_rate(state.schedule, result.step);
   result.loss_scale = state.scaler.scale();
   for (const Batch& batch : micro_batches) {
     result.tokens += batch.num_tokens;
-    result.targets += batch.num_targets;
+    result.targets += model.num_targets(batch);
   }
   return result;
 }
@@ -161,10 +161,8 @@ void update(StepState& state, const StepResult& result) {
 void follow_up(StepState& state, StepResult& result, bool has_gradients) {
   if (!state.adapters) return;
   state.adapters.after_step(result.step, has_gradients);
-  const auto& allocator = state.adapters.allocator();
-  if (!allocator) return;
-  result.rank_budget = allocator->budget(result.step);
-  if (allocator->allocates(result.step)) result.ranks = allocator->ranks();
+  result.rank_budget = state.adapters.rank_budget(result.step);
+  if (state.adapters.allocates(result.step)) result.ranks = state.adapters.ranks();
 }
 
 void warn_without_targets(StepState& state, int64_t step) {
@@ -181,7 +179,7 @@ void warn_without_targets(StepState& state, int64_t step) {
 StepResult train_step(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,
                       StepState& state) {
   const Stopwatch clock;
-  StepResult result = begin_step(micro_batches, state);
+  StepResult result = begin_step(model, micro_batches, state);
   state.optimizer->zero_grad();
   if (result.targets == 0) {
     warn_without_targets(state, result.step);

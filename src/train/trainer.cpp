@@ -76,7 +76,7 @@ TrainerOptions resolved(TrainerOptions options) {
 
 }  // namespace
 
-Trainer::Trainer(std::shared_ptr<nn::CausalLMImpl> model, AdapterSet adapters,
+Trainer::Trainer(std::shared_ptr<nn::CausalLMImpl> model, AdapterSets adapters,
                  const TrainerOptions& options)
     : model_(std::move(model)), options_(resolved(options)) {
   model_->to(options_.device);

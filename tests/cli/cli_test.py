@@ -190,6 +190,88 @@ class CliTest(unittest.TestCase):
                 self.assertEqual(json.loads(guessed)["token_ids"], json.loads(plain)["token_ids"])
                 self.assertIn("method", self.inspect(f"{name}/adapter")["adapter"])
 
+    SEVERAL = {
+        "prefix_and_parallel": "{method: prefix, num_virtual_tokens: 3, prefix_projection: true, "
+                               "also: {parallel: {method: bottleneck, preset: parallel, reduction_factor: 8}}}",
+        "three": "{r: 4, lora_dropout: 0.1, target_modules: [q_proj], also: {prompt: {method: ptuning, num_virtual_tokens: 3}, "
+                 "ranks: {method: adalora, init_r: 4, target_r: 2, tinit: 1, tfinal: 2, total_step: 6, target_modules: [v_proj]}}}",
+    }
+
+    def test_several_methods_train_together_and_go_on_bit_by_bit(self):
+        freeze = ("--set", "freeze.train=['layers.1.input_layernorm']")
+        for name, adapter in self.SEVERAL.items():
+            with self.subTest(name):
+                self.with_method(adapter)
+                self.finetune("--set", "train.max_steps=6", "--set", f"run.output_dir={name}", *freeze)
+                parts = ("--set", f"run.output_dir={name}_parts", *freeze)
+                self.finetune("--set", "train.max_steps=4", *parts)
+                self.finetune("--set", "train.max_steps=6", *parts)
+                self.assertEqual([line["loss"] for line in self.metrics(name)], [line["loss"] for line in self.metrics(f"{name}_parts")])
+                files = sorted((self.folder / name / "adapter").rglob("*.safetensors"))
+                self.assertEqual(len(files), adapter.count("method") + (name == "three"))
+                for file in files:
+                    other = self.folder / f"{name}_parts" / file.relative_to(self.folder / name)
+                    self.assertEqual(file.read_bytes(), other.read_bytes(), file)
+                    self.assertIn("method", self.inspect(file.parent)["adapter"])
+                self.assertEqual(len(self.inspect(f"{name}/adapter")["adapters"]), len(files) - 1)
+                self.run_command("finetune", "-c", f"{name}/config.yaml")  # finished
+                self.assertIn("adapter.also", self.finetune(*parts, "--set", "adapter.also.more.method=ia3", "--set",
+                                                            "train.max_steps=8", code=2))
+
+    def test_adapters_that_were_trained_together_are_used_together(self):
+        self.with_method("{method: prefix, num_virtual_tokens: 3, also: {parallel: {method: bottleneck, preset: parallel}}}")
+        self.finetune()
+        names = ("out/adapter", "out/adapter/parallel")
+        losses = {}
+        for chosen in ((), names[:1], names[1:], names):
+            options = [word for name in chosen for word in ("--adapter", name)]
+            self.run_command("score", "--model", BASE, *options, "--input", "rows.jsonl", "--output", "s.jsonl", "--overwrite", "-q")
+            rows = [json.loads(line) for line in (self.folder / "s.jsonl").read_text().splitlines()]
+            losses[chosen] = sum(row["loss"] for row in rows)
+        self.assertEqual(len(set(losses.values())), 4)
+        self.assertEqual(min(losses, key=losses.get), names)
+        self.run_command("generate", "--model", BASE, "--adapter", names[0], "--adapter", names[1], "--prompt-ids", "1,12",
+                         "--max-new-tokens", 3)
+        twice = ("--model", BASE, "--adapter", names[0], "--adapter", names[0])
+        self.assertIn("one prefix may be active at a time", self.run_command("generate", *twice, "--prompt-ids", "1", code=2))
+        self.assertIn("prefix", self.run_command("merge", "--model", BASE, "--adapter", names[1], "--adapter", names[0], "--output", "m",
+                                                 code=2))
+        self.assertFalse((self.folder / "m").exists())
+
+    def test_several_that_weights_can_hold_are_merged_as_one(self):
+        self.with_method("{r: 4, target_modules: [q_proj, v_proj], also: {more: {r: 2, target_modules: [v_proj, o_proj]}}}")
+        self.finetune()
+        both = ("--adapter", "out/adapter", "--adapter", "out/adapter/more")
+        self.run_command("merge", "--model", BASE, *both, "--output", "merged")
+        report = json.loads((self.folder / "merged/merge_report.json").read_text())
+        self.assertEqual(len(report["update_norms"]), 6)
+        self.assertLess(report["max_logit_change"], 1e-5)
+        self.assertGreater(report["adapter_effect"]["max_logit_change"], 1e-3)
+        self.assertEqual(report["adapter"], list(both[1::2]))
+
+    def test_methods_that_exclude_each_other_are_refused(self):
+        for adapter, reason in (("{method: prefix, also: {other: {method: ptuning_v2}}}", "one prefix may be active at a time"),
+                                ("{method: prompt, also: {other: {method: ptuning}}}", "one prompt of embeddings"),
+                                ("{target_modules: [v_proj], also: {scales: {method: ia3}}}", "must not share a layer"),
+                                ("{method: prefix, also: {my_lora: {r: 2}}}", "must not contain"),
+                                ("{method: prefix, also: {../up: {r: 2}}}", "must have a name of letters")):
+            self.with_method(adapter)
+            self.assertIn(reason, self.finetune(code=2))
+            self.assertFalse((self.folder / "out/adapter").exists())
+
+    def test_first_tokens_are_targets_behind_virtual_embeddings(self):
+        for name, targets in (("lora", 9), ("prefix", 9), ("prompt", 11), ("ptuning", 11)):
+            for packing in ("false", "true"):
+                with self.subTest(name, packing=packing):
+                    self.with_method(self.METHODS[name])
+                    micro_batch = 1 if packing == "true" else 2
+                    self.finetune("--set", f"run.output_dir={name}_{packing}", "--set", f"data.packing={packing}", "--set",
+                                  f"train.micro_batch={micro_batch}")
+                    self.assertEqual({line["targets"] for line in self.metrics(f"{name}_{packing}")}, {targets})
+            plain, packed = (self.metrics(f"{name}_{packing}") for packing in ("false", "true"))
+            for one, other in zip(plain, packed, strict=True):
+                self.assertAlmostEqual(one["loss"], other["loss"], delta=1e-5)
+
     def test_ranks_are_in_the_metrics_and_the_report(self):
         self.with_method(self.METHODS["adalora"])
         self.finetune("--set", "train.max_steps=6")

@@ -36,6 +36,29 @@ TEST_CASE("changes of the result are listed with both values", "[config]") {
   CHECK(change("model.dtype=bf16").size() == 1);
 }
 
+TEST_CASE("adapters beside the first: their keys, names and order count", "[config]") {
+  const auto with = [](const std::string& also) { return parse(kMinimal + "adapter: {also: {" + also + "}}"); };
+  const std::string one = "a: {method: ia3}", two = "b: {method: prefix, num_virtual_tokens: 3}";
+  CHECK(result_changing_differences(with(one + ", " + two), with(one + ", " + two)).empty());
+  const auto added = result_changing_differences(with(one), with(one + ", " + two));
+  REQUIRE(added.size() == 3);
+  CHECK(added[0] == ConfigDifference{"adapter.also", "[a]", "[a, b]"});
+  CHECK(added[1] == ConfigDifference{"adapter.also.b.method", "null", "prefix"});
+  CHECK(added[2] == ConfigDifference{"adapter.also.b.num_virtual_tokens", "null", "3"});
+  CHECK(result_changing_differences(with(one + ", " + two), with(one)).size() == 3);
+  CHECK(result_changing_differences(with(one + ", " + two), with(two + ", " + one)) ==
+        std::vector<ConfigDifference>{{"adapter.also", "[a, b]", "[b, a]"}});
+  CHECK(result_changing_differences(with("a: {r: 2}"), with("a: {r: 3}")) ==
+        std::vector<ConfigDifference>{{"adapter.also.a.r", "2", "3"}});
+  // AdaLoRA's ranks look ahead, wherever it stands.
+  const auto longer = [](const std::string& keys) {
+    const std::string text = kMinimal + "adapter: {also: {a: {method: adalora" + keys + "}}}";
+    return result_changing_differences(parse(text), parse(text, {"train.max_steps=100"})).size();
+  };
+  CHECK(longer("") == 1);
+  CHECK(longer(", total_step: 9") == 0);
+}
+
 TEST_CASE("changes that leave the result alone are not listed", "[config]") {
   const std::string harmless =
       GENERATE("run.output_dir=/moved", "run.resume=none", "run.device=cpu", "run.threads=4",

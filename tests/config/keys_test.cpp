@@ -35,6 +35,16 @@ TEST_CASE("an unknown field of the model names the nearest field", "[config]") {
              Equals("[run.yaml:1] unknown key model.hiden_size; did you mean model.hidden_size?"));
 }
 
+TEST_CASE("keys of adapters beside the first are the first one's, whatever their names", "[config]") {
+  const auto error = [](const std::string& keys) { return error_of(kMinimal + "adapter: {also: {side: {" + keys + "}}}"); };
+  CHECK(error("method: prefix, pre_seq_len: 4").empty());
+  CHECK_THAT(error("lora_alhpa: 16"), Contains("unknown key adapter.also.NAME.lora_alhpa; did you mean adapter.also.NAME.lora_alpha?"));
+  CHECK_THAT(error("lr: 1.0"), Contains("did you mean train.optimizer.lr?"));
+  CHECK_THAT(error("quantization: {bits: 4}"), Contains("unknown key adapter.also.NAME.quantization"));
+  CHECK_THAT(error("also: {more: {r: 2}}"), Contains("unknown key adapter.also.NAME.also"));
+  CHECK_THAT(error_of(kMinimal + "train: {r: 4}"), Equals("[run.yaml:6] unknown key train.r; did you mean adapter.r?"));
+}
+
 TEST_CASE("a key with several homes names them all", "[config]") {
   CHECK_THAT(error_of(kMinimal + "train: {dtype: bf16}"),
              Contains("did you mean model.dtype or train.amp.dtype?"));

@@ -56,6 +56,32 @@ TEST_CASE("offloading needs a base that is frozen and in files, and something th
              Contains("[run.yaml:6] train.offload_activations moves what recomputation keeps; found train.recompute: none"));
 }
 
+TEST_CASE("adapters beside the first have names of their own and methods", "[config]") {
+  const auto error = [](const std::string& adapter) { return error_of(kMinimal + "adapter: " + adapter); };
+  const std::string two = "{method: prefix, also: {side: {method: bottleneck, preset: parallel}, low: {r: 4}}}";
+  const auto config = parse(kMinimal + "adapter: " + two);
+  REQUIRE(config.more_adapters.size() == 2);
+  CHECK(config.more_adapters[0].name == "side");
+  CHECK(config.more_adapters[0].adapter.preset == "parallel");
+  CHECK(config.more_adapters[1].adapter.method == "lora");
+  CHECK(config.more_adapters[1].adapter.r == 4);
+  CHECK(parse(kMinimal + "adapter: " + two, {"adapter.also.low.r=8"}).more_adapters[1].adapter.r == 8);
+  CHECK(parse(kMinimal, {"adapter.also.x.method=ia3"}).more_adapters.at(0).name == "x");
+  CHECK(error("{also: null}").empty());
+  CHECK_THAT(error("{also: {default: {r: 2}}}"), Contains("[run.yaml:6] adapter.also.default must have another name"));
+  CHECK_THAT(error("{also: {side: {method: none}}}"), Contains("[run.yaml:6] adapter.also.side.method must be a method"));
+  CHECK_THAT(error("{method: none, also: {side: {r: 2}}}"), Contains("adapter.method must be a method where adapter.also has more"));
+  CHECK_THAT(error("{also: {side: {method: ia3, r: 2}}}"),
+             Contains("adapter.also.side.r belongs to adapter.method lora; found it with ia3"));
+  CHECK_THAT(error("{also: {side: {r: 2}, side: {r: 3}}}"), Contains("side"));
+  for (const std::string name : {"a/b", "\"..\"", "\"\"", "\"a b\""}) {
+    CAPTURE(name);
+    CHECK_THAT(error("{also: {" + name + ": {r: 2}}}"), Contains("must have a name of letters, digits, - and _"));
+  }
+  CHECK_THAT(error("{also: {side: 3}}"), Contains("[run.yaml:6] adapter.also.side must be a map of keys; found 3"));
+  CHECK_THAT(error("{also: [{r: 2}]}"), Contains("adapter.also must be a map of keys"));
+}
+
 TEST_CASE("a base in few bits: its keys fit each other and the run", "[config]") {
   const auto quantization = [](const std::string& keys) { return kMinimal + "adapter: {quantization: {" + keys + "}}"; };
   const auto given = parse(quantization("bits: 4, type: fp4, double: true, block_size: 128")).adapter.quantization;

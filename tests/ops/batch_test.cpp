@@ -8,21 +8,45 @@
 
 using namespace lora;
 
+namespace {
+
+Batch labelled(const at::Tensor& labels, std::vector<int64_t> segment_lengths = {}) {
+  Batch batch;
+  batch.labels_BS = labels;
+  batch.segment_lengths = std::move(segment_lengths);
+  return batch;
+}
+
+}  // namespace
+
 TEST_CASE("targets are the labels after the shift, with their positions", "[ops]") {
   const auto labels = at::tensor({7, -100, 3, 4, -100, 9, -100, -100}, at::kLong).view({2, 4});
-  const Targets targets = targets_of(labels);
+  const Targets targets = targets_of(labelled(labels));
   CHECK(targets.defined());
   CHECK(at::equal(targets.position_T, at::tensor({1, 2, 3}, at::kLong)));
   CHECK(at::equal(targets.label_T, at::tensor({3, 4, 9}, at::kLong)));
   CHECK(targets.largest == 9);
+  CHECK(at::equal(targets.first_F, at::tensor({0}, at::kLong)));
+  CHECK(at::equal(targets.first_label_F, at::tensor({7}, at::kLong)));
+}
+
+TEST_CASE("targets of a packed row: no sequence predicts the next one's first token", "[ops]") {
+  const auto labels = at::tensor({7, 8, -100, 3, 4, 12}, at::kLong).view({1, 6});
+  const Targets targets = targets_of(labelled(labels, {2, 1, 2, 1}));
+  CHECK(at::equal(targets.position_T, at::tensor({0, 3}, at::kLong)));
+  CHECK(at::equal(targets.label_T, at::tensor({8, 4}, at::kLong)));
+  CHECK(at::equal(targets.first_F, at::tensor({0, 2, 3}, at::kLong)));
+  CHECK(at::equal(targets.first_label_F, at::tensor({7, 3, 12}, at::kLong)));
+  CHECK(targets.largest == 12);
 }
 
 TEST_CASE("targets: none, and labels that cannot be", "[ops]") {
-  const Targets none = targets_of(at::full({2, 3}, kIgnoreLabel, at::kLong));
+  const Targets none = targets_of(labelled(at::full({2, 3}, kIgnoreLabel, at::kLong)));
   CHECK(none.defined());
   CHECK(none.label_T.numel() == 0);
   CHECK(none.largest == -1);
-  CHECK_THROWS_AS(targets_of(at::full({1, 3}, -7, at::kLong)), ShapeError);
+  CHECK_THROWS_AS(targets_of(labelled(at::full({1, 3}, -7, at::kLong))), ShapeError);
+  CHECK_THROWS_AS(targets_of(labelled(at::tensor({-7, 1}, at::kLong).view({1, 2}))), ShapeError);
 }
 
 TEST_CASE("a batch that stays on the CPU keeps its tensors", "[ops]") {

@@ -15,7 +15,7 @@ namespace {
 
 /// A batch as it arrives on a GPU: with its targets.
 Batch with_targets(Batch batch) {
-  batch.targets = targets_of(batch.labels_BS);
+  batch.targets = targets_of(batch);
   return batch;
 }
 

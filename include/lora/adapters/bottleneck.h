@@ -38,6 +38,9 @@ class BottleneckAdapter : public nn::BlockAdapter {
   /// Throws ConfigError for options out of range.
   BottleneckAdapter(int64_t hidden, const BottleneckOptions& options);
   at::Tensor apply(const at::Tensor& out_BSD, const at::Tensor& x_BSD) override;
+  const BottleneckOptions& options() const { return options_; }
+  /// Numbers between the two layers.
+  int64_t size() const { return down_->weight.size(0); }
 
  private:
   struct Layer : torch::nn::Module {

@@ -87,6 +87,13 @@ struct AdapterSection {
   bool operator==(const AdapterSection&) const = default;
 };
 
+/// An adapter beside that of the section `adapter`, under a name of its own; its quantization is empty.
+struct NamedAdapter {
+  std::string name;
+  AdapterSection adapter = {};
+  bool operator==(const NamedAdapter&) const = default;
+};
+
 struct FreezeSection {
   std::vector<std::string> train, freeze;  ///< regular expressions on parameter names
   bool operator==(const FreezeSection&) const = default;
@@ -192,7 +199,8 @@ struct RunConfig {
   RunSection run;
   ModelSection model;
   TokenizerSection tokenizer;
-  AdapterSection adapter;
+  AdapterSection adapter;                  ///< its name is "default"
+  std::vector<NamedAdapter> more_adapters;  ///< `adapter.also`
   FreezeSection freeze;
   DataSection data;
   TrainSection train;

@@ -17,7 +17,7 @@ Batch collate(std::span<const Example* const> examples, int64_t pad_id,
               bool pinned = false);
 
 /// Rows one after the other as one packed row (see Batch::segment_lengths), filled up to a multiple of
-/// `pad_to_multiple_of` tokens by a sequence of padding. The first label of each row is no target.
+/// `pad_to_multiple_of` tokens by a sequence of padding. No row predicts the first token of the next.
 Batch collate_packed(std::span<const Example* const> examples, int64_t pad_id,
                      int64_t pad_to_multiple_of = 1, bool pinned = false);
 

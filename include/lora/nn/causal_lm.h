@@ -16,6 +16,14 @@
 
 namespace lora::nn {
 
+/// What predicts the tokens of a batch. N sequences.
+struct PredictingStates {
+  Tensor hidden_BSD;  ///< of every token, which predicts the next
+  /// Of the last virtual token before each sequence (a row, or one of a packed row), which predicts its first token;
+  /// undefined: there is none.
+  Tensor before_ND;
+};
+
 /// A model that predicts the next token: all that training, scoring and generation know of it.
 /// B batch, S sequence, D model, V vocabulary.
 class CausalLMImpl : public torch::nn::Module {
@@ -23,6 +31,9 @@ class CausalLMImpl : public torch::nn::Module {
   /// States before the output head, (B, S, D). With a cache the batch holds only the new tokens, whose positions
   /// follow those in the cache.
   virtual Tensor hidden(const Batch& batch, KvCache* cache = nullptr) = 0;
+  /// The same without a cache, with those of virtual tokens that predict. A model that takes embeddings of virtual tokens
+  /// overrides it.
+  virtual PredictingStates predicting_states(const Batch& batch) { return {hidden(batch), Tensor()}; }
   /// The output head, a slot like every other Linear.
   virtual Linear head() = 0;
   virtual int64_t vocab_size() const = 0;
@@ -45,6 +56,13 @@ class CausalLMImpl : public torch::nn::Module {
   /// Longest sequence that has room beside the virtual tokens of now.
   int64_t longest_row() const { return max_positions() - num_virtual_tokens(); }
   int64_t num_virtual_tokens() const { return prompts_ ? prompts_->length() : 0; }
+  /// Whether virtual tokens that are embeddings stand before every sequence: the last of them predicts its first token. Keys
+  /// and values predict nothing.
+  bool predicts_first_tokens() const { return prompts_ && prompts_->embeddings() != nullptr; }
+  /// How many of the batch's labels are targets of this model.
+  int64_t num_targets(const Batch& batch) const {
+    return batch.num_targets + (predicts_first_tokens() ? batch.num_first_targets : 0);
+  }
 
   /// The slot of virtual tokens; null while nothing was ever attached. hidden() uses what is active there, and gives the
   /// states of real tokens alone.

@@ -14,6 +14,9 @@ constexpr int64_t kIgnoreLabel = -100;
 struct Targets {
   at::Tensor position_T;  ///< int64: which of the B * (S - 1) positions that have a successor, row by row
   at::Tensor label_T;     ///< int64, what follows there
+  /// First tokens that have a label, which only a virtual token before them predicts (nn::CausalLM::predicts_first_tokens):
+  /// int64, the sequence (a row, or one of a packed row), and the label.
+  at::Tensor first_F, first_label_F;
   int64_t largest = -1;   ///< of the labels; -1: there are none
 
   bool defined() const { return label_T.defined(); }
@@ -35,14 +38,15 @@ struct Batch {
   Targets targets;               ///< of labels_BS; filled in on the way to a GPU
   std::vector<int64_t> rows;     ///< row numbers in the data set, for messages
   int64_t num_tokens = 0;        ///< input tokens without padding
-  int64_t num_targets = 0;       ///< labels other than -100 after the shift (the first label of a row never counts)
+  int64_t num_targets = 0;       ///< labels other than -100 after the shift, in which a sequence's first label has no part
+  int64_t num_first_targets = 0; ///< sequences whose first label is not -100: targets where virtual tokens predict it
 
   /// On a GPU the copies run on its current stream, beside the host's work; a source in pinned memory must live on until
   /// they are done.
   Batch to(const at::Device& device) const;
 };
 
-/// The targets of labels (B, S) on the CPU. A label that is negative but not kIgnoreLabel throws ShapeError.
-Targets targets_of(const at::Tensor& labels_BS);
+/// The targets of the batch's labels, on the CPU. A label that is negative but not kIgnoreLabel throws ShapeError.
+Targets targets_of(const Batch& batch);
 
 }  // namespace lora

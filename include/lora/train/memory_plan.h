@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "lora/adapters/adapter_set.h"
+#include "lora/adapters/adapter_sets.h"
 #include "lora/nn/causal_lm.h"
 #include "lora/nn/decoder_shapes.h"
 #include "lora/nn/fast_paths.h"
@@ -19,12 +19,12 @@ struct ParameterMemory {
   uint64_t weights_bytes = 0;             ///< of the base, trained or not
   uint64_t adapters_bytes = 0;            ///< factors, and the values of modules_to_save and biases
   uint64_t gradients_bytes = 0;
-  uint64_t optimizer_bytes = 0;  ///< moments, and fp32 masters of parameters in half precision
+  uint64_t optimizer_bytes = 0;  ///< moments, fp32 masters of parameters in half precision, AdaLoRA's averages
 };
 
 /// Counts the parameters of a model as it stands, adapters attached and freezing rules applied. A
 /// model on the meta device, which has no memory, gives the same numbers.
-ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSet& adapters,
+ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSets& adapters,
                                  const OptimizerOptions& optimizer);
 
 /// Everything that a run's memory depends on.
@@ -44,6 +44,7 @@ struct MemoryInputs {
   /// Places that attention by length class lays out for each token of a packed row (see ops::Segments).
   double places_per_token = 1;
   int64_t longest_sequence = 0;  ///< of a packed row's sequences, in tokens; 0: a whole row
+  double sequences_per_row = 1;  ///< of packed rows
   int64_t grad_accum = 1;
 
   uint64_t loading_bytes = 0;  ///< the largest weight that is converted while it is read

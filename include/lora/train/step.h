@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "lora/adapters/adapter_set.h"
+#include "lora/adapters/adapter_sets.h"
 #include "lora/nn/causal_lm.h"
 #include "lora/ops/batch.h"
 #include "lora/train/grad_scaler.h"
@@ -60,7 +60,7 @@ class RecordedSteps;
 struct StepState {
   StepOptions options;
   ScheduleOptions schedule;
-  AdapterSet adapters;  ///< may be empty: full fine-tuning
+  AdapterSets adapters;  ///< may be none: full fine-tuning
   std::unique_ptr<Optimizer> optimizer;
   GradScaler scaler{GradScalerOptions{}};
   int64_t step = 0;  ///< steps done

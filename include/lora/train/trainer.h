@@ -32,10 +32,10 @@ using Callback = std::function<void(StepResult&)>;
 /// The loop around train_step. Holds no file and writes none: saving and logging are callbacks.
 class Trainer {
  public:
-  /// Full fine-tuning when `adapters` is empty. The parameters that require gradients now are the
+  /// Full fine-tuning when `adapters` is none. The parameters that require gradients now are the
   /// ones trained (see freeze_base, train_all). Puts the model into training mode. Throws
   /// ConfigError when nothing trains, or for options out of range.
-  Trainer(std::shared_ptr<nn::CausalLMImpl> model, AdapterSet adapters,
+  Trainer(std::shared_ptr<nn::CausalLMImpl> model, AdapterSets adapters,
           const TrainerOptions& options);
 
   Trainer& on_step(Callback callback);

@@ -81,7 +81,7 @@ void fill(nn::KvCache& cache, const std::vector<PrefixKeys>& by_layer, int64_t r
 struct Prompted {
   Batch batch;    ///< of the longer rows; only the form of its ids has a meaning
   Tensor x_BSD;
-  Tensor real_N;  ///< of a packed row: where its real tokens stand
+  Tensor real_N, last_N;  ///< of a packed row: where its real tokens stand, and the last virtual one before each sequence
 };
 
 Prompted with_embeddings(const Batch& given, const Tensor& x_BSD, const Tensor& prompt_PD) {
@@ -89,7 +89,7 @@ Prompted with_embeddings(const Batch& given, const Tensor& x_BSD, const Tensor& 
   const auto before = [&](const Tensor& values_BS, const Tensor& virtual_P) {
     return at::cat({virtual_P.to(values_BS.options()).unsqueeze(0).expand({rows, -1}), values_BS}, 1);
   };
-  Prompted result{given, Tensor(), Tensor()};
+  Prompted result{given, Tensor(), Tensor(), Tensor()};
   Batch& batch = result.batch;
   if (given.segment_lengths.empty()) {
     result.x_BSD = at::cat({prompt_PD.to(x_BSD.scalar_type()).unsqueeze(0).expand({rows, -1, -1}), x_BSD}, 1);
@@ -100,10 +100,11 @@ Prompted with_embeddings(const Batch& given, const Tensor& x_BSD, const Tensor& 
     }
     return result;
   }
-  std::vector<int64_t> source, real;  // of each place: a virtual token, or a real one behind those
+  std::vector<int64_t> source, real, last;  // of each place: a virtual token, or a real one behind those
   int64_t token = 0;
   for (int64_t& length : batch.segment_lengths) {
     for (int64_t i = 0; i < count; ++i) source.push_back(i);
+    last.push_back(static_cast<int64_t>(source.size()) - 1);
     for (int64_t i = 0; i < length; ++i) {
       real.push_back(static_cast<int64_t>(source.size()));
       source.push_back(count + token++);
@@ -114,8 +115,16 @@ Prompted with_embeddings(const Batch& given, const Tensor& x_BSD, const Tensor& 
   const Tensor all = at::cat({prompt_PD.to(x_BSD.scalar_type()), x_BSD.squeeze(0)});
   result.x_BSD = all.index_select(0, at::tensor(source, at::kLong).to(device)).unsqueeze(0);
   result.real_N = at::tensor(real, at::kLong).to(device);
+  result.last_N = at::tensor(last, at::kLong).to(device);
   batch.input_ids_BS = at::zeros({1, static_cast<int64_t>(source.size())}, given.input_ids_BS.options());
   return result;
+}
+
+/// The states of real tokens, and of the last virtual one before each sequence; `count` virtual tokens are embedded.
+nn::PredictingStates taken_apart(const Tensor& states_BSD, const Prompted& prompted, int64_t count) {
+  if (count == 0) return {states_BSD, Tensor()};
+  if (!prompted.real_N.defined()) return {states_BSD.slice(1, count), states_BSD.select(1, count - 1)};
+  return {states_BSD.index_select(1, prompted.real_N), states_BSD.squeeze(0).index_select(0, prompted.last_N)};
 }
 
 /// A packed batch is one row of sequences, for training.
@@ -334,15 +343,16 @@ LlamaModelImpl::LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOpt
   norm = register_module("norm", nn::RmsNorm(config.hidden_size, config.rms_norm_eps, parameters));
 }
 
-Tensor LlamaModelImpl::forward(const Batch& given, nn::KvCache* cache, const nn::FastPaths& fast, nn::Recompute recompute,
-                               const std::shared_ptr<nn::ActivationStore>& activations, const nn::PromptSlotImpl* prompts) {
+nn::PredictingStates LlamaModelImpl::forward(const Batch& given, nn::KvCache* cache, const nn::FastPaths& fast,
+                                             nn::Recompute recompute, const std::shared_ptr<nn::ActivationStore>& activations,
+                                             const nn::PromptSlotImpl* prompts) {
   const at::Device device = given.input_ids_BS.device();
   const auto dtype = compute_dtype(device.type(), embed_tokens->weight.scalar_type());
   if (!given.segment_lengths.empty()) check_packed(given, cache);
 
   const VirtualTokens tokens = virtual_tokens(prompts, cache, dtype);
   if (cache != nullptr) fill(*cache, tokens.by_layer, given.input_ids_BS.size(0));
-  Prompted prompted{given, embed_tokens->forward(given.input_ids_BS), Tensor()};
+  Prompted prompted{given, embed_tokens->forward(given.input_ids_BS), Tensor(), Tensor()};
   const int64_t num_embedded = tokens.embeddings_PD.defined() ? tokens.embeddings_PD.size(0) : 0;
   if (num_embedded > 0) prompted = with_embeddings(given, prompted.x_BSD, tokens.embeddings_PD);
   const Batch& batch = prompted.batch;
@@ -389,9 +399,7 @@ Tensor LlamaModelImpl::forward(const Batch& given, nn::KvCache* cache, const nn:
     cache->advance_virtual(num_embedded);
     cache->advance(length - num_embedded);
   }
-  const Tensor states_BSD = norm->forward_sum(stream.x_BSD, stream.pending_BSD, fast).second;
-  if (num_embedded == 0) return states_BSD;
-  return prompted.real_N.defined() ? states_BSD.index_select(1, prompted.real_N) : states_BSD.slice(1, num_embedded);
+  return taken_apart(norm->forward_sum(stream.x_BSD, stream.pending_BSD, fast).second, prompted, num_embedded);
 }
 
 bool LlamaModelImpl::keeps_rows_apart(const nn::FastPaths& fast) const {
@@ -420,7 +428,11 @@ LlamaForCausalLMImpl::LlamaForCausalLMImpl(const LlamaConfig& config_, const nn:
 }
 
 Tensor LlamaForCausalLMImpl::hidden(const Batch& batch, nn::KvCache* cache) {
-  return model->forward(batch, cache, fast_paths, recompute, activations, prompts().get());
+  return model->forward(batch, cache, fast_paths, recompute, activations, prompts().get()).hidden_BSD;
+}
+
+nn::PredictingStates LlamaForCausalLMImpl::predicting_states(const Batch& batch) {
+  return model->forward(batch, nullptr, fast_paths, recompute, activations, prompts().get());
 }
 
 std::optional<nn::PromptShape> LlamaForCausalLMImpl::prompt_shape() const {

@@ -95,8 +95,9 @@ TORCH_MODULE(LlamaDecoderLayer);
 class LlamaModelImpl : public torch::nn::Module {
  public:
   LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters);
-  Tensor forward(const Batch& batch, nn::KvCache* cache, const nn::FastPaths& fast, nn::Recompute recompute,
-                 const std::shared_ptr<nn::ActivationStore>& activations = nullptr, const nn::PromptSlotImpl* prompts = nullptr);
+  nn::PredictingStates forward(const Batch& batch, nn::KvCache* cache, const nn::FastPaths& fast, nn::Recompute recompute,
+                               const std::shared_ptr<nn::ActivationStore>& activations = nullptr,
+                               const nn::PromptSlotImpl* prompts = nullptr);
   /// See nn::LinearGroup::keeps_rows_apart; everything between the groups has kernels that work row by row.
   bool keeps_rows_apart(const nn::FastPaths& fast) const;
 
@@ -118,6 +119,7 @@ class LlamaForCausalLMImpl : public nn::CausalLMImpl {
   explicit LlamaForCausalLMImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters = {});
 
   Tensor hidden(const Batch& batch, nn::KvCache* cache = nullptr) override;
+  nn::PredictingStates predicting_states(const Batch& batch) override;
   nn::Linear head() override { return lm_head; }
   nn::LinearGroup* head_group() override { return &head_group_; }
   int64_t vocab_size() const override { return config.vocab_size; }
