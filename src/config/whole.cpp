@@ -89,6 +89,27 @@ void check_quantization(const WholeCheck& check, const RunConfig& config, std::s
               fmt::format("must be none with {}: a base in few bits is held, not streamed; found {}", section, config.model.offload));
 }
 
+/// Keys of an init belong to it, and loftq needs something to make up for.
+void check_starts(const WholeCheck& check, const RunConfig& config) {
+  const AdapterSection& adapter = config.adapter;
+  const std::string init = adapter.init_lora_weights.value_or("true");
+  const auto belongs = [&](bool is_given, std::string_view section, std::string_view owner) {
+    check.holds(!is_given || init == owner, fmt::format("adapter.{}", section),
+                fmt::format("belongs to adapter.init_lora_weights {}; found it with {}; remove it or change the init", owner, init));
+  };
+  belongs(!(adapter.eva_config == EvaSection{}), "eva_config", "eva");
+  belongs(!(adapter.loftq_config == LoftqSection{}), "loftq_config", "loftq");
+  if (init != "loftq" || adapter.init_from) return;
+  const std::string key = "adapter.init_lora_weights";
+  check.holds(adapter.quantization.bits.has_value(), key,
+              "loftq makes up for what quantising takes from the base; found no adapter.quantization; add for example "
+              "quantization: {bits: 4}");
+  check.holds(config.model.path.has_value(), key, "loftq reads the plain weights from model.path; found none; use another init");
+  const int64_t bits = adapter.loftq_config.loftq_bits.value_or(*adapter.quantization.bits);
+  check.holds(bits == *adapter.quantization.bits, "adapter.loftq_config.loftq_bits",
+              fmt::format("must be adapter.quantization.bits = {}; found {}; leave it out", *adapter.quantization.bits, bits));
+}
+
 void check_training(const WholeCheck& check, const RunConfig& config) {
   const TrainSection& train = config.train;
   const ScalerSection& scaler = train.amp.scaler;
@@ -119,6 +140,7 @@ void check_whole(const RunConfig& config, const Places& places, std::string_view
   check_training(check, config);
   check_offload(check, config, mode);
   check_quantization(check, config, mode);
+  check_starts(check, config);
 }
 
 }  // namespace lora::config

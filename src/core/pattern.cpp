@@ -312,18 +312,23 @@ std::optional<int64_t> TargetMatcher::layer_index(std::string_view path) const {
   return std::nullopt;
 }
 
-PatternMap::PatternMap(const std::vector<std::pair<std::string, int64_t>>& entries,
-                       std::string_view where) {
+template <class Value>
+PatternMap<Value>::PatternMap(const std::vector<std::pair<std::string, Value>>& entries,
+                              std::string_view where) {
   for (const auto& [key, value] : entries) {
     entries_.emplace_back(NamePattern::of_last_components(key, where), value);
   }
 }
 
-std::optional<int64_t> PatternMap::find(std::string_view path) const {
+template <class Value>
+std::optional<Value> PatternMap<Value>::find(std::string_view path) const {
   const auto found = std::ranges::find_if(
       entries_, [&](const auto& entry) { return entry.first.matches_all(path); });
   if (found == entries_.end()) return std::nullopt;
   return found->second;
 }
+
+template class PatternMap<int64_t>;
+template class PatternMap<double>;
 
 }  // namespace lora

@@ -194,7 +194,7 @@ TEST_CASE("rules that contradict themselves are refused", "[core]") {
 }
 
 TEST_CASE("the first matching key of a pattern map wins", "[core]") {
-  const PatternMap ranks({{"q_proj", 5}, {R"(layers\.1\.mlp\.up_proj)", 3}, {"up_proj|o_proj", 7}},
+  const PatternMap<int64_t> ranks({{"q_proj", 5}, {R"(layers\.1\.mlp\.up_proj)", 3}, {"up_proj|o_proj", 7}},
                          "rank_pattern");
   CHECK(ranks.find(kQuery) == 5);
   CHECK(ranks.find("q_proj") == 5);
@@ -203,7 +203,7 @@ TEST_CASE("the first matching key of a pattern map wins", "[core]") {
   CHECK(ranks.find("model.layers.1.self_attn.o_proj") == 7);
   CHECK_FALSE(ranks.find("model.layers.1.self_attn.xq_proj"));
   CHECK_FALSE(ranks.find("model.q_proj.base_layer"));
-  CHECK_FALSE(PatternMap({}, "rank_pattern").find(kQuery));
-  const auto text = message_of<ConfigError>([] { PatternMap({{"(", 1}}, "rank_pattern"); });
+  CHECK_FALSE(PatternMap<int64_t>({}, "rank_pattern").find(kQuery));
+  const auto text = message_of<ConfigError>([] { PatternMap<int64_t>({{"(", 1}}, "rank_pattern"); });
   CHECK(text.starts_with("[rank_pattern]"));
 }

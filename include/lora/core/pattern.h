@@ -84,15 +84,16 @@ class TargetMatcher {
 };
 
 /// First entry, in order, whose key matches `path` as PEFT's rank_pattern does:
-/// `re.match("(.*\.)?(KEY)$", path)`.
+/// `re.match("(.*\.)?(KEY)$", path)`. Values are int64_t (ranks) or double (alphas).
+template <class Value>
 class PatternMap {
  public:
   /// Throws ConfigError, opened by `where`, for a key that is no expression.
-  PatternMap(const std::vector<std::pair<std::string, int64_t>>& entries, std::string_view where);
-  std::optional<int64_t> find(std::string_view path) const;
+  PatternMap(const std::vector<std::pair<std::string, Value>>& entries, std::string_view where);
+  std::optional<Value> find(std::string_view path) const;
 
  private:
-  std::vector<std::pair<NamePattern, int64_t>> entries_;
+  std::vector<std::pair<NamePattern, Value>> entries_;
 };
 
 }  // namespace lora
