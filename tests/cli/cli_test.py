@@ -212,7 +212,7 @@ class CliTest(unittest.TestCase):
         self.assertGreater(plan["adapters_bytes"], 0)
         unmasked = ("--set", "run.output_dir=unmasked", "--set", "adapter.eva_config.use_label_mask=false")
         self.finetune(*unmasked)
-        self.write_rows("rows.jsonl", [{"input_ids": [1, 12, 14]}, {"input_ids": [1]}])
+        self.write_rows("rows.jsonl", [{"input_ids": [1, 12]}, {"input_ids": [1, 14]}])
         self.assertIn("counted positions", self.finetune("--set", "run.output_dir=few", code=1))
 
     def test_loftq_saves_the_base_that_only_it_has(self):
