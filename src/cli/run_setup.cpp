@@ -1,5 +1,9 @@
 #include "cli/run_setup.h"
 
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
 #include "core/check.h"
 #include "lora/adapters/adapter_io.h"
 #include "lora/adapters/eva.h"

@@ -208,6 +208,7 @@ class CliTest(unittest.TestCase):
         self.assertEqual({config["alpha_pattern"].get(name, 8) / config["rank_pattern"].get(name, 2)
                           for name in config["target_modules"]}, {4})
         self.assertEqual(self.log_of("--set", "train.max_steps=4").count("EVA:"), 0)
+        self.assertEqual(self.inspect("out/adapter")["adapter"]["rank_pattern"], config["rank_pattern"])
         plan = json.loads(self.run_command("plan", "-c", "run.yaml", "--json"))
         self.assertGreater(plan["adapters_bytes"], 0)
         unmasked = ("--set", "run.output_dir=unmasked", "--set", "adapter.eva_config.use_label_mask=false")

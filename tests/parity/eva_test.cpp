@@ -1,6 +1,7 @@
 // EVA: the directions, ranks and alphas of Hugging Face PEFT (tests/reference/eva).
 #include "lora/adapters/eva.h"
 
+#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <limits>
@@ -32,6 +33,16 @@ std::vector<Batch> batches(bool masked = true) {
   }
   return made;
 }
+
+/// As the reference was made. More threads than cores that are free take minutes for matrices so small.
+class OneThread {
+ public:
+  OneThread() { at::set_num_threads(1); }
+  ~OneThread() { at::set_num_threads(before_); }
+
+ private:
+  int before_ = at::get_num_threads();
+};
 
 struct Case {
   std::string name;
@@ -72,6 +83,7 @@ std::map<std::string, Value> as_map(const std::vector<std::pair<std::string, Val
 }  // namespace
 
 TEST_CASE("EVA finds PEFT's directions, ranks and alphas", "[parity]") {
+  const OneThread one_thread;
   for (const auto& [name, lora, eva] : cases()) {
     INFO(name);
     auto model = load_base("base");
@@ -100,6 +112,7 @@ TEST_CASE("EVA finds PEFT's directions, ranks and alphas", "[parity]") {
 }
 
 TEST_CASE("EVA whitens each layer once, whoever shares its input", "[parity]") {
+  const OneThread one_thread;
   auto plain = load_base("base"), whitened = load_base("base");
   const auto lora = options_of(4, 8, {"q_proj", "k_proj", "v_proj"});
   const auto a = inject(*plain, lora), b = inject(*whitened, lora);
@@ -117,6 +130,7 @@ TEST_CASE("EVA whitens each layer once, whoever shares its input", "[parity]") {
 }
 
 TEST_CASE("EVA leaves the model's function, its modes and everything but the ranks", "[parity]") {
+  const OneThread one_thread;
   const torch::NoGradGuard no_grad;
   auto model = load_base("base");
   LoraOptions options = options_of(3, 10, kAll);
@@ -143,6 +157,7 @@ TEST_CASE("EVA leaves the model's function, its modes and everything but the ran
 }
 
 TEST_CASE("EVA's adapter is saved with its ranks, and loads with them", "[parity]") {
+  const OneThread one_thread;
   const torch::NoGradGuard no_grad;
   auto model = load_base("base");
   const auto adapters = inject(*model, options_of(3, 10, kAll));
@@ -163,6 +178,7 @@ TEST_CASE("EVA's adapter is saved with its ranks, and loads with them", "[parity
 }
 
 TEST_CASE("EVA counts what the labels count: padding needs no mask then", "[parity]") {
+  const OneThread one_thread;
   auto masked = load_base("base"), unmasked = load_base("base");
   const auto lora = options_of(4, 8, {"q_proj", "down_proj"});
   const auto a = inject(*masked, lora), b = inject(*unmasked, lora);
@@ -173,6 +189,7 @@ TEST_CASE("EVA counts what the labels count: padding needs no mask then", "[pari
 }
 
 TEST_CASE("EVA works on bases in few bits and half precision, and on packed rows", "[parity]") {
+  const OneThread one_thread;
   const bool quantized = GENERATE(false, true);
   llama::LoadOptions load{.dtype = at::kBFloat16};
   if (quantized) load.quantization = QuantizationScheme{QuantizedType::kNf4, 64, true};
@@ -198,6 +215,7 @@ TEST_CASE("EVA works on bases in few bits and half precision, and on packed rows
 }
 
 TEST_CASE("EVA of what it cannot do says so, and leaves the model as it was", "[parity]") {
+  const OneThread one_thread;
   auto model = load_base("base");
   const auto adapters = inject(*model, options_of(8, 8, {"q_proj"}));
   const auto fails = [&](const auto& given, const EvaOptions& options) {

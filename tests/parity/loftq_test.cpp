@@ -39,7 +39,7 @@ const AdapterSet::Slot& slot_at(const AdapterSet& adapters, const std::string& p
   return adapters.slots().front();
 }
 
-double norm(const at::Tensor& tensor) { return at::linalg_vector_norm(tensor.to(at::kDouble)).item<double>(); }
+double frobenius(const at::Tensor& tensor) { return at::linalg_vector_norm(tensor.to(at::kDouble)).item<double>(); }
 
 }  // namespace
 
@@ -62,8 +62,8 @@ TEST_CASE("LoftQ's factors and weights are PEFT's where its scale is 1", "[parit
       CHECK((q != named("q")).sum().item<int64_t>() <= (iterations == 1 ? 0 : 2));
       CHECK(largest_difference(lora.lora_B.mm(lora.lora_A), named("b").mm(named("a"))) < 1e-4);
       // Both hold the root of the singular values.
-      CHECK(std::abs(norm(lora.lora_A) - norm(named("a"))) < 1e-3);
-      CHECK(std::abs(norm(lora.lora_B) - norm(named("b"))) < 1e-3);
+      CHECK(std::abs(frobenius(lora.lora_A) - frobenius(named("a"))) < 1e-3);
+      CHECK(std::abs(frobenius(lora.lora_B) - frobenius(named("b"))) < 1e-3);
     }
   }
 }
@@ -86,8 +86,8 @@ TEST_CASE("LoftQ comes nearer to the weight for any scheme, type and scale, and 
     for (size_t i = 0; i < adapters.slots().size(); ++i) {
       const auto& slot = adapters.slots()[i];
       const at::Tensor weight = plain_weight(slot.path);
-      before += std::pow(norm(weight - untouched.slots()[i].linear->quantized_weight()->dequantize(at::kFloat)), 2);
-      after += std::pow(norm(weight - slot.linear->quantized_weight()->dequantize(at::kFloat) - slot.adapter->weight_delta()), 2);
+      before += std::pow(frobenius(weight - untouched.slots()[i].linear->quantized_weight()->dequantize(at::kFloat)), 2);
+      after += std::pow(frobenius(weight - slot.linear->quantized_weight()->dequantize(at::kFloat) - slot.adapter->weight_delta()), 2);
     }
     CHECK(std::abs(report.error_before - std::sqrt(before)) < 1e-3 * report.error_before);
     CHECK(std::abs(report.error_after - std::sqrt(after)) < 1e-3 * report.error_before);
@@ -103,12 +103,12 @@ TEST_CASE("LoftQ's model is nearer to the plain one than the quantised base", "[
   const bool dora = GENERATE(false, true);
   const at::Tensor wanted = load_base("base")->forward(fixture_batch());
   auto model = base_in(kDouble);
-  const double without = norm(model->forward(fixture_batch()) - wanted);
+  const double without = frobenius(model->forward(fixture_batch()) - wanted);
   LoraOptions options = loftq_options(16, 32);
   options.dora = dora;
   const auto adapters = inject(*model, options);
   initialize_loftq(adapters, plain_weight);
-  const double with = norm(model->forward(fixture_batch()) - wanted);
+  const double with = frobenius(model->forward(fixture_batch()) - wanted);
   CHECK(with < 0.8 * without);
 }
 

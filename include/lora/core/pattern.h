@@ -84,7 +84,8 @@ class TargetMatcher {
 };
 
 /// First entry, in order, whose key matches `path` as PEFT's rank_pattern does:
-/// `re.match("(.*\.)?(KEY)$", path)`. Values are int64_t (ranks) or double (alphas).
+/// `re.match("(.*\.)?(KEY)$", path)`. Values are int64_t (ranks) or double (alphas). Keys of names and dots alone, of which EVA
+/// writes one per module, are compared without a regular expression, which would take seconds to compile for all of them.
 template <class Value>
 class PatternMap {
  public:
@@ -93,7 +94,12 @@ class PatternMap {
   std::optional<Value> find(std::string_view path) const;
 
  private:
-  std::vector<std::pair<NamePattern, Value>> entries_;
+  struct Entry {
+    std::string key;
+    std::optional<NamePattern> expression;  ///< nothing: names and dots alone
+    Value value;
+  };
+  std::vector<Entry> entries_;
 };
 
 }  // namespace lora
