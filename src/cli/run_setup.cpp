@@ -241,14 +241,25 @@ bool starts_as(const config::AdapterSection& section, std::string_view init) {
   return section.init_lora_weights == init && !section.init_from;
 }
 
-/// Marks what pads the rows, which the label mask would leave out otherwise.
-void mask_padding(Batch& batch, const data::Dataset& rows) {
-  if (!batch.segment_lengths.empty()) return;
-  batch.attention_mask_BS = at::zeros_like(batch.input_ids_BS);
-  for (size_t i = 0; i < batch.rows.size(); ++i) {
-    batch.attention_mask_BS[static_cast<int64_t>(i)].slice(0, 0, rows.length(batch.rows[i])).fill_(1);
+/// Rows whose labels say what EVA counts, so that padding, which has none, never does.
+class CountedRows : public data::RowSource {
+ public:
+  CountedRows(const data::RowSource& rows, const EvaOptions& options) : rows_(rows), options_(options) {}
+
+  int64_t size() const override { return rows_.size(); }
+  int64_t length(int64_t row) const override { return rows_.length(row); }
+  void read(int64_t row, data::Example& example) const override {
+    rows_.read(row, example);
+    for (size_t i = 0; i < example.labels.size(); ++i) {
+      const bool left_out = options_.use_label_mask && example.labels[i] == options_.label_mask_value;
+      example.labels[i] = left_out ? static_cast<int32_t>(kIgnoreLabel) : example.input_ids[i];
+    }
   }
-}
+
+ private:
+  const data::RowSource& rows_;
+  const EvaOptions& options_;
+};
 
 void start_eva(const config::EvaSection& section, llama::LlamaForCausalLMImpl& model, const AdapterSet& adapters,
                const data::Dataset& rows, data::LoaderOptions loader_options) {
@@ -262,16 +273,13 @@ void start_eva(const config::EvaSection& section, llama::LlamaForCausalLMImpl& m
   loader_options.workers = 0;
   loader_options.grad_accum = 1;
   loader_options.num_steps = options.most_batches;
-  data::Loader loader(rows, loader_options);
+  const CountedRows counted(rows, options);
+  data::Loader loader(counted, loader_options);
   log::info("EVA: finding the directions of the layers' inputs in the training data");
-  const auto report = initialize_eva(
-      model, adapters,
-      [&](int64_t) {
-        Batch batch = loader.next().value().micro_batches.at(0);
-        if (!options.use_label_mask) mask_padding(batch, rows);
-        return batch;
-      },
-      options);
+  EvaOptions by_label = options;
+  by_label.use_label_mask = true;
+  by_label.label_mask_value = kIgnoreLabel;
+  const auto report = initialize_eva(model, adapters, [&](int64_t) { return loader.next().value().micro_batches.at(0); }, by_label);
   const auto [least, most] = std::ranges::minmax(report.layers, {}, &EvaLayer::rank);
   const auto empty = std::ranges::count(report.layers, 0, &EvaLayer::rank);
   log::info(fmt::format("EVA: ranks from {} to {} after {} batches; {} of {} modules have no adapter", least.rank, most.rank,

@@ -158,7 +158,7 @@ class CliTest(unittest.TestCase):
         "lora": "{r: 4, target_modules: [q_proj]}",
         "dora": "{r: 4, use_dora: true, target_modules: [q_proj, embed_tokens]}",
         "pissa": "{r: 4, init_lora_weights: pissa, target_modules: [q_proj]}",
-        "eva": "{r: 2, init_lora_weights: eva, eva_config: {rho: 2.5}, target_modules: [q_proj, v_proj, down_proj]}",
+        "eva": "{r: 3, init_lora_weights: eva, eva_config: {rho: 2.0}, target_modules: all-linear}",
         "loftq": "{r: 4, init_lora_weights: loftq, quantization: {bits: 4, double: true}, target_modules: [q_proj, up_proj]}",
         "loftq_twice": "{r: 4, init_lora_weights: loftq, loftq_config: {loftq_bits: 4, loftq_iter: 2}, quantization: {bits: 4}}",
         "adalora": "{method: adalora, init_r: 4, target_r: 2, tinit: 1, tfinal: 2, total_step: 6}",
@@ -204,9 +204,9 @@ class CliTest(unittest.TestCase):
         self.assertEqual(said.count("EVA: ranks from"), 1, said)
         config = json.loads((self.folder / "out/adapter/adapter_config.json").read_text())
         self.assertTrue(config["rank_pattern"])
-        self.assertEqual(sum(config["rank_pattern"].get(name, 2) for name in config["target_modules"]), 12)
-        self.assertEqual({config["alpha_pattern"].get(name, 8) / config["rank_pattern"].get(name, 2)
-                          for name in config["target_modules"]}, {4})
+        self.assertEqual(sum(config["rank_pattern"].get(name, 3) for name in config["target_modules"]), 14 * 3)
+        for name in config["target_modules"]:
+            self.assertAlmostEqual(config["alpha_pattern"].get(name, 8) / config["rank_pattern"].get(name, 3), 8 / 3)
         self.assertEqual(self.log_of("--set", "train.max_steps=4").count("EVA:"), 0)
         self.assertEqual(self.inspect("out/adapter")["adapter"]["rank_pattern"], config["rank_pattern"])
         plan = json.loads(self.run_command("plan", "-c", "run.yaml", "--json"))
