@@ -92,6 +92,7 @@ void check_quantization(const WholeCheck& check, const RunConfig& config, std::s
 /// Keys of an init belong to it, and loftq needs something to make up for.
 void check_starts(const WholeCheck& check, const RunConfig& config) {
   const AdapterSection& adapter = config.adapter;
+  if (adapter.method == "none") return;
   const std::string init = adapter.init_lora_weights.value_or("true");
   const auto belongs = [&](bool is_given, std::string_view section, std::string_view owner) {
     check.holds(!is_given || init == owner, fmt::format("adapter.{}", section),
