@@ -343,6 +343,22 @@ void load_adapter_tensors(const AdapterSet& adapters, const FileTensors& tensors
   for (const auto& [name, value] : values) at::Tensor(places.at(name)).copy_(value);
 }
 
+namespace {
+
+/// A base of plain numbers may well be the rounded one; only the user can tell.
+void warn_unless_in_few_bits(const AdapterSet& adapters) {
+  const auto* options = std::get_if<LoraOptions>(&adapters.options());
+  if (options == nullptr || !options->loftq) return;
+  const auto is_plain = [](const auto& slot) { return !slot.linear.is_empty() && !slot.linear->weight_is_quantized(); };
+  if (std::ranges::none_of(adapters.slots(), is_plain)) return;
+  log::warn(fmt::format("[adapters.load] the adapter makes up for the rounding of a base in {} bits (LoftQ), and is wrong on the plain "
+                        "model; found plain weights; load the model in {} bits as in training{}, unless these are its numbers",
+                        options->loftq->bits, options->loftq->bits,
+                        options->loftq->iterations > 1 ? fmt::format(", the one in {}", options->base_model_name) : ""));
+}
+
+}  // namespace
+
 AdapterSet adapter_from_files(torch::nn::Module& model, const io::AdapterFiles& files,
                               const std::string& name) {
   const auto active_before = active_adapters(model);
@@ -355,6 +371,7 @@ AdapterSet adapter_from_files(torch::nn::Module& model, const io::AdapterFiles& 
     set_active_adapters(model, active_before);
     throw;
   }
+  warn_unless_in_few_bits(adapters);
   return adapters;
 }
 

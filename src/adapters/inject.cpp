@@ -11,6 +11,7 @@
 
 #include "adapters/inject_as_stored.h"
 #include "adapters/module_tree.h"
+#include "adapters/refit.h"
 #include "adapters/state.h"
 #include "adapters/residual_start.h"
 #include "adapters/targets.h"
@@ -512,6 +513,22 @@ AdapterSet inject_any(torch::nn::Module& model, const MethodOptions& options, co
 }
 
 }  // namespace
+
+void adapters::refit_lora(torch::nn::Module& model, const AdapterSet& set, const LoraOptions& options,
+                          const std::function<bool(const std::string&)>& keeps) {
+  auto& state = set.state();
+  std::vector<AdapterSet::Slot> made;
+  for (const auto& slot : state.slots) {
+    if (!keeps(slot.path)) continue;
+    made.push_back(make_slot({.slot = slot, .make = [&] { return make_lora(slot, lora_size(options, slot.path), options); }}));
+  }
+  const auto active = active_adapters(model);
+  for (const auto& slot : state.slots) detach(slot, state.name);
+  for (const auto& slot : made) attach(slot, state.name);
+  state.slots = std::move(made);
+  state.options = options;
+  set_active_adapters(model, active);
+}
 
 AdapterSet inject_method(torch::nn::Module& model, const MethodOptions& options, const std::string& name) {
   return inject_any(model, options, name, std::numeric_limits<double>::infinity(), /*as_stored=*/false);

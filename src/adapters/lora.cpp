@@ -18,7 +18,7 @@ namespace {
 using ops::rows::widened;
 
 void require_valid(int64_t rank, double alpha, const LoraOptions& options) {
-  static const std::set<std::string> kInits = {"true", "false", "gaussian", "orthogonal", "pissa", "olora"};
+  static const std::set<std::string> kInits = {"true", "false", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq"};
   require<ConfigError>(rank >= 1,
                        "[adapters.lora] r must be at least 1; found {}; use for example 8", rank);
   require<ConfigError>(std::isfinite(alpha),
@@ -87,7 +87,7 @@ LoraSize lora_size(const LoraOptions& options, std::string_view path) {
   const int64_t rank =
       PatternMap(options.rank_pattern, "rank_pattern").find(path).value_or(options.rank);
   const auto own_alpha = PatternMap(options.alpha_pattern, "alpha_pattern").find(path);
-  const double alpha = own_alpha ? static_cast<double>(*own_alpha) : options.alpha;
+  const double alpha = own_alpha.value_or(options.alpha);
   return {rank, alpha, scale_of(rank, alpha, options.rank_stabilized)};
 }
 

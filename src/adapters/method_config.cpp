@@ -223,7 +223,9 @@ formats::PeftLoraConfig config_of(const LoraOptions& options) {
   config.r = options.rank;
   config.use_rslora = options.rank_stabilized;
   config.use_dora = options.dora;
-  config.init_lora_weights = options.init;
+  // A file has the values; PEFT would begin anew with the data or the base.
+  config.init_lora_weights = options.init == "eva" || options.init == "loftq" ? "true" : options.init;
+  if (options.loftq) config.loftq = {options.loftq->bits, options.loftq->iterations};
   config.rank_pattern = options.rank_pattern;
   config.alpha_pattern = options.alpha_pattern;
   return config;
@@ -236,6 +238,7 @@ LoraOptions options_of(const formats::PeftLoraConfig& config) {
   options.rank_stabilized = config.use_rslora;
   options.dora = config.use_dora;
   options.init = known_init(config.init_lora_weights);
+  if (config.loftq) options.loftq = {config.loftq->bits, config.loftq->iter};
   options.rank_pattern = config.rank_pattern;
   options.alpha_pattern = config.alpha_pattern;
   return options;

@@ -5,29 +5,16 @@
 #include <charconv>
 #include <string_view>
 
+#include "adapters/low_rank_svd.h"
 #include "core/check.h"
 
 // Legend: O outputs, I inputs, R rank.
 namespace lora::adapters {
 namespace {
 
-struct LeadingSingular {
-  at::Tensor u_OR, s_R, v_IR;
-};
-
 LeadingSingular exact(const at::Tensor& weight_OI, int64_t rank) {
   const auto [u, s, vh] = at::linalg_svd(weight_OI, /*full_matrices=*/false);
   return {u.narrow(1, 0, rank), s.narrow(0, 0, rank), vh.narrow(0, 0, rank).t()};
-}
-
-at::Tensor orthonormal(const at::Tensor& columns) { return std::get<0>(at::linalg_qr(columns)); }
-
-/// Source: Halko et al. 2009, algorithms 4.4 and 5.1, as torch.svd_lowrank.
-LeadingSingular randomised(const at::Tensor& weight_OI, int64_t rank, int64_t iterations) {
-  at::Tensor basis_OR = orthonormal(weight_OI.mm(at::randn({weight_OI.size(1), rank}, weight_OI.options())));
-  for (int64_t i = 0; i < iterations; ++i) basis_OR = orthonormal(weight_OI.mm(orthonormal(weight_OI.t().mm(basis_OR))));
-  const auto [u, s, vh] = at::linalg_svd(basis_OR.t().mm(weight_OI), /*full_matrices=*/false);
-  return {basis_OR.mm(u), s, vh.t()};
 }
 
 StartFactors pissa(const LeadingSingular& leading, double scale) {
@@ -38,6 +25,14 @@ StartFactors pissa(const LeadingSingular& leading, double scale) {
 StartFactors olora(const at::Tensor& weight_OI, int64_t rank) {
   const auto [q, r] = at::linalg_qr(weight_OI);
   return {r.narrow(0, 0, rank).contiguous(), q.narrow(1, 0, rank).contiguous()};
+}
+
+void require_fits(const std::string& init, const at::Tensor& weight_OI, int64_t rank, double scale) {
+  const int64_t most = std::min(weight_OI.size(0), weight_OI.size(1));
+  require<ConfigError>(rank <= most, "[adapters.lora] init_lora_weights {} needs an r of at most the weight's smaller side, {}; "
+                       "found {}; lower r", init, most, rank);
+  require<ConfigError>(scale > 0, "[adapters.lora] init_lora_weights {} needs a positive lora_alpha; found a scale of {}", init,
+                       scale);
 }
 
 }  // namespace
@@ -55,16 +50,17 @@ std::optional<int64_t> pissa_iterations(const std::string& init) {
 
 bool starts_from_weight(const std::string& init) { return init == "pissa" || init == "olora" || pissa_iterations(init); }
 
+StartFactors nearest_factors(const std::string& init, const at::Tensor& matrix_OI, int64_t rank, double scale) {
+  require_fits(init, matrix_OI, rank, scale);
+  return pissa(exact(matrix_OI, rank), scale);
+}
+
 StartFactors start_factors(const std::string& init, const at::Tensor& weight_OI, int64_t rank, double scale) {
-  const int64_t most = std::min(weight_OI.size(0), weight_OI.size(1));
-  require<ConfigError>(rank <= most, "[adapters.lora] init_lora_weights {} needs an r of at most the weight's smaller side, {}; "
-                       "found {}; lower r", init, most, rank);
-  require<ConfigError>(scale > 0, "[adapters.lora] init_lora_weights {} needs a positive lora_alpha; found a scale of {}", init,
-                       scale);
+  require_fits(init, weight_OI, rank, scale);
   const at::Tensor wide = weight_OI.detach().to(at::kFloat);
   if (init == "olora") return olora(wide, rank);
   const auto iterations = pissa_iterations(init);
-  return pissa(iterations ? randomised(wide, rank, *iterations) : exact(wide, rank), scale);
+  return pissa(iterations ? low_rank_svd(wide, rank, *iterations) : exact(wide, rank), scale);
 }
 
 }  // namespace lora::adapters

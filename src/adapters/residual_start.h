@@ -23,4 +23,8 @@ std::optional<int64_t> pissa_iterations(const std::string& init);
 /// Throws ConfigError when the rank is more than the weight has. Source: PEFT 0.21 LoraLayer.pissa_init, olora_init.
 StartFactors start_factors(const std::string& init, const at::Tensor& weight_OI, int64_t rank, double scale);
 
+/// The factors whose scale * B A is the nearest of this rank to a matrix (out, in); fp32. `init` opens the messages of
+/// ConfigError for a rank that the matrix has not and a scale that is not positive.
+StartFactors nearest_factors(const std::string& init, const at::Tensor& matrix_OI, int64_t rank, double scale);
+
 }  // namespace lora::adapters

@@ -197,11 +197,12 @@ std::vector<NamedModule> select_modules_to_save(const std::vector<NamedModule>& 
   return chosen;
 }
 
-void warn_unused_patterns(const std::vector<std::pair<std::string, int64_t>>& entries,
+template <class Value>
+void warn_unused_patterns(const std::vector<std::pair<std::string, Value>>& entries,
                           const char* option, const std::vector<NamedModule>& targets) {
   std::vector<std::string> unused;
   for (const auto& entry : entries) {
-    const PatternMap pattern({entry}, option);
+    const PatternMap<Value> pattern({entry}, option);
     const bool used = std::ranges::any_of(
         targets, [&](const auto& named) { return pattern.find(named.path).has_value(); });
     if (!used) unused.push_back(entry.first);
@@ -210,5 +211,10 @@ void warn_unused_patterns(const std::vector<std::pair<std::string, int64_t>>& en
   log::warn(fmt::format("[adapters.inject] {} entries of {} match no adapted module: {}",
                         unused.size(), option, listed_names(unused)));
 }
+
+template void warn_unused_patterns(const std::vector<std::pair<std::string, int64_t>>&, const char*,
+                                   const std::vector<NamedModule>&);
+template void warn_unused_patterns(const std::vector<std::pair<std::string, double>>&, const char*,
+                                   const std::vector<NamedModule>&);
 
 }  // namespace lora::adapters

@@ -35,7 +35,8 @@ std::vector<NamedModule> select_modules_to_save(const std::vector<NamedModule>& 
                                                 const std::vector<std::string>& items);
 
 /// Warns about keys of rank_pattern or alpha_pattern (`option`) that match none of the targets.
-void warn_unused_patterns(const std::vector<std::pair<std::string, int64_t>>& entries,
+template <class Value>
+void warn_unused_patterns(const std::vector<std::pair<std::string, Value>>& entries,
                           const char* option, const std::vector<NamedModule>& targets);
 
 }  // namespace lora::adapters

@@ -132,11 +132,19 @@ Json update_norms(const io::AdapterFiles& files) {
   return norms;
 }
 
+Json lora_numbers(const formats::PeftLoraConfig& lora) {
+  Json numbers = {{"r", lora.r}, {"lora_alpha", lora.lora_alpha}};
+  for (const auto& [module, rank] : lora.rank_pattern) numbers["rank_pattern"][module] = rank;
+  for (const auto& [module, alpha] : lora.alpha_pattern) numbers["alpha_pattern"][module] = alpha;
+  if (lora.loftq) numbers["loftq_config"] = {{"loftq_bits", lora.loftq->bits}, {"loftq_iter", lora.loftq->iter}};
+  return numbers;
+}
+
 /// The key numbers of a method, in the words of its file.
 Json method_numbers(const formats::AdapterConfig& config) {
   const auto of_prompt = [](const formats::PeftPromptLearning& prompt) { return Json{{"num_virtual_tokens", prompt.num_virtual_tokens}}; };
   return std::visit(
-      Overloaded{[](const formats::PeftLoraConfig& lora) { return Json{{"r", lora.r}, {"lora_alpha", lora.lora_alpha}}; },
+      Overloaded{[](const formats::PeftLoraConfig& lora) { return lora_numbers(lora); },
                  [](const formats::PeftAdaLoraConfig& adalora) {
                    return Json{{"init_r", adalora.init_r}, {"target_r", adalora.target_r}, {"lora_alpha", adalora.lora.lora_alpha}};
                  },

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "cli/run_setup.h"
 #include "core/check.h"
 #include "lora/core/file.h"
 #include "lora/core/log.h"
@@ -13,11 +14,12 @@ namespace {
 
 /// Everything that a run writes into its directory.
 std::set<std::string> own_entries(const config::RunConfig& config) {
-  return {"config.yaml", config.log.metrics.begin()->string(), "adapter", "model", "checkpoints", "report.html"};
+  return {"config.yaml", config.log.metrics.begin()->string(), "adapter", "base", "model", "checkpoints", "report.html"};
 }
 
-/// What may be lost when a run starts again: the configuration, the metrics and temporary files.
+/// What may be lost when a run starts again: the configuration, the metrics, temporary files and a base that it made.
 bool is_leftover(const std::string& name, const config::RunConfig& config) {
+  if (name == "base" && own_base(config)) return true;
   return name == "config.yaml" || name == config.log.metrics.begin()->string() || name.find(".tmp-") != std::string::npos;
 }
 

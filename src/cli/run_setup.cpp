@@ -1,8 +1,14 @@
 #include "cli/run_setup.h"
 
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
 #include "core/check.h"
 #include "lora/adapters/adapter_io.h"
+#include "lora/adapters/eva.h"
 #include "lora/adapters/inject.h"
+#include "lora/adapters/loftq.h"
 #include "lora/core/dtype.h"
 #include "lora/core/log.h"
 #include "lora/core/text.h"
@@ -10,6 +16,8 @@
 #include "lora/data/supervision.h"
 #include "lora/io/adapter_files.h"
 #include "lora/io/dtype.h"
+#include "lora/io/model_files.h"
+#include "lora/io/quantized.h"
 #include "lora/nn/few_bits.h"
 
 namespace lora::cli {
@@ -55,6 +63,11 @@ void apply_low_rank(Options& options, const config::AdapterSection& section) {
   if (section.layers_to_transform) options.layers_to_transform = section.layers_to_transform;
 }
 
+/// The run file has whole numbers.
+std::vector<std::pair<std::string, double>> alphas_of(const config::Patterns& patterns) {
+  return {patterns.begin(), patterns.end()};
+}
+
 LoraOptions lora_options(const config::AdapterSection& section) {
   LoraOptions options;
   apply_low_rank(options, section);
@@ -63,7 +76,7 @@ LoraOptions lora_options(const config::AdapterSection& section) {
   apply(options.dora, section.use_dora);
   apply(options.init, section.init_lora_weights);
   apply(options.rank_pattern, section.rank_pattern);
-  apply(options.alpha_pattern, section.alpha_pattern);
+  if (section.alpha_pattern) options.alpha_pattern = alphas_of(*section.alpha_pattern);
   return options;
 }
 
@@ -172,7 +185,7 @@ void require_agrees(const config::AdapterSection& section, const LoraOptions& sa
   require_same("target_modules", section.target_modules, saved.targets);
   require_same("modules_to_save", section.modules_to_save, saved.modules_to_save);
   require_same("rank_pattern", section.rank_pattern, saved.rank_pattern);
-  require_same("alpha_pattern", section.alpha_pattern, saved.alpha_pattern);
+  if (section.alpha_pattern) require_same("alpha_pattern", std::optional(alphas_of(*section.alpha_pattern)), saved.alpha_pattern);
 }
 
 void require_agrees(const config::AdapterSection& section, const AdaLoraOptions& saved) {
@@ -227,6 +240,71 @@ AdapterSet load_initial_adapter(const config::AdapterSection& section, nn::Causa
                        method_name(saved), section.method);
   std::visit([&](const auto& options) { require_agrees(section, options); }, saved);
   return adapter_from_files(model, files, name);
+}
+
+/// Whether a run finds the adapter's form or values when it begins: eva or loftq.
+bool starts_as(const config::AdapterSection& section, std::string_view init) {
+  return section.init_lora_weights == init && !section.init_from;
+}
+
+/// Rows whose labels say what EVA counts, so that padding, which has none, never does.
+class CountedRows : public data::RowSource {
+ public:
+  CountedRows(const data::RowSource& rows, const EvaOptions& options) : rows_(rows), options_(options) {}
+
+  int64_t size() const override { return rows_.size(); }
+  int64_t length(int64_t row) const override { return rows_.length(row); }
+  void read(int64_t row, data::Example& example) const override {
+    rows_.read(row, example);
+    for (size_t i = 0; i < example.labels.size(); ++i) {
+      const bool left_out = options_.use_label_mask && example.labels[i] == options_.label_mask_value;
+      example.labels[i] = left_out ? static_cast<int32_t>(kIgnoreLabel) : example.input_ids[i];
+    }
+  }
+
+ private:
+  const data::RowSource& rows_;
+  const EvaOptions& options_;
+};
+
+void start_eva(const config::EvaSection& section, nn::CausalLMImpl& model, const AdapterSet& adapters,
+               const data::Dataset& rows, data::LoaderOptions loader_options) {
+  EvaOptions options;
+  apply(options.rho, section.rho);
+  apply(options.tau, section.tau);
+  apply(options.use_label_mask, section.use_label_mask);
+  apply(options.label_mask_value, section.label_mask_value);
+  apply(options.whiten, section.whiten);
+  apply(options.adjust_scaling_factors, section.adjust_scaling_factors);
+  loader_options.workers = 0;
+  loader_options.grad_accum = 1;
+  loader_options.num_steps = options.most_batches;
+  const CountedRows counted(rows, options);
+  data::Loader loader(counted, loader_options);
+  log::info("EVA: finding the directions of the layers' inputs in the training data");
+  EvaOptions by_label = options;
+  by_label.use_label_mask = true;
+  by_label.label_mask_value = kIgnoreLabel;
+  const auto report = initialize_eva(model, adapters, [&](int64_t) { return loader.next().value().micro_batches.at(0); }, by_label);
+  const auto [least, most] = std::ranges::minmax(report.layers, {}, &EvaLayer::rank);
+  const auto empty = std::ranges::count(report.layers, 0, &EvaLayer::rank);
+  log::info(fmt::format("EVA: ranks from {} to {} after {} batches; {} of {} modules have no adapter", least.rank, most.rank,
+                        report.batches, empty, report.layers.size()));
+}
+
+void start_loftq(const RunConfig& config, const AdapterSet& adapters) {
+  const io::ModelFiles files(*config.model.path);
+  const auto plain_weight = [&](const std::string& path) {
+    const auto stored = io::stored_weight(files, path + ".weight");
+    require<ConfigError>(!stored.scheme, "[adapter.init_lora_weights] loftq needs the weights before they are quantised; found a model in "
+                         "few bits in {}; give model.path the original, or use another init", config.model.path->string());
+    const at::Tensor weight = at::empty(stored.shape, at::kFloat);
+    files.read_into(path + ".weight", weight);
+    return weight;
+  };
+  const auto report = initialize_loftq(adapters, plain_weight, config.adapter.loftq_config.loftq_iter.value_or(1));
+  log::info(fmt::format("LoftQ: what quantising took from {} weights falls from {:.4g} to {:.4g} (Frobenius); {} weights quantised anew",
+                        report.layers, report.error_before, report.error_after, report.requantized));
 }
 
 /// Positions that virtual tokens will take from every row.
@@ -372,13 +450,37 @@ data::Dataset make_dataset(const RunConfig& config, const Path& file, const nn::
   return dataset;
 }
 
-AdapterSets make_adapters(const RunConfig& config, nn::CausalLMImpl& model, const data::Tokenizer* tokenizer,
-                          int64_t total_steps) {
+std::optional<Path> own_base(const RunConfig& config) {
+  const bool iterates = starts_as(config.adapter, "loftq") && config.adapter.loftq_config.loftq_iter.value_or(1) > 1;
+  return iterates ? std::optional(config.run.output_dir / "base") : std::nullopt;
+}
+
+RunConfig with_base_of(const Path& checkpoint, const RunConfig& config) {
+  RunConfig changed = config;
+  if (own_base(config)) changed.model.path = base_model_name(options_from(io::read_adapter_config(checkpoint / "adapter")));
+  return changed;
+}
+
+void start_adapters(const RunConfig& config, nn::CausalLMImpl& model, const AdapterSets& adapters, const data::Dataset& rows,
+                    const data::LoaderOptions& loader) {
+  const auto& sets = adapters.all();
+  for (size_t i = 0; i < sets.size(); ++i) {
+    const auto& section = i == 0 ? config.adapter : config.more_adapters.at(i - 1).adapter;
+    if (starts_as(section, "eva")) start_eva(section.eva_config, model, sets[i], rows, loader);
+  }
+  if (starts_as(config.adapter, "loftq")) start_loftq(config, sets.front());
+}
+
+AdapterSets make_adapters(const RunConfig& config, nn::CausalLMImpl& model, const data::Tokenizer* tokenizer, int64_t total_steps,
+                          const std::optional<Path>& checkpoint) {
   if (config.adapter.method == "none") return {};
   const auto make = [&](const config::AdapterSection& section, const std::string& name) {
+    if (checkpoint && (starts_as(section, "eva") || starts_as(section, "loftq"))) {
+      return load_adapter(model, name == "default" ? *checkpoint / "adapter" : *checkpoint / "adapter" / name, name);
+    }
     if (section.init_from) return load_initial_adapter(section, model, name);
     MethodOptions options = method_options(config, section, model, tokenizer, total_steps);
-    set_base_model_name(options, config.model.path ? config.model.path->string() : "");
+    set_base_model_name(options, own_base(config).value_or(config.model.path.value_or("")).string());
     return inject_method(model, options, name);
   };
   std::vector<AdapterSet> sets = {make(config.adapter, "default")};

@@ -52,6 +52,8 @@ class TrainingRun {
   bool is_finished() const { return start_.first_step >= total_steps_; }
   void add_callbacks(train::Trainer& trainer, train::MetricsFile& metrics, train::Progress& progress);
   void save_checkpoint(train::Trainer& trainer);
+  void save_base(const Path& path);
+  void save_model(const Path& path, bool quantized);
   void save_result(const train::StepState& state);
   void save_all(train::Trainer& trainer);
   void save_last_good_state(train::Trainer& trainer);
@@ -92,6 +94,7 @@ int TrainingRun::run() {
   if (start_.checkpoint) {
     train::load_checkpoint(*start_.checkpoint, *model_, trainer.state());
   } else {
+    if (const auto base = own_base(config_)) save_base(*base);
     loss_before_ = evaluate();
     samples_before_ = generate_samples();
   }
@@ -129,7 +132,7 @@ void TrainingRun::prepare() {
   if (config_.run.threads > 0) at::set_num_threads(static_cast<int>(config_.run.threads));
   seed_generators(static_cast<uint64_t>(config_.run.seed));
   tokenizer_ = make_tokenizer(config_);
-  model_ = make_model(config_, device_);
+  model_ = make_model(start_.checkpoint ? with_base_of(*start_.checkpoint, config_) : config_, device_);
   if (tokenizer_ != nullptr) {
     require<ShapeError>(tokenizer_->vocab_size() <= model_->vocab_size(),
                         "[tokenizer] the tokenizer's pieces must be in the model's vocabulary of {}; found {}",
@@ -147,7 +150,8 @@ void TrainingRun::prepare() {
   counting.workers = 0;
   const data::Loader probe(train_set_, counting);
   total_steps_ = config_.train.max_steps >= 0 ? config_.train.max_steps : config_.train.epochs * probe.steps_per_epoch();
-  adapters_ = make_adapters(config_, *model_, tokenizer_.get(), total_steps_);
+  adapters_ = make_adapters(config_, *model_, tokenizer_.get(), total_steps_, start_.checkpoint);
+  if (!start_.checkpoint) start_adapters(config_, *model_, adapters_, train_set_, loader_options(config_, pad_id_, row_room(config_, *model_)));
   freeze_report_ = freeze(config_, *model_, adapters_);
   warn_about_schedule();
   check_for_stop();
@@ -187,14 +191,16 @@ void TrainingRun::save_checkpoint(train::Trainer& trainer) {
   last_saved_step_ = trainer.state().step;
 }
 
-/// The adapter, and the model when base weights were trained too.
-void TrainingRun::save_result(const train::StepState& state) {
-  if (adapters_) save_adapters(adapters_, config_.run.output_dir / "adapter");
-  const bool base_was_trained = !adapters_ || !config_.freeze.train.empty();
-  if (!base_was_trained) return;
-  if (adapters_) log::info("freeze.train frees base weights, which an adapter file cannot hold: they are in model/");
-  AtomicDirectory directory(config_.run.output_dir / "model");
+/// The base in few bits, which the adapter fits alone.
+void TrainingRun::save_base(const Path& path) {
+  log::info(fmt::format("the base that the adapter fits is saved in {}", path.string()));
+  save_model(path, /*quantized=*/true);
+}
+
+void TrainingRun::save_model(const Path& path, bool quantized) {
+  AtomicDirectory directory(path);
   models::SaveOptions options;
+  options.quantized = quantized;
   if (config_.tokenizer.path) {
     options.copy_tokenizer_from = config_.tokenizer.path;
   } else {
@@ -202,6 +208,15 @@ void TrainingRun::save_result(const train::StepState& state) {
   }
   architecture_of(config_).save(*model_, directory.path(), options);
   directory.commit();
+}
+
+/// The adapter, and the model when base weights were trained too.
+void TrainingRun::save_result(const train::StepState& state) {
+  if (adapters_) save_adapters(adapters_, config_.run.output_dir / "adapter");
+  const bool base_was_trained = !adapters_ || !config_.freeze.train.empty();
+  if (!base_was_trained) return;
+  if (adapters_) log::info("freeze.train frees base weights, which an adapter file cannot hold: they are in model/");
+  save_model(config_.run.output_dir / "model", /*quantized=*/false);
   log::debug(fmt::format("saved the state of step {}", state.step));
 }
 

@@ -120,6 +120,22 @@ void describe_bottleneck(Visitor& v, AdapterSection& adapter) {
 }
 
 template <class Visitor>
+void describe_data_driven_starts(Visitor& v, AdapterSection& adapter) {
+  v.section("eva_config", [&] {
+    v.key("rho", adapter.eva_config.rho, at_least(1));
+    v.key("tau", adapter.eva_config.tau, between(0, 1));
+    v.key("use_label_mask", adapter.eva_config.use_label_mask);
+    v.key("label_mask_value", adapter.eva_config.label_mask_value);
+    v.key("whiten", adapter.eva_config.whiten);
+    v.key("adjust_scaling_factors", adapter.eva_config.adjust_scaling_factors);
+  });
+  v.section("loftq_config", [&] {
+    v.key("loftq_bits", adapter.loftq_config.loftq_bits, between(4, 8));
+    v.key("loftq_iter", adapter.loftq_config.loftq_iter, between(1, 1000));
+  });
+}
+
+template <class Visitor>
 void describe_adapter(Visitor& v, AdapterSection& adapter) {
   v.key("method", adapter.method,
         one_of({"lora", "adalora", "ia3", "prefix", "prompt", "ptuning", "ptuning_v2", "bottleneck", "none"}));
@@ -128,8 +144,9 @@ void describe_adapter(Visitor& v, AdapterSection& adapter) {
   v.key("lora_dropout", adapter.lora_dropout, fraction());
   v.key("use_rslora", adapter.use_rslora);
   v.key("init_lora_weights", adapter.init_lora_weights,
-        one_of({"true", "false", "gaussian", "orthogonal", "pissa", "pissa_niter_N", "olora"})
-            .with_later({"eva", "corda", "loftq", "lora_ga"}));
+        one_of({"true", "false", "gaussian", "orthogonal", "pissa", "pissa_niter_N", "olora", "eva", "loftq"})
+            .with_later({"corda", "lora_ga"}));
+  describe_data_driven_starts(v, adapter);
   v.key("bias", adapter.bias, one_of({"none", "all", "lora_only"}));
   v.key("target_modules", adapter.target_modules);
   v.key("exclude_modules", adapter.exclude_modules);

@@ -101,6 +101,40 @@ void check_quantization(const WholeCheck& check, const RunConfig& config, std::s
               fmt::format("must be none with {}: a base in few bits is held, not streamed; found {}", section, config.model.offload));
 }
 
+/// Keys of an init belong to it.
+void check_keys_of_init(const WholeCheck& check, const AdapterSection& adapter, const std::string& section) {
+  const std::string init = adapter.init_lora_weights.value_or("true");
+  const auto belongs = [&](bool is_given, std::string_view key, std::string_view owner) {
+    check.holds(!is_given || init == owner, fmt::format("{}.{}", section, key),
+                fmt::format("belongs to adapter.init_lora_weights {}; found it with {}; remove it or change the init", owner, init));
+  };
+  belongs(!(adapter.eva_config == EvaSection{}), "eva_config", "eva");
+  belongs(!(adapter.loftq_config == LoftqSection{}), "loftq_config", "loftq");
+}
+
+/// loftq needs something to make up for, and one adapter does.
+void check_starts(const WholeCheck& check, const RunConfig& config) {
+  const AdapterSection& adapter = config.adapter;
+  if (adapter.method == "none") return;
+  check_keys_of_init(check, adapter, "adapter");
+  for (const auto& [name, other] : config.more_adapters) {
+    const std::string section = "adapter.also." + name;
+    check_keys_of_init(check, other, section);
+    check.holds(other.init_lora_weights != "loftq", section + ".init_lora_weights",
+                "must be that of one adapter where it is loftq; found it here; give it to the section adapter itself");
+  }
+  const std::string init = adapter.init_lora_weights.value_or("true");
+  if (init != "loftq" || adapter.init_from) return;
+  const std::string key = "adapter.init_lora_weights";
+  check.holds(adapter.quantization.bits.has_value(), key,
+              "loftq makes up for what quantising takes from the base; found no adapter.quantization; add for example "
+              "quantization: {bits: 4}");
+  check.holds(config.model.path.has_value(), key, "loftq reads the plain weights from model.path; found none; use another init");
+  const int64_t bits = adapter.loftq_config.loftq_bits.value_or(*adapter.quantization.bits);
+  check.holds(bits == *adapter.quantization.bits, "adapter.loftq_config.loftq_bits",
+              fmt::format("must be adapter.quantization.bits = {}; found {}; leave it out", *adapter.quantization.bits, bits));
+}
+
 void check_training(const WholeCheck& check, const RunConfig& config) {
   const TrainSection& train = config.train;
   const ScalerSection& scaler = train.amp.scaler;
@@ -132,6 +166,7 @@ void check_whole(const RunConfig& config, const Places& places, std::string_view
   check_training(check, config);
   check_offload(check, config, mode);
   check_quantization(check, config, mode);
+  check_starts(check, config);
 }
 
 }  // namespace lora::config

@@ -192,6 +192,24 @@ std::optional<int64_t> as_index(std::string_view component) {
   return value;
 }
 
+/// Nothing but names and dots: as an expression it matches itself, any character standing for a dot.
+bool is_plain_path(std::string_view key) {
+  return !key.empty() && key.size() <= kMaxExpressionLength &&
+         std::ranges::all_of(key, [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '.'; });
+}
+
+/// What `(.*\.)?KEY` does for such a key.
+bool matches_last_components(std::string_view path, std::string_view key) {
+  require_matchable(path, std::string(key));
+  if (path.size() < key.size()) return false;
+  const std::string_view last = path.substr(path.size() - key.size());
+  const auto same = [](char in_path, char in_key) {
+    return in_key == '.' ? in_path != '\n' && in_path != '\r' : in_path == in_key;
+  };
+  if (!std::ranges::equal(last, key, same)) return false;
+  return last.size() == path.size() || path[path.size() - key.size() - 1] == '.';
+}
+
 bool contains_suffix_of(const std::vector<std::string>& items, std::string_view path) {
   return std::ranges::any_of(items, [&](const auto& item) { return matches_suffix(path, item); });
 }
@@ -312,18 +330,26 @@ std::optional<int64_t> TargetMatcher::layer_index(std::string_view path) const {
   return std::nullopt;
 }
 
-PatternMap::PatternMap(const std::vector<std::pair<std::string, int64_t>>& entries,
-                       std::string_view where) {
+template <class Value>
+PatternMap<Value>::PatternMap(const std::vector<std::pair<std::string, Value>>& entries,
+                              std::string_view where) {
   for (const auto& [key, value] : entries) {
-    entries_.emplace_back(NamePattern::of_last_components(key, where), value);
+    std::optional<NamePattern> expression;
+    if (!is_plain_path(key)) expression = NamePattern::of_last_components(key, where);
+    entries_.push_back({key, std::move(expression), value});
   }
 }
 
-std::optional<int64_t> PatternMap::find(std::string_view path) const {
-  const auto found = std::ranges::find_if(
-      entries_, [&](const auto& entry) { return entry.first.matches_all(path); });
+template <class Value>
+std::optional<Value> PatternMap<Value>::find(std::string_view path) const {
+  const auto found = std::ranges::find_if(entries_, [&](const auto& entry) {
+    return entry.expression ? entry.expression->matches_all(path) : matches_last_components(path, entry.key);
+  });
   if (found == entries_.end()) return std::nullopt;
-  return found->second;
+  return found->value;
 }
+
+template class PatternMap<int64_t>;
+template class PatternMap<double>;
 
 }  // namespace lora

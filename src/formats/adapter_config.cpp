@@ -31,9 +31,9 @@ constexpr std::array kRefusedKeys = {"alora_invocation_tokens",
 /// Keys that matter to how a new adapter is made or run elsewhere, not to what a saved one
 /// computes.
 constexpr std::array kIgnoredKeys = {"auto_mapping",   "corda_config",       "eva_config",
-                                     "loftq_config",   "lora_ga_config",     "megatron_config",
-                                     "megatron_core",  "peft_version",       "qalora_group_size",
-                                     "runtime_config", "ensure_weight_tying"};
+                                     "lora_ga_config", "megatron_config",    "megatron_core",
+                                     "peft_version",   "qalora_group_size",  "runtime_config",
+                                     "ensure_weight_tying"};
 
 /// Initialisations that also change the base weights.
 constexpr std::array kResidualInitialisations = {"pissa", "olora", "loftq", "corda", "lora_ga"};
@@ -58,7 +58,7 @@ void read_rank(ConfigReader& reader, PeftLoraConfig& config) {
     config.r = reader.whole_number("r", *value, 1);
   }
   reader.read("lora_alpha", config.lora_alpha);
-  reader.read("alpha_pattern", config.alpha_pattern, -kMaxConfigNumber);
+  reader.read("alpha_pattern", config.alpha_pattern, kMaxConfigNumber);
 }
 
 void read_dropout(ConfigReader& reader, PeftLoraConfig& config) {
@@ -136,6 +136,27 @@ OrderedJson to_map(const PeftLoraConfig::Patterns& patterns) {
   return map;
 }
 
+OrderedJson to_map(const PeftLoraConfig::AlphaPatterns& patterns) {
+  OrderedJson map = OrderedJson::object();
+  for (const auto& [expression, value] : patterns) map.emplace(expression, whole_if_possible(value));
+  return map;
+}
+
+OrderedJson loftq_to_json(const std::optional<PeftLoraConfig::Loftq>& loftq) {
+  if (!loftq) return OrderedJson::object();
+  return {{"loftq_bits", loftq->bits}, {"loftq_iter", loftq->iter}};
+}
+
+void read_loftq(ConfigReader& reader, PeftLoraConfig& config) {
+  const auto* value = reader.find("loftq_config");
+  if (value == nullptr || !is_truthy(*value)) return;
+  reader.check(value->is_object(), "loftq_config", "be a map", *value);
+  ConfigReader inner(*value, "adapter_config.json, loftq_config");
+  config.loftq.emplace();
+  inner.read("loftq_bits", config.loftq->bits, 1);
+  inner.read("loftq_iter", config.loftq->iter, 1);
+}
+
 OrderedJson initialisation_to_json(const std::string& name) {
   if (name == "true" || name == "false") return name == "true";
   return name;
@@ -156,6 +177,7 @@ void read_shared(ConfigReader& reader, PeftLoraConfig& config, ParsedPeftConfig&
   read_bias(reader, config);
   read_layers(reader, config);
   read_initialisation(reader, config, parsed);
+  read_loftq(reader, config);
 }
 
 PeftLoraConfig read_lora(ConfigReader& reader, ParsedPeftConfig& parsed, std::string_view where) {
@@ -215,7 +237,7 @@ OrderedJson shared_to_json(const PeftLoraConfig& config) {
   json["layer_replication"] = nullptr;
   json["layers_pattern"] = layers_pattern_to_json(config.layers_pattern);
   json["layers_to_transform"] = or_null(config.layers_to_transform);
-  json["loftq_config"] = OrderedJson::object();
+  json["loftq_config"] = loftq_to_json(config.loftq);
   json["lora_alpha"] = whole_if_possible(config.lora_alpha);
   json["lora_bias"] = config.lora_bias;
   json["lora_dropout"] = config.lora_dropout;

@@ -71,13 +71,25 @@ class ConfigReader {
     }
   }
 
-  /// Maps of `lower` and more; an alpha may also be written as a float.
+  /// Maps of `lower` and more.
   void read(const std::string& key, std::vector<std::pair<std::string, int64_t>>& out, int64_t lower) {
     const auto* value = find(key);
     if (value == nullptr) return;
     check(value->is_object(), key, "be a map from expressions to whole numbers", *value);
     for (const auto& [expression, number] : value->items()) {
       out.emplace_back(expression, whole_number(key, number, lower));
+    }
+  }
+
+  /// Maps of numbers of at most `most` in size.
+  void read(const std::string& key, std::vector<std::pair<std::string, double>>& out, double most) {
+    const auto* value = find(key);
+    if (value == nullptr) return;
+    check(value->is_object(), key, "be a map from expressions to numbers", *value);
+    for (const auto& [expression, number] : value->items()) {
+      const bool in_range = number.is_number() && std::abs(number.get<double>()) <= most;
+      check(in_range, key, fmt::format("be numbers from {} to {}", -most, most), number);
+      out.emplace_back(expression, number.get<double>());
     }
   }
 

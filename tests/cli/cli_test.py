@@ -158,6 +158,9 @@ class CliTest(unittest.TestCase):
         "lora": "{r: 4, target_modules: [q_proj]}",
         "dora": "{r: 4, use_dora: true, target_modules: [q_proj, embed_tokens]}",
         "pissa": "{r: 4, init_lora_weights: pissa, target_modules: [q_proj]}",
+        "eva": "{r: 3, init_lora_weights: eva, eva_config: {rho: 2.0}, target_modules: all-linear}",
+        "loftq": "{r: 4, init_lora_weights: loftq, quantization: {bits: 4, double: true}, target_modules: [q_proj, up_proj]}",
+        "loftq_twice": "{r: 4, init_lora_weights: loftq, loftq_config: {loftq_bits: 4, loftq_iter: 2}, quantization: {bits: 4}}",
         "adalora": "{method: adalora, init_r: 4, target_r: 2, tinit: 1, tfinal: 2, total_step: 6}",
         "ia3": "{method: ia3}",
         "prefix": "{method: prefix, num_virtual_tokens: 3, prefix_projection: true}",
@@ -271,6 +274,60 @@ class CliTest(unittest.TestCase):
             plain, packed = (self.metrics(f"{name}_{packing}") for packing in ("false", "true"))
             for one, other in zip(plain, packed, strict=True):
                 self.assertAlmostEqual(one["loss"], other["loss"], delta=1e-5)
+
+    def log_of(self, *arguments):
+        result = lora("finetune", "-c", "run.yaml", *arguments, cwd=self.folder)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return result.stderr
+
+    def test_eva_writes_the_ranks_that_it_found_once(self):
+        self.with_method(self.METHODS["eva"])
+        said = self.log_of("--set", "train.max_steps=2")
+        self.assertEqual(said.count("EVA: ranks from"), 1, said)
+        config = json.loads((self.folder / "out/adapter/adapter_config.json").read_text())
+        self.assertTrue(config["rank_pattern"])
+        self.assertEqual(sum(config["rank_pattern"].get(name, 3) for name in config["target_modules"]), 14 * 3)
+        for name in config["target_modules"]:
+            self.assertAlmostEqual(config["alpha_pattern"].get(name, 8) / config["rank_pattern"].get(name, 3), 8 / 3)
+        self.assertEqual(self.log_of("--set", "train.max_steps=4").count("EVA:"), 0)
+        self.assertEqual(self.inspect("out/adapter")["adapter"]["rank_pattern"], config["rank_pattern"])
+        plan = json.loads(self.run_command("plan", "-c", "run.yaml", "--json"))
+        self.assertGreater(plan["adapters_bytes"], 0)
+        unmasked = ("--set", "run.output_dir=unmasked", "--set", "adapter.eva_config.use_label_mask=false")
+        self.finetune(*unmasked)
+        self.write_rows("rows.jsonl", [{"input_ids": [1, 12]}, {"input_ids": [1, 14]}])
+        self.assertIn("counted positions", self.finetune("--set", "run.output_dir=few", code=1))
+
+    def test_loftq_saves_the_base_that_only_it_has(self):
+        self.with_method(self.METHODS["loftq_twice"])
+        self.assertIn("4 weights quantised anew", self.log_of())
+        config = json.loads((self.folder / "out/adapter/adapter_config.json").read_text())
+        self.assertEqual(config["base_model_name_or_path"], str((self.folder / "out/base").resolve()))
+        self.assertEqual(config["loftq_config"], {"loftq_bits": 4, "loftq_iter": 2})
+        self.assertIn("model.layers.0.self_attn.q_proj.weight.absmax", (self.folder / "out/base/model.safetensors").read_bytes().decode(errors="replace"))
+        self.run_command("score", "--model", "out/base", "--adapter", "out/adapter", "--input", "rows.jsonl", "--output", "own.jsonl")
+        plain = lora("score", "--model", BASE, "--adapter", "out/adapter", "--input", "rows.jsonl", "--output", "plain.jsonl", cwd=self.folder)
+        self.assertIn("makes up for the rounding of a base in 4 bits", plain.stderr)
+        self.assertNotEqual((self.folder / "own.jsonl").read_text(), (self.folder / "plain.jsonl").read_text())
+        # A killed run leaves its base; the same command begins again.
+        for left in ("adapter", "checkpoints"):
+            shutil.rmtree(self.folder / "out" / left)
+        (self.folder / "out/report.html").unlink()
+        self.finetune()
+
+    def test_inits_that_lack_what_they_need_are_refused(self):
+        for adapter, words in {
+            "{init_lora_weights: loftq}": "found no adapter.quantization",
+            "{init_lora_weights: loftq, quantization: {bits: 8}, loftq_config: {loftq_bits: 4}}": "must be adapter.quantization.bits = 8",
+            "{loftq_config: {loftq_iter: 2}}": "belongs to adapter.init_lora_weights loftq",
+            "{init_lora_weights: pissa, eva_config: {rho: 2}}": "belongs to adapter.init_lora_weights eva",
+            "{init_lora_weights: eva, eva_config: {rho: 0.5}}": "adapter.eva_config.rho must be at least 1",
+        }.items():
+            with self.subTest(adapter):
+                self.with_method(adapter)
+                self.assertIn(words, self.finetune(code=2))
+        self.with_method(self.METHODS["loftq"])
+        self.assertIn("before they are quantised", self.finetune("--set", f"model.path={REFERENCE / 'bnb4_dq'}", code=2))
 
     def test_ranks_are_in_the_metrics_and_the_report(self):
         self.with_method(self.METHODS["adalora"])

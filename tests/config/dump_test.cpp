@@ -31,6 +31,8 @@ RunConfig unusual() {
   c.adapter.lora_dropout = 1.0 / 3;
   c.adapter.use_rslora = false;
   c.adapter.init_lora_weights = "false";
+  c.adapter.eva_config = {1.5, 0.5, false, true, false, 3};
+  c.adapter.loftq_config = {8, 2};
   c.adapter.bias = "lora_only";
   c.adapter.target_modules = Names(std::string(".*\\.(q|v)_proj$"));
   c.adapter.exclude_modules =

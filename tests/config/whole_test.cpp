@@ -80,6 +80,27 @@ TEST_CASE("adapters beside the first have names of their own and methods", "[con
   }
   CHECK_THAT(error("{also: {side: 3}}"), Contains("[run.yaml:6] adapter.also.side must be a map of keys; found 3"));
   CHECK_THAT(error("{also: [{r: 2}]}"), Contains("adapter.also must be a map of keys"));
+  CHECK_THAT(error("{also: {side: {eva_config: {rho: 2}}}}"), Contains("adapter.also.side.eva_config belongs to adapter.init_lora_weights eva"));
+  CHECK_THAT(error("{also: {side: {init_lora_weights: loftq}}}"), Contains("adapter.also.side.init_lora_weights must be that of one adapter"));
+}
+
+TEST_CASE("keys of an init belong to it, and loftq needs few bits and the weights before them", "[config]") {
+  const auto adapter = [](const std::string& keys) { return kMinimal + "adapter: {" + keys + "}"; };
+  const auto eva = parse(adapter("init_lora_weights: eva, eva_config: {rho: 1.5, whiten: true, label_mask_value: 0}"));
+  CHECK(eva.adapter.eva_config.rho == 1.5);
+  CHECK(eva.adapter.eva_config.whiten == true);
+  CHECK(eva.adapter.eva_config.label_mask_value == 0);
+  CHECK_FALSE(eva.adapter.eva_config.tau);
+  const auto loftq = parse(adapter("init_lora_weights: loftq, loftq_config: {loftq_bits: 4, loftq_iter: 3}, quantization: {bits: 4}"));
+  CHECK(loftq.adapter.loftq_config.loftq_iter == 3);
+  for (const auto& config : {eva, loftq}) CHECK(parse(lora::config::dump_run_config(config)).adapter == config.adapter);
+  CHECK_THAT(error_of(adapter("eva_config: {rho: 2}")), Contains("adapter.eva_config belongs to adapter.init_lora_weights eva"));
+  CHECK_THAT(error_of(adapter("init_lora_weights: eva, loftq_config: {loftq_iter: 2}")), Contains("belongs to adapter.init_lora_weights loftq"));
+  CHECK_THAT(error_of(adapter("init_lora_weights: loftq")), Contains("found no adapter.quantization"));
+  CHECK_THAT(error_of(adapter("init_lora_weights: loftq, loftq_config: {loftq_bits: 8}, quantization: {bits: 4}")),
+             Contains("must be adapter.quantization.bits = 4; found 8"));
+  CHECK_THAT(error_of(adapter("init_lora_weights: loftq, quantization: {bits: 4}"), {"model={path: null, arch: llama}"}),
+             Contains("reads the plain weights from model.path"));
 }
 
 TEST_CASE("a base in few bits: its keys fit each other and the run", "[config]") {

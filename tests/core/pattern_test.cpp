@@ -193,8 +193,20 @@ TEST_CASE("rules that contradict themselves are refused", "[core]") {
   }
 }
 
+TEST_CASE("keys without a regular expression mean what they mean as one", "[core]") {
+  for (const std::string key : {"q_proj", "self_attn.q_proj", "model.layers.1.q_proj", "a.b", ".", "..", "proj", "1"}) {
+    // A group changes nothing but how it is found.
+    const PatternMap<double> plain({{key, 0.5}}, "alpha_pattern"), expression({{"(?:" + key + ")", 0.5}}, "alpha_pattern");
+    for (const std::string path : {"q_proj", "xq_proj", "model.layers.1.q_proj", "model.layers.11.q_proj", "model.layers.1.self_attn.q_proj",
+                                   "model.layers.1.self_attnxq_proj", "axb", "x.axb", "xaxb", "a.b.c", "", ".", "a", "a.", ".1", "a\nb"}) {
+      INFO(key << ", " << path);
+      CHECK(plain.find(path) == expression.find(path));
+    }
+  }
+}
+
 TEST_CASE("the first matching key of a pattern map wins", "[core]") {
-  const PatternMap ranks({{"q_proj", 5}, {R"(layers\.1\.mlp\.up_proj)", 3}, {"up_proj|o_proj", 7}},
+  const PatternMap<int64_t> ranks({{"q_proj", 5}, {R"(layers\.1\.mlp\.up_proj)", 3}, {"up_proj|o_proj", 7}},
                          "rank_pattern");
   CHECK(ranks.find(kQuery) == 5);
   CHECK(ranks.find("q_proj") == 5);
@@ -203,7 +215,7 @@ TEST_CASE("the first matching key of a pattern map wins", "[core]") {
   CHECK(ranks.find("model.layers.1.self_attn.o_proj") == 7);
   CHECK_FALSE(ranks.find("model.layers.1.self_attn.xq_proj"));
   CHECK_FALSE(ranks.find("model.q_proj.base_layer"));
-  CHECK_FALSE(PatternMap({}, "rank_pattern").find(kQuery));
-  const auto text = message_of<ConfigError>([] { PatternMap({{"(", 1}}, "rank_pattern"); });
+  CHECK_FALSE(PatternMap<int64_t>({}, "rank_pattern").find(kQuery));
+  const auto text = message_of<ConfigError>([] { PatternMap<int64_t>({{"(", 1}}, "rank_pattern"); });
   CHECK(text.starts_with("[rank_pattern]"));
 }

@@ -65,7 +65,7 @@ TEST_CASE("PEFT's own configs are written again as they were", "[formats]") {
   CHECK(patterns.rank_pattern ==
         PeftLoraConfig::Patterns{{R"(layers\.1\.mlp\.up_proj)", 3}, {"q_proj", 5}});
   CHECK(patterns.alpha_pattern ==
-        PeftLoraConfig::Patterns{{R"(layers\.1\.mlp\.up_proj)", 9}, {"q_proj", 10}});
+        PeftLoraConfig::AlphaPatterns{{R"(layers\.1\.mlp\.up_proj)", 9}, {"q_proj", 10}});
   CHECK(std::get<Texts>(*patterns.target_modules).size() == 14);
   CHECK(patterns.inference_mode);
   CHECK(patterns.task_type == "CAUSAL_LM");
@@ -114,7 +114,11 @@ TEST_CASE("values are read in each form that PEFT accepts", "[formats]") {
   CHECK(parse_with(R"("init_lora_weights":false)").config.init_lora_weights == "false");
   CHECK(parse_with(R"("init_lora_weights":"gaussian")").config.init_lora_weights == "gaussian");
   CHECK(parse_with(R"("alpha_pattern":{"b":16.0,"a":2})").config.alpha_pattern ==
-        PeftLoraConfig::Patterns{{"b", 16}, {"a", 2}});
+        PeftLoraConfig::AlphaPatterns{{"b", 16}, {"a", 2}});
+  const auto fraction = parse_with(R"("alpha_pattern":{"q":10.5},"loftq_config":{"loftq_bits":8})").config;
+  CHECK(fraction.alpha_pattern == PeftLoraConfig::AlphaPatterns{{"q", 10.5}});
+  CHECK(fraction.loftq == PeftLoraConfig::Loftq{8, 1});
+  CHECK_FALSE(parse_with(R"("loftq_config":{})").config.loftq);
   CHECK(parse_with(R"("lora_alpha":null,"r":null,"bias":null)").config.r == 8);
 }
 

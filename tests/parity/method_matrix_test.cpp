@@ -5,9 +5,12 @@
 #include <map>
 
 #include "lora/adapters/adapter_io.h"
+#include "lora/adapters/eva.h"
 #include "lora/adapters/freeze.h"
 #include "lora/adapters/inject.h"
+#include "lora/adapters/loftq.h"
 #include "lora/core/error.h"
+#include "lora/io/model_files.h"
 #include "lora/nn/loss.h"
 #include "lora/ops/device.h"
 #include "parity/peft_fixture.h"
@@ -22,6 +25,7 @@ struct Method {
   std::string name;
   MethodOptions options;
   double learning_rate = 5e-3;
+  bool on_few_bits_alone = false;
 };
 
 AdaLoraOptions adalora() {
@@ -53,6 +57,8 @@ std::vector<Method> methods() {
           {"DoRA", lora([](auto& options) { options.dora = true; })},
           {"PiSSA", lora([](auto& options) { options.init = "pissa"; })},
           {"OLoRA", lora([](auto& options) { options.init = "olora"; })},
+          {"EVA", lora([](auto& options) { options.init = "eva"; })},
+          {"LoftQ", lora([](auto& options) { options.init = "loftq"; }), 5e-3, /*on_few_bits_alone=*/true},
           {"AdaLoRA", adalora()},
           {"(IA)³", Ia3Options{}, 2e-2},
           {"prefix", PrefixOptions{.num_virtual_tokens = 4}},
@@ -69,12 +75,35 @@ struct Precision {
   std::string name;
   at::ScalarType weights, amp;
   double tolerance;  ///< of losses that are the same numbers in another order
+  std::optional<QuantizationScheme> few_bits = std::nullopt;
 };
 
 const std::vector<Precision> kPrecisions = {{"fp32", at::kFloat, at::kFloat, 1e-5},
                                             {"bf16 AMP", at::kFloat, at::kBFloat16, 0.03},
                                             {"bf16 base", at::kBFloat16, at::kFloat, 0.03},
-                                            {"fp16 AMP", at::kFloat, at::kHalf, 0.01}};
+                                            {"fp16 AMP", at::kFloat, at::kHalf, 0.01},
+                                            {"nf4, double", at::kFloat, at::kFloat, 1e-5, QuantizationScheme{QuantizedType::kNf4, 64, true}},
+                                            {"int8", at::kFloat, at::kFloat, 1e-5, QuantizationScheme{.type = QuantizedType::kInt8}}};
+
+std::shared_ptr<llama::LlamaForCausalLMImpl> base_in(const Precision& precision) {
+  return llama::load(reference() / "base", {.dtype = precision.weights, .quantization = precision.few_bits});
+}
+
+Batch rows() {
+  Batch batch = fixture_batch();
+  batch.attention_mask_BS = at::Tensor();
+  return batch;
+}
+
+/// What an init takes from data or from plain weights.
+void start(llama::LlamaForCausalLMImpl& model, const AdapterSet& adapters) {
+  const auto* options = std::get_if<LoraOptions>(&adapters.options());
+  if (options == nullptr) return;
+  if (options->init == "eva") initialize_eva(model, adapters, {rows()});
+  if (options->init == "loftq") {
+    initialize_loftq(adapters, [](const std::string& path) { return io::ModelFiles(reference() / "base").read(path + ".weight"); });
+  }
+}
 
 /// A model with the method's adapter, ready to train; the same every time.
 struct Setup {
@@ -84,8 +113,9 @@ struct Setup {
 
   Setup(const Method& method, const Precision& precision, const FreezeRules& rules = {}) {
     seed_generators(7);
-    model = load_base("base", precision.weights);
+    model = base_in(precision);
     adapters = inject(*model, method.options);
+    start(*model, adapters);
     freeze_base(*model, adapters, rules);
     model->train();
     std::vector<std::pair<std::string, at::Tensor>> trained;
@@ -103,12 +133,6 @@ struct Setup {
     return losses;
   }
 };
-
-Batch rows() {
-  Batch batch = fixture_batch();
-  batch.attention_mask_BS = at::Tensor();
-  return batch;
-}
 
 /// The same rows one by one, and as one packed row.
 std::vector<Batch> apart() {
@@ -195,7 +219,7 @@ std::string saves(const Method& method, const Precision& precision) {
   setup.model->eval();
   const testing::ScratchFolder folder;
   save_adapter(setup.adapters, folder.path() / "adapter");
-  auto fresh = load_base("base", precision.weights);
+  auto fresh = base_in(precision);
   load_adapter(*fresh, folder.path() / "adapter");
   fresh->eval();
   const double scale = precision.weights == at::kFloat ? 1e-5 : 0.03;
@@ -272,6 +296,7 @@ TEST_CASE("every method with every precision and feature", "[parity]") {
       std::string said;
       for (const auto& precision : kPrecisions) {
         INFO(method.name << ", " << precision.name << ", " << name);
+        if (method.on_few_bits_alone && !precision.few_bits) continue;
         const std::string cell = feature(method, precision);
         CHECK((said.empty() || said == cell));
         said = cell;

@@ -29,12 +29,17 @@ CASES = {
     "layers": "{r: 4, target_modules: [k_proj, o_proj], layers_to_transform: [1]}",
     "modules_to_save": "{r: 4, target_modules: [q_proj], modules_to_save: [lm_head]}",
     "embedding": "{r: 4, target_modules: [embed_tokens, v_proj]}",
+    "gaussian": "{r: 4, init_lora_weights: gaussian, target_modules: [v_proj]}",
     "orthogonal": "{r: 4, init_lora_weights: orthogonal, target_modules: [q_proj]}",
     "dora": "{r: 4, use_dora: true, target_modules: [q_proj, down_proj]}",
     "dora_embedding": "{r: 4, use_dora: true, target_modules: [embed_tokens, q_proj]}",
     "pissa": "{r: 4, lora_alpha: 4, init_lora_weights: pissa, target_modules: [q_proj, v_proj]}",
     "pissa_niter": "{r: 4, init_lora_weights: pissa_niter_4, use_rslora: true, target_modules: [q_proj, v_proj]}",
     "olora": "{r: 4, init_lora_weights: olora, target_modules: [q_proj, v_proj]}",
+    "eva": "{r: 2, lora_alpha: 5, init_lora_weights: eva, eva_config: {rho: 4}, target_modules: all-linear}",
+    "eva_dora": "{r: 2, use_dora: true, init_lora_weights: eva, target_modules: [q_proj, down_proj]}",
+    "loftq": "{r: 4, init_lora_weights: loftq, quantization: {bits: 4}, target_modules: all-linear}",
+    "loftq_iterated": "{r: 4, lora_alpha: 16, init_lora_weights: loftq, loftq_config: {loftq_iter: 3}, quantization: {bits: 4, double: true}}",
     "adalora": "{method: adalora, init_r: 6, target_r: 2, tinit: 1, tfinal: 1, target_modules: [q_proj, v_proj, up_proj]}",
     "adalora_unpruned": "{method: adalora, init_r: 4, target_r: 4, target_modules: [q_proj]}",
     "ia3": "{method: ia3, target_modules: [k_proj, v_proj, down_proj], feedforward_modules: [down_proj]}",
@@ -74,13 +79,25 @@ def check(name, adapter, folder):
         "data: {format: tokens, train: {path: rows.jsonl}}\ntrain: {max_steps: 5, micro_batch: 2, optimizer: {lr: 1.0e-2}}\n")
     (folder / "rows.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in ROWS))
     run(folder, "finetune", "-c", "run.yaml", "-q")
-    return compare(name, folder, "out/adapter")
+    return compare(name, folder, "out/adapter", rounded_base(name, folder))
 
 
-def compare(name, folder, adapter):
-    run(folder, "score", "--model", BASE, "--adapter", adapter, "--input", "rows.jsonl", "--output", "ours.jsonl", "-q")
+def rounded_base(name, folder):
+    """Plain numbers of the base in few bits that a LoftQ adapter fits."""
+    if not name.startswith("loftq"):
+        return BASE
+    few_bits = folder / "out/base"
+    if not few_bits.exists():
+        few_bits = folder / "few_bits"
+        run(folder, "convert", "--input", BASE, "--output", few_bits, "--quantize", "nf4", "-q")
+    run(folder, "convert", "--input", few_bits, "--output", "rounded", "-q")
+    return folder / "rounded"
+
+
+def compare(name, folder, adapter, base_folder=BASE):
+    run(folder, "score", "--model", base_folder, "--adapter", adapter, "--input", "rows.jsonl", "--output", "ours.jsonl", "-q")
     ours = [json.loads(line)["logprobs"] for line in (folder / "ours.jsonl").read_text().splitlines()]
-    base = LlamaForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    base = LlamaForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
     before = log_probabilities(base, ROWS[0])
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -14,6 +14,13 @@
 
 namespace lora {
 
+/// What LoftQ makes up for (see loftq.h).
+struct LoftqOptions {
+  int64_t bits = 4;        ///< of the base
+  int64_t iterations = 1;  ///< of quantising what the factors leave, and fitting them again
+  bool operator==(const LoftqOptions&) const = default;
+};
+
 /// LoRA, rsLoRA and DoRA (Hu et al. 2021; Kalajdzievski 2023; Liu et al. 2024), with PEFT's meaning of every option.
 struct LoraOptions {
   int64_t rank = 8;
@@ -22,7 +29,8 @@ struct LoraOptions {
   bool rank_stabilized = false;  ///< scale = alpha / sqrt(rank) instead of alpha / rank
   bool dora = false;             ///< magnitude and direction of the weight learn apart (see dora.h)
   /// true (A uniform, B zero) | false (both uniform) | gaussian | orthogonal, and for Linear layers pissa |
-  /// pissa_niter_N | olora, which start from the base weight (see residual_start.h)
+  /// pissa_niter_N | olora, which start from the base weight (see residual_start.h), and eva | loftq, which are as true until
+  /// initialize_eva() (eva.h) or initialize_loftq() (loftq.h)
   std::string init = "true";
   /// none | all | lora_only: which base biases train
   std::string bias = "none";
@@ -35,12 +43,16 @@ struct LoraOptions {
   std::optional<std::vector<int64_t>> layers_to_transform = {};
   std::vector<std::string> layers_pattern = {};
   /// Other ranks and alphas for modules whose path matches the key, first match wins.
-  std::vector<std::pair<std::string, int64_t>> rank_pattern = {}, alpha_pattern = {};
+  std::vector<std::pair<std::string, int64_t>> rank_pattern = {};
+  std::vector<std::pair<std::string, double>> alpha_pattern = {};
   /// Modules trained whole (a copy in fp32, stored with the adapter), by name or dot-suffix.
   std::vector<std::string> modules_to_save = {};
 
   /// Written into adapter_config.json.
   std::string base_model_name = {};
+  /// The adapter makes up for the rounding of a base in so few bits, and belongs on no other. Set by initialize_loftq(), and
+  /// read from files.
+  std::optional<LoftqOptions> loftq = {};
 };
 
 /// What the module at one path gets: rank_pattern and alpha_pattern where they match, else rank and alpha.

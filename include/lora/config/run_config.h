@@ -56,6 +56,20 @@ struct QuantizationSection {
   bool operator==(const QuantizationSection&) const = default;
 };
 
+/// How init_lora_weights: eva finds its factors; docs/run-file.md has the defaults.
+struct EvaSection {
+  std::optional<double> rho, tau;
+  std::optional<bool> use_label_mask, whiten, adjust_scaling_factors;
+  std::optional<int64_t> label_mask_value;
+  bool operator==(const EvaSection&) const = default;
+};
+
+/// The same of init_lora_weights: loftq.
+struct LoftqSection {
+  std::optional<int64_t> loftq_bits, loftq_iter;
+  bool operator==(const LoftqSection&) const = default;
+};
+
 struct AdapterSection {
   /// lora | adalora | ia3 | prefix | prompt | ptuning | ptuning_v2 | bottleneck | none (the default of lora train)
   std::string method = "lora";
@@ -63,7 +77,10 @@ struct AdapterSection {
   std::optional<int64_t> r;
   std::optional<double> lora_alpha, lora_dropout;
   std::optional<bool> use_rslora, use_dora;
-  std::optional<std::string> init_lora_weights;  ///< true | false | gaussian | orthogonal | pissa | pissa_niter_N | olora
+  /// true | false | gaussian | orthogonal | pissa | pissa_niter_N | olora | eva | loftq
+  std::optional<std::string> init_lora_weights;
+  EvaSection eva_config;
+  LoftqSection loftq_config;
   std::optional<std::string> bias;               ///< none | all | lora_only
   std::optional<Names> target_modules, exclude_modules;
   std::optional<std::vector<std::string>> modules_to_save, layers_pattern;

@@ -84,15 +84,22 @@ class TargetMatcher {
 };
 
 /// First entry, in order, whose key matches `path` as PEFT's rank_pattern does:
-/// `re.match("(.*\.)?(KEY)$", path)`.
+/// `re.match("(.*\.)?(KEY)$", path)`. Values are int64_t (ranks) or double (alphas). Keys of names and dots alone, of which EVA
+/// writes one per module, are compared without a regular expression, which would take seconds to compile for all of them.
+template <class Value>
 class PatternMap {
  public:
   /// Throws ConfigError, opened by `where`, for a key that is no expression.
-  PatternMap(const std::vector<std::pair<std::string, int64_t>>& entries, std::string_view where);
-  std::optional<int64_t> find(std::string_view path) const;
+  PatternMap(const std::vector<std::pair<std::string, Value>>& entries, std::string_view where);
+  std::optional<Value> find(std::string_view path) const;
 
  private:
-  std::vector<std::pair<NamePattern, int64_t>> entries_;
+  struct Entry {
+    std::string key;
+    std::optional<NamePattern> expression;  ///< nothing: names and dots alone
+    Value value;
+  };
+  std::vector<Entry> entries_;
 };
 
 }  // namespace lora

@@ -19,6 +19,11 @@ using AdapterNames = std::variant<std::vector<std::string>, std::string>;
 struct PeftLoraConfig {
   using Names = AdapterNames;
   using Patterns = std::vector<std::pair<std::string, int64_t>>;
+  using AlphaPatterns = std::vector<std::pair<std::string, double>>;  // EVA's alphas are fractions
+  struct Loftq {
+    int64_t bits = 4, iter = 1;
+    bool operator==(const Loftq&) const = default;
+  };
 
   std::optional<std::string> base_model_name_or_path = {}, task_type = {}, revision = {};
   int64_t r = 8;
@@ -36,7 +41,10 @@ struct PeftLoraConfig {
   std::vector<std::string> modules_to_save = {};
   std::optional<std::vector<int64_t>> layers_to_transform = {};
   std::vector<std::string> layers_pattern = {};
-  Patterns rank_pattern = {}, alpha_pattern = {};  ///< in file order
+  Patterns rank_pattern = {};  ///< in file order
+  AlphaPatterns alpha_pattern = {};
+  /// The adapter makes up for the rounding of a base in so few bits (loftq_config); nothing: it does not.
+  std::optional<Loftq> loftq = {};
 };
 
 /// The same with peft_type ADALORA. `lora` has the keys that LoRA has as well (its r, rank_pattern and use_rslora mean
