@@ -22,10 +22,14 @@ struct LinearShape {
 
   int64_t numbers() const { return in * out; }
 };
+class LinearImpl;
+/// A layer's shape with what is attached to it now. Its model must be in evaluation mode.
+LinearShape shape_of(const LinearImpl& linear);
+
 /// Layers that read the same input.
 using LinearGroupShape = std::vector<LinearShape>;
 
-/// One decoder layer: norm, attention, norm, gated feed-forward.
+/// One decoder layer: norm, attention, norm, feed-forward (gated; else gate_up has one product).
 struct DecoderLayerShape {
   LinearGroupShape qkv, out, gate_up, down;
   bool norms_trained = false;

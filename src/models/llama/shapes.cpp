@@ -5,30 +5,13 @@
 namespace lora::llama {
 namespace {
 
-/// In evaluation mode every low-rank adapter shows its factors; those that show none in training drop inputs.
-nn::LinearShape shape_of(const nn::LinearImpl& linear) {
-  nn::LinearShape shape{.in = linear.options.in_features, .out = linear.options.out_features, .dtype = linear.weight.scalar_type()};
-  if (linear.weight_is_quantized()) shape.few_bits = linear.quantized_weight()->scheme().type;
-  shape.trained = linear.weight.requires_grad() || (linear.bias.defined() && linear.bias.requires_grad());
-  for (const auto& adapter : linear.slot.contributing()) {
-    for (const auto& parameter : adapter->parameters()) {
-      shape.adapter_trained = shape.adapter_trained || parameter.requires_grad();
-    }
-    adapter->train();
-    if (!adapter->low_rank()) ++shape.dropouts;
-    adapter->eval();
-    if (const auto factors = adapter->low_rank()) shape.rank += factors->a_RI.size(0);
-  }
-  return shape;
-}
-
 nn::DecoderLayerShape shape_of(const LlamaDecoderLayerImpl& layer) {
   const auto& attention = *layer.self_attn;
   const auto& mlp = *layer.mlp;
-  return {.qkv = {shape_of(*attention.q_proj), shape_of(*attention.k_proj), shape_of(*attention.v_proj)},
-          .out = {shape_of(*attention.o_proj)},
-          .gate_up = {shape_of(*mlp.gate_proj), shape_of(*mlp.up_proj)},
-          .down = {shape_of(*mlp.down_proj)},
+  return {.qkv = {nn::shape_of(*attention.q_proj), nn::shape_of(*attention.k_proj), nn::shape_of(*attention.v_proj)},
+          .out = {nn::shape_of(*attention.o_proj)},
+          .gate_up = {nn::shape_of(*mlp.gate_proj), nn::shape_of(*mlp.up_proj)},
+          .down = {nn::shape_of(*mlp.down_proj)},
           .norms_trained = layer.input_layernorm->weight.requires_grad() ||
                            layer.post_attention_layernorm->weight.requires_grad()};
 }
@@ -49,7 +32,7 @@ nn::DecoderShapes shapes_of(LlamaForCausalLMImpl& model) {
   shapes.embedding_table_trained = embedding.weight.requires_grad();
   shapes.embedding_trained = shapes.embedding_table_trained || !embedding.slot.contributing().empty();
   for (const auto& module : *model.model->layers) shapes.layers.push_back(shape_of(*module->as<LlamaDecoderLayerImpl>()));
-  shapes.head = shape_of(*model.lm_head);
+  shapes.head = nn::shape_of(*model.lm_head);
   shapes.head_is_tied = config.tie_word_embeddings;
   shapes.head_has_bias = model.lm_head->bias.defined();
   const auto& first = model.model->layers[0]->as<LlamaDecoderLayerImpl>()->self_attn->q_proj->weight;
