@@ -63,7 +63,7 @@ StoredWeights check_fit(const io::ModelFiles& files, const ModelLayout& layout) 
 template <class Visit>
 void for_each_product(const LayerList& layers, Visit visit) {
   for (size_t i = 0; i < layers.modules->size(); ++i) {
-    for (const auto& module : layers.modules[i]->named_modules(fmt::format("{}.{}", layers.path, i))) {
+    for (const auto& module : layers.modules->ptr(i)->named_modules(fmt::format("{}.{}", layers.path, i))) {
       if (auto* linear = module.value()->as<LinearImpl>()) visit(i, module.key() + ".weight", *linear);
     }
   }

@@ -13,7 +13,7 @@ struct FastPaths {
   bool packed_weights = true;   ///< frozen weights are kept in the layout of the processor's matrix products
   bool fused_norm = true;       ///< residual sum and norm in one kernel
   bool fused_rotary = true;     ///< splitting into heads and rotating in one kernel
-  bool fused_swiglu = true;     ///< SwiGLU, or GELU, in one kernel
+  bool fused_swiglu = true;     ///< SwiGLU in one kernel
   bool fused_attention = true;  ///< attention whose backward pass is made of batched products
   bool fused_loss = true;       ///< softmax, loss and gradient of the logits in one kernel
   bool recorded_step = true;    ///< on a GPU: forward and backward of a shape seen before as one launch

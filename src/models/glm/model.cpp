@@ -164,6 +164,7 @@ GlmMlpImpl::GlmMlpImpl(const GlmConfig& config, const nn::ParameterOptions& para
 }
 
 Tensor GlmMlpImpl::forward(const Tensor& x_BSD, const nn::FastPaths& fast) {
+  // The switch of the feed-forward block's activation is named after Llama's.
   return down_.forward(ops::gelu_tanh(up_.forward(x_BSD, fast), fast.fused_swiglu), fast);
 }
 
@@ -250,11 +251,12 @@ Tensor GlmModelImpl::forward(const Batch& given, nn::KvCache* cache, const nn::F
   Tensor real_BT = prompted.batch.attention_mask_BS;
   if (real_BT.defined() && context.num_prefixed > 0) real_BT = nn::with_virtual_columns(real_BT, context.num_prefixed);
   const bool sees_cached_prefix = cache != nullptr && first == 0 && cache->virtual_tokens() > 0;
-  if (real_BT.defined() || sees_cached_prefix) {
+  const bool has_kernel = fast.fused_attention && ops::attends_joined(device, dtype);
+  const bool has_contexts = first == 0 && context.lengths.empty();  // of packed rows each sequence is attended by itself
+  if (real_BT.defined() || sees_cached_prefix || (has_contexts && !has_kernel)) {
     context.mask = attention_mask(context.contexts, real_BT, first, lead + length, cache != nullptr ? cache->virtual_tokens() : 0, device);
   }
-  context.joined = fast.fused_rotary && fast.fused_attention && cache == nullptr && !context.mask.defined() &&
-                   ops::attends_joined(device, dtype);
+  context.joined = has_kernel && fast.fused_rotary && cache == nullptr && !context.mask.defined();
   context.cache = cache;
   context.fast = fast;
   context.recompute = recompute;
