@@ -1,4 +1,4 @@
-# The shipped libraries, lora::lora (every layer but the models) and lora::llama, and the installed CMake package.
+# The shipped libraries, lora::lora (every layer but the models), lora::llama and lora::glm, and the installed CMake package.
 include(CMakePackageConfigHelpers)
 
 # lora_add_library(<target> <exported name> HEADERS <files...> LAYERS <layers...>): a library from the layers' objects.
@@ -19,16 +19,19 @@ function(lora_add_library target name)
 endfunction()
 
 file(GLOB_RECURSE headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/lora/*.h)
-set(llama_headers ${headers})
-list(FILTER headers EXCLUDE REGEX "/lora/(models/llama|cli/)")
-list(FILTER llama_headers INCLUDE REGEX "/lora/models/llama")
+set(model_headers ${headers})
+list(FILTER headers EXCLUDE REGEX "/lora/(models/(llama|glm)|cli/)")
 
 lora_add_library(lora lora HEADERS ${headers} LAYERS ${LORA_LAYERS})
 target_link_libraries(lora PUBLIC lora_torch)
 
-lora_add_library(lora_llama_library llama HEADERS ${llama_headers} LAYERS llama)
-set_target_properties(lora_llama_library PROPERTIES OUTPUT_NAME lora_llama)
-target_link_libraries(lora_llama_library PUBLIC lora)
+foreach(model llama glm)
+  set(own_headers ${model_headers})
+  list(FILTER own_headers INCLUDE REGEX "/lora/models/${model}[./]")
+  lora_add_library(lora_${model}_library ${model} HEADERS ${own_headers} LAYERS ${model})
+  set_target_properties(lora_${model}_library PROPERTIES OUTPUT_NAME lora_${model})
+  target_link_libraries(lora_${model}_library PUBLIC lora)
+endforeach()
 
 if(NOT BUILD_SHARED_LIBS)
   install(TARGETS lora_private_dependencies EXPORT lora)

@@ -13,6 +13,7 @@
 #include "lora/core/error.h"
 #include "lora/core/log.h"
 #include "lora/config/known_names.h"
+#include "lora/models/glm.h"
 #include "lora/models/llama.h"
 #include "lora/models/registry.h"
 #include "lora/ops/device.h"
@@ -61,7 +62,7 @@ int run(const Action& action) {
 
 /// The architectures of this library, besides those that a program registered before; the run file may name them all.
 void register_architectures() {
-  for (auto&& known : {llama::architecture()}) {
+  for (auto&& known : {llama::architecture(), glm::architecture()}) {
     const auto names = models::architecture_names();
     if (std::ranges::find(names, known.name) == names.end()) models::register_model(known);
   }

@@ -18,15 +18,16 @@ std::deque<Architecture>& table() {
   return architectures;
 }
 
-const Architecture* find(std::string_view name) {
+const Architecture* find(std::string Architecture::*member, std::string_view value) {
   for (const auto& known : table()) {
-    if (known.name == name) return &known;
+    if (known.*member == value) return &known;
   }
   return nullptr;
 }
 
-std::string near_names(std::string_view name) {
-  const auto names = architecture_names();
+std::string nearest(std::string Architecture::*member, std::string_view name) {
+  std::vector<std::string> names;
+  for (const auto& known : table()) names.push_back(known.*member);
   return fmt::format("{}", fmt::join(nearest_names(name, names, 3), ", "));
 }
 
@@ -35,16 +36,17 @@ std::string near_names(std::string_view name) {
 void register_model(Architecture architecture) {
   require<ConfigError>(!architecture.name.empty() && architecture.load && architecture.save,
                        "[models.register_model] an architecture must have a name, load and save; found {:?} without", architecture.name);
-  require<ConfigError>(find(architecture.name) == nullptr,
-                       "[models.register_model] names of architectures must be unique; found a second {:?}; choose another",
-                       architecture.name);
+  const bool is_new = find(&Architecture::name, architecture.name) == nullptr &&
+                      find(&Architecture::model_type, architecture.model_type) == nullptr;
+  require<ConfigError>(is_new, "[models.register_model] names of architectures and their model types must be unique; found a second {:?} "
+                       "({}); choose another", architecture.name, architecture.model_type);
   table().push_back(std::move(architecture));
 }
 
 const Architecture& architecture(std::string_view name) {
-  const Architecture* found = find(name);
+  const Architecture* found = find(&Architecture::name, name);
   require<ConfigError>(found != nullptr, "[model.arch] the architecture must be known to this program; found {:?}; it knows {}", name,
-                       near_names(name));
+                       nearest(&Architecture::name, name));
   return *found;
 }
 
@@ -60,9 +62,9 @@ const Architecture& architecture_of(const Path& directory) {
     require<FormatError>(entry->is_string(), "[{}] model_type must be a string; found {}", file.string(), entry->dump());
     type = entry->get<std::string>();
   }
-  const Architecture* found = find(type);
+  const Architecture* found = find(&Architecture::model_type, type);
   require<FormatError>(found != nullptr, "[{}] model_type must be one that this program knows; found {:?}; it knows {}", file.string(), type,
-                       near_names(type));
+                       nearest(&Architecture::model_type, type));
   return *found;
 }
 

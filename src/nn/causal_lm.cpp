@@ -16,6 +16,12 @@ at::ScalarType CausalLMImpl::stored_dtype() const {
   return all.empty() ? at::kFloat : all.front().scalar_type();
 }
 
+int64_t CausalLMImpl::num_virtual_positions() const {
+  if (!prompts_) return 0;
+  const auto prefix = prompts_->prefix();
+  return prompts_->length() - (prefix && !prefix_takes_positions() ? prefix->length() : 0);
+}
+
 Tensor CausalLMImpl::logits_of(const Tensor& states) {
   return head_group() != nullptr ? head_group()->forward(states, fast_paths) : head()->forward(states);
 }

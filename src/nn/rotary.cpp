@@ -9,22 +9,24 @@
 namespace lora::nn {
 namespace {
 
-at::Tensor inverse_frequencies(int64_t head_dim, double theta, const at::TensorOptions& options) {
+at::Tensor inverse_frequencies(int64_t head_dim, double theta, bool half_precision, const at::TensorOptions& options) {
   const at::Tensor exponents = at::arange(0, head_dim, 2, options.dtype(at::kFloat)).div_(static_cast<double>(head_dim));
-  return at::pow(theta, exponents).reciprocal_();
+  const at::Tensor exact = at::pow(theta, exponents).reciprocal_();
+  return half_precision ? exact.to(at::kHalf).to(at::kFloat) : exact;
 }
 
 }  // namespace
 
-RotaryTable::RotaryTable(int64_t head_dim, double theta) : head_dim_(head_dim), theta_(theta) {
-  const at::Tensor values = inverse_frequencies(head_dim, theta, at::kCPU);
+RotaryTable::RotaryTable(int64_t head_dim, double theta, bool half_precision)
+    : head_dim_(head_dim), theta_(theta), half_precision_(half_precision) {
+  const at::Tensor values = inverse_frequencies(head_dim, theta, half_precision, at::kCPU);
   inverse_frequencies_.assign(values.const_data_ptr<float>(), values.const_data_ptr<float>() + values.numel());
 }
 
 std::pair<at::Tensor, at::Tensor> RotaryTable::at(const at::Tensor& position_ids_BS) const {
   if (position_ids_BS.is_cpu() && position_ids_BS.numel() <= ops::rows::kFewRows) return of_few(position_ids_BS.contiguous());
-  const at::Tensor angles =
-      position_ids_BS.to(at::kFloat).unsqueeze(-1) * inverse_frequencies(head_dim_, theta_, position_ids_BS.options());
+  const at::Tensor frequencies = inverse_frequencies(head_dim_, theta_, half_precision_, position_ids_BS.options());
+  const at::Tensor angles = position_ids_BS.to(at::kFloat).unsqueeze(-1) * frequencies;
   return {angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)};
 }
 

@@ -19,21 +19,18 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// How the kernels read qkv (B, S, W), with tables (B or 1, 1, S, K/2), and `lengths` (see joined_attention).
+/// How the kernels read qkv (B, S, W), with tables (B or 1, 1, S, K/2), `lengths` and `contexts` (see joined_attention).
 JoinedHeads joined_heads(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t heads, int64_t groups,
-                         const std::vector<int64_t>& lengths) {
+                         const std::vector<int64_t>& lengths, const std::vector<int64_t>& contexts) {
   const auto table = [](const Tensor& angles) { return angles.defined() ? angles.view({-1, angles.size(-1)}) : Tensor(); };
   JoinedHeads joined{qkv.view({-1, qkv.size(-1)}), table(cos), table(sin), heads, groups, {}};
+  const bool own_angles = cos.defined() && (lengths.empty() ? cos.size(0) > 1 : !contexts.empty());
+  const std::vector<int64_t> rows(static_cast<size_t>(lengths.empty() ? qkv.size(0) : 0), qkv.size(1));
   int64_t begin = 0;
-  for (const int64_t length : lengths) {
-    joined.sequences.push_back({begin, length, 0});
+  for (const int64_t length : lengths.empty() ? rows : lengths) {
+    const int64_t context = contexts.empty() ? 0 : contexts[joined.sequences.size()];
+    joined.sequences.push_back({begin, length, own_angles ? begin : 0, context});
     begin += length;
-  }
-  if (!lengths.empty()) return joined;
-  const bool own_tables = cos.defined() && cos.size(0) > 1;
-  for (int64_t row = 0; row < qkv.size(0); ++row) {
-    const int64_t first = row * qkv.size(1);
-    joined.sequences.push_back({first, qkv.size(1), own_tables ? first : 0});
   }
   return joined;
 }
@@ -42,9 +39,10 @@ JoinedHeads joined_heads(const Tensor& qkv, const Tensor& cos, const Tensor& sin
 struct JoinedAttention : torch::autograd::Function<JoinedAttention> {
   /// Everything contiguous, the tables in the wide type.
   static Tensor forward(AutogradContext* context, const Tensor& qkv, const std::optional<Tensor>& cos,
-                        const std::optional<Tensor>& sin, int64_t heads, int64_t groups, const std::vector<int64_t>& lengths) {
+                        const std::optional<Tensor>& sin, int64_t heads, int64_t groups, const std::vector<int64_t>& lengths,
+                        const std::vector<int64_t>& contexts) {
     const Tensor cosine = cos.value_or(Tensor()), sine = sin.value_or(Tensor());
-    const JoinedHeads joined = joined_heads(qkv, cosine, sine, heads, groups, lengths);
+    const JoinedHeads joined = joined_heads(qkv, cosine, sine, heads, groups, lengths, contexts);
     const int64_t tokens = joined.qkv_NW.size(0);
     Tensor out_ND = at::empty({tokens, heads * joined.head_size()}, qkv.options());
     Tensor log_sum_HN = at::empty({heads, tokens}, qkv.options().dtype(rows::wide_type(qkv.scalar_type())));
@@ -53,6 +51,7 @@ struct JoinedAttention : torch::autograd::Function<JoinedAttention> {
     context->saved_data["heads"] = heads;
     context->saved_data["groups"] = groups;
     context->saved_data["lengths"] = lengths;
+    context->saved_data["contexts"] = contexts;
     return out_ND.view({qkv.size(0), qkv.size(1), -1});
   }
 
@@ -61,18 +60,33 @@ struct JoinedAttention : torch::autograd::Function<JoinedAttention> {
     const Tensor &qkv = saved[0], &out_ND = saved[3], &log_sum_HN = saved[4];
     const JoinedHeads joined = joined_heads(qkv, saved[1], saved[2], context->saved_data["heads"].toInt(),
                                             context->saved_data["groups"].toInt(),
-                                            context->saved_data["lengths"].toIntVector());
+                                            context->saved_data["lengths"].toIntVector(),
+                                            context->saved_data["contexts"].toIntVector());
     const Tensor dout_ND = gradients[0].to(out_ND.scalar_type()).reshape(out_ND.sizes()).contiguous();
     const Tensor dqkv = at::empty_like(qkv);
     Tensor dqkv_NW = dqkv.view(joined.qkv_NW.sizes());
     attend_sequences_backward(joined, out_ND, dout_ND, log_sum_HN, dqkv_NW);
-    return {dqkv, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    return {dqkv, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
+void check_contexts(const std::vector<int64_t>& contexts, const std::vector<int64_t>& lengths) {
+  bool fits = contexts.size() == lengths.size();
+  for (size_t i = 0; fits && i < lengths.size(); ++i) fits = contexts[i] >= 0 && contexts[i] <= lengths[i];
+  require<ShapeError>(fits, "[ops.attention] contexts must be one per sequence and no longer than it; found {} for sequences of {}",
+                      fmt::join(contexts, ", "), fmt::join(lengths, ", "));
+}
+
+/// Which keys each query sees, (B, 1, S, S): those before it, itself, and its sequence's context.
+Tensor seen_with_contexts(const std::vector<int64_t>& contexts, int64_t length, const at::Device& device) {
+  const Tensor position_S = at::arange(length, at::TensorOptions(device).dtype(at::kLong));
+  const Tensor context_B111 = at::tensor(contexts, at::kLong).to(device).view({-1, 1, 1, 1});
+  return at::logical_or(position_S <= position_S.unsqueeze(1), position_S < context_B111);
+}
+
 /// The kernels read and write without looking.
 void check_joined(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t heads,
-                  int64_t groups, const std::vector<int64_t>& lengths) {
+                  int64_t groups, const std::vector<int64_t>& lengths, const std::vector<int64_t>& contexts) {
   require<ShapeError>(qkv.dim() == 3 && groups > 0 && heads % groups == 0 &&
                           qkv.size(2) % (heads + 2 * groups) == 0,
                       "[ops.attention] projections must be (B, S, (H + 2 G) K) with H a multiple "
@@ -88,6 +102,10 @@ void check_joined(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64
         "[ops.attention] sequences must be one row's, positive and add up to it; found {} tokens "
         "in {} rows of {}",
         tokens, batch, qkv.size(1));
+  }
+  if (!contexts.empty()) {
+    check_contexts(contexts, lengths.empty() ? std::vector<int64_t>(static_cast<size_t>(batch), qkv.size(1)) : lengths);
+    longest = qkv.size(1);  // every token has its own row of the tables
   }
   if (!cos.defined()) return;
   const bool fits = cos.dim() == 4 && (cos.size(0) == 1 || cos.size(0) == batch) &&
@@ -110,12 +128,12 @@ bool attends_joined(const at::Device& device, at::ScalarType dtype) {
 }
 
 Tensor joined_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t num_heads, int64_t num_kv_heads,
-                        const std::vector<int64_t>& lengths) {
-  check_joined(qkv, cos, sin, num_heads, num_kv_heads, lengths);
+                        const std::vector<int64_t>& lengths, const std::vector<int64_t>& contexts) {
+  check_joined(qkv, cos, sin, num_heads, num_kv_heads, lengths, contexts);
   const auto table = [&](const Tensor& angles) {
     return angles.defined() ? std::optional(angles.to(rows::wide_type(qkv.scalar_type())).contiguous()) : std::nullopt;
   };
-  return applied<JoinedAttention>(qkv.contiguous(), table(cos), table(sin), num_heads, num_kv_heads, lengths);
+  return applied<JoinedAttention>(qkv.contiguous(), table(cos), table(sin), num_heads, num_kv_heads, lengths, contexts);
 }
 
 Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads) {
@@ -123,21 +141,24 @@ Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads) {
   return groups == num_heads ? x_BGSK : x_BGSK.repeat_interleave(num_heads / groups, 1);
 }
 
-Tensor causal_attention(const Heads& heads, bool fused) {
+Tensor causal_attention(const Heads& heads, bool fused, const std::vector<int64_t>& contexts) {
   const Tensor& q_BHSK = heads.q_BHSK;
   if (q_BHSK.is_cpu() && rows::applies(fused, q_BHSK, "fused_attention")) {
     const Tensor qkv =
         at::cat({heads_joined(q_BHSK), heads_joined(heads.k_BGSK), heads_joined(heads.v_BGSK)}, -1);
-    return joined_attention(qkv, {}, {}, q_BHSK.size(1), heads.k_BGSK.size(1));
+    return joined_attention(qkv, {}, {}, q_BHSK.size(1), heads.k_BGSK.size(1), {}, contexts);
   }
   const int64_t count = q_BHSK.size(1);
   // A GPU's kernels in half precision know shared key/value heads.
   const bool shares_heads = q_BHSK.is_cuda() && q_BHSK.element_size() == 2;
   const Tensor k = shares_heads ? heads.k_BGSK : repeat_heads(heads.k_BGSK, count);
   const Tensor v = shares_heads ? heads.v_BGSK : repeat_heads(heads.v_BGSK, count);
+  if (!contexts.empty()) check_contexts(contexts, std::vector<int64_t>(static_cast<size_t>(q_BHSK.size(0)), q_BHSK.size(2)));
+  const auto seen = contexts.empty() ? std::nullopt
+                                     : std::optional(seen_with_contexts(contexts, q_BHSK.size(2), q_BHSK.device()));
   const Tensor out_BHSK =
-      at::scaled_dot_product_attention(q_BHSK, k, v, {}, /*dropout_p=*/0.0,
-                                       /*is_causal=*/q_BHSK.size(2) > 1, /*scale=*/std::nullopt,
+      at::scaled_dot_product_attention(q_BHSK, k, v, seen, /*dropout_p=*/0.0,
+                                       /*is_causal=*/!seen && q_BHSK.size(2) > 1, /*scale=*/std::nullopt,
                                        /*enable_gqa=*/k.size(1) != count);
   return heads_joined(out_BHSK);
 }

@@ -36,8 +36,8 @@ struct AttentionKernels {
   void (*transpose_wide)(const Wide<T>* x, int64_t rows, int64_t columns, int64_t stride,
                          Wide<T>* y);
   void (*pair_rows)(const Bf16* x, int64_t rows, int64_t columns, Bf16* y);
-  void (*softmax_block)(Wide<T>* scores, int64_t queries, int64_t keys, int64_t seen, Wide<T> scale,
-                        bool first, Wide<T>* largest, Wide<T>* sum, Wide<T>* shrink, U* p);
+  void (*softmax_block)(Wide<T>* scores, int64_t queries, int64_t keys, int64_t seen, int64_t context,
+                        Wide<T> scale, bool first, Wide<T>* largest, Wide<T>* sum, Wide<T>* shrink, U* p);
   void (*scale_rows)(const Wide<T>* factors, int64_t rows, int64_t size, Wide<T>* sums);
   void (*finish_rows)(const Wide<T>* sums, const Wide<T>* largest, const Wide<T>* sum,
                       int64_t count, int64_t size, T* out, int64_t stride, Wide<T>* log_sum);
@@ -45,7 +45,7 @@ struct AttentionKernels {
                    Wide<T>* dots);
   void (*softmax_backward_block)(const Wide<T>* scores, const Wide<T>* dp, const Wide<T>* log_sum,
                                  const Wide<T>* dots, Wide<T> scale, int64_t keys, int64_t ahead,
-                                 U* p, U* ds);
+                                 int64_t context, U* p, U* ds);
 };
 
 #define LORA_KERNELS "ops/sequence_attention_kernels.h"
@@ -94,6 +94,11 @@ struct Release {
 
 int64_t whole_blocks(int64_t length) {
   return (length + kQueries - 1) / kQueries * kQueries;
+}
+
+/// Where the keys end that queries begin .. begin + kQueries see: as many blocks of them as serve them all.
+int64_t end_of_keys(const Sequence& sequence, int64_t begin) {
+  return std::max(begin + kQueries, whole_blocks(sequence.context));
 }
 
 /// Memory for some numbers, not initialised.
@@ -230,7 +235,7 @@ class Forward {
              const U* values) {
     const auto& k = kernels<T, U>();
     const int64_t size = view_.size, count = std::min(kQueries, sequence.length - begin),
-                  end = begin + kQueries;
+                  end = end_of_keys(sequence, begin);
     const W scale = W(1) / std::sqrt(static_cast<W>(size));
     operands_.gather(view_.query(sequence, head).from(begin), count, kQueries, query_.get());
     for (int64_t key = 0; key < end; key += kKeys) {
@@ -238,8 +243,8 @@ class Forward {
       const bool first = key == 0;
       multiply({kQueries, keys, size}, query_.get(), size,
                keys_.get() + key * Operands<T, U>::kPair, padded, false, scores_.get(), keys);
-      k.softmax_block(scores_.get(), kQueries, keys, begin - key + 1, scale, first, largest_, sum_,
-                      shrink_, p_.get());
+      k.softmax_block(scores_.get(), kQueries, keys, begin - key + 1, sequence.context - key, scale, first,
+                      largest_, sum_, shrink_, p_.get());
       if (!first) k.scale_rows(shrink_, kQueries, size, sums_.get());
       multiply({kQueries, size, keys}, p_.get(), keys, values + key * size, size, !first,
                sums_.get(), size);
@@ -330,7 +335,7 @@ class Backward {
   void block(const Sequence& sequence, int64_t head, int64_t begin, int64_t padded) {
     const auto& k = kernels<T, U>();
     const int64_t size = view_.size, count = std::min(kQueries, sequence.length - begin),
-                  end = begin + kQueries;
+                  end = end_of_keys(sequence, begin);
     const int64_t row = sequence.begin + begin, at = row * out_stride_ + head * size;
     operands_.gather(view_.query(sequence, head).from(begin), count, kQueries, query_.get());
     operands_.transposed_second(query_.get(), kQueries, query_transposed_.get());
@@ -351,7 +356,7 @@ class Backward {
       multiply({keys, kQueries, size}, values_.get() + key * size, size, dout_transposed_.get(),
                kQueries, false, dp_.get(), kQueries);
       k.softmax_backward_block(scores_.get(), dp_.get(), log_sums_, dots_, scale, keys, begin - key,
-                               p_.get(), ds_.get());
+                               sequence.context - key, p_.get(), ds_.get());
       multiply({keys, size, kQueries}, p_.get(), kQueries, dout_pairs, size, true,
                dvalues_.get() + key * size, size);
       multiply({keys, size, kQueries}, ds_.get(), kQueries, query_pairs, size, true,

@@ -1,4 +1,4 @@
-// Causal softmax attention within sequences of rows on the CPU, from the projections as a product
+// Softmax attention within sequences of rows on the CPU, causal but for the rows of a context that all see, from the projections as a product
 // leaves them: heads are taken apart and rotated on their way into the caches, and gradients go
 // back the same way. Nothing of the size of (queries x keys) outlives a block.
 #pragma once
@@ -14,10 +14,11 @@ namespace lora::ops {
 
 using at::Tensor;
 
-/// Rows that see each other, each those before it and itself.
+/// Rows that see each other, each those before it and itself, and the first `context` ones besides.
 struct Sequence {
   int64_t begin = 0, length = 0;
-  int64_t angle = 0;  ///< the first one's row of the rotary tables
+  int64_t angle = 0;    ///< the first one's row of the rotary tables
+  int64_t context = 0;  ///< at most length
 };
 
 /// Queries, keys and values side by side, and how to read them.

@@ -63,14 +63,14 @@ inline void pair_rows(const Bf16* x, int64_t rows, int64_t columns, Bf16* y) {
 }
 
 /// One block of scores, (kQueries, keys), to probabilities relative to the largest score so far,
-/// here and in `p`. Query `row` sees the first `seen` + row keys. `largest` and `sum` go on from
-/// the blocks before; `shrink` is what those are to be multiplied by.
+/// here and in `p`. Query `row` sees the first `seen` + row keys, at least `context` of them. `largest`
+/// and `sum` go on from the blocks before; `shrink` is what those are to be multiplied by.
 template <class W, class U>
-void softmax_block(W* scores, int64_t queries, int64_t keys, int64_t seen, W scale, bool first,
+void softmax_block(W* scores, int64_t queries, int64_t keys, int64_t seen, int64_t context, W scale, bool first,
                    W* largest, W* sum, W* shrink, U* p) {
   for (int64_t row = 0; row < queries; ++row) {
-    const auto visible = static_cast<int32_t>(seen + row < keys ? seen + row : keys),
-               all = static_cast<int32_t>(keys);
+    const int64_t reach = seen + row > context ? seen + row : context;
+    const auto visible = static_cast<int32_t>(reach < keys ? reach : keys), all = static_cast<int32_t>(keys);
     W* s = scores + row * keys;
     U* to = p + row * keys;
     shrink[row] = 1;
@@ -131,13 +131,13 @@ void row_dots(const T* out, const T* dout, int64_t stride, int64_t count, int64_
 }
 
 /// From scores = k q^T and dp = v dout^T, (keys, kQueries), of which key `row` is seen by the
-/// queries from row - `ahead` on: p = exp(scale scores - log_sum) and ds = scale p (dp - dots),
-/// zero where a query may not look.
+/// queries from row - `ahead` on, the first `context` by all: p = exp(scale scores - log_sum) and
+/// ds = scale p (dp - dots), zero where a query may not look.
 template <class W, class U>
 void softmax_backward_block(const W* scores, const W* dp, const W* log_sum, const W* dots, W scale,
-                            int64_t keys, int64_t ahead, U* p, U* ds) {
+                            int64_t keys, int64_t ahead, int64_t context, U* p, U* ds) {
   for (int64_t row = 0; row < keys; ++row) {
-    const auto hidden = static_cast<int32_t>(row - ahead);
+    const auto hidden = static_cast<int32_t>(row < context ? 0 : row - ahead);
     const W *s = scores + row * kQueries, *d = dp + row * kQueries;
     U *to_p = p + row * kQueries, *to_ds = ds + row * kQueries;
 #pragma omp simd

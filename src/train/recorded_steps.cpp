@@ -35,6 +35,7 @@ int64_t positions_of(const Batch& batch) { return batch.input_ids_BS.size(0) * (
 std::string obstacle(nn::CausalLMImpl& model, const Batch& batch) {
   if (!batch.segment_lengths.empty()) return "packed rows differ in their sequences from step to step";
   if (batch.attention_mask_BS.defined() || batch.position_ids_BS.defined()) return "the batch has a mask or positions of its own";
+  if (!model.is_repeatable()) return "the model looks at a batch's tokens";
   if (model.recompute != nn::Recompute::kNone) return "train.recompute puts random number generators back";
   const auto modules = model.modules(/*include_self=*/false);
   const bool streams = std::any_of(modules.begin(), modules.end(), [](const auto& module) {

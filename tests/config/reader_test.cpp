@@ -150,7 +150,7 @@ TEST_CASE("other bad values of the required sections", "[config]") {
       {"run: {output_dir: o, mode: eval}", "run.mode",
        "must be one of train, finetune; found eval"},
       {"run: {output_dir: null}", "run.output_dir", "must be text; found nothing"},
-      {"model: {arch: bert}", "model.arch", "must be llama; found bert"},
+      {"model: {arch: bert}", "model.arch", "must be one of llama, glm; found bert"},
       {"model: {arch: llama, hidden_size: 64.0}", "model.hidden_size", "must be an integer"},
       {"model: {arch: llama, hidden_size: 0}", "model.hidden_size", "must be at least 1"},
       {"model: {arch: llama, vocab_size: 4294967296}", "model.vocab_size", "at most 2147483647"},

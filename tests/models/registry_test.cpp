@@ -13,7 +13,7 @@ namespace {
 
 models::Architecture named(const std::string& name) {
   models::Architecture architecture = llama::architecture();
-  architecture.name = name;
+  architecture.name = architecture.model_type = name;
   return architecture;
 }
 

@@ -575,6 +575,73 @@ TEST_CASE("joined_attention: equals LibTorch's, sequence by sequence, over one b
   }
 }
 
+TEST_CASE("joined_attention: contexts that all see, backward equals finite differences", "[ops]") {
+  at::manual_seed(42);
+  const Projections two_rows(2, 6, 4, 2, 6);
+  const auto attend_rows = [&](const auto& in) {
+    return ops::joined_attention(in[0], two_rows.cos, two_rows.sin, 4, 2, {}, {4, 6});
+  };
+  check_gradients(attend_rows, {random_double(two_rows.qkv.sizes())});
+  const Projections packed(1, 10, 4, 1, 10);
+  const auto attend_packed = [&](const auto& in) {
+    return ops::joined_attention(in[0], packed.cos, packed.sin, 4, 2, {3, 1, 6}, {2, 0, 5});
+  };
+  check_gradients(attend_packed, {random_double(packed.qkv.sizes())});
+}
+
+TEST_CASE("joined_attention: contexts equal LibTorch's attention with a mask, over one block and several", "[ops]") {
+  at::manual_seed(43);
+  struct Case {
+    int64_t batch, length, size;
+    std::vector<int64_t> lengths, contexts;
+  };
+  const std::vector<Case> cases = {{3, 5, 16, {}, {0, 3, 5}},
+                                   {2, 130, 8, {}, {1, 129}},
+                                   {1, 700, 16, {}, {640}},
+                                   {1, 1100, 8, {}, {70}},
+                                   {1, 700, 16, {577, 100, 23}, {520, 0, 23}}};
+  for (const auto& [batch, length, size, lengths, contexts] : cases) {
+    const Projections given(batch, length, size, batch, length);
+    const auto joined = [&](const auto& x) { return ops::joined_attention(x, given.cos, given.sin, 4, 2, lengths, contexts); };
+    // Every token's own row of the tables, and a mask from the definition.
+    const auto plain = [&](const auto& x) {
+      const auto heads = ops::split_rotated(x, given.cos.to(at::kDouble), given.sin.to(at::kDouble), 4, 2, false);
+      at::Tensor seen = at::zeros({batch, 1, length, length}, at::kBool);
+      for (int64_t row = 0, sequence = 0, begin = 0; sequence < static_cast<int64_t>(contexts.size()); ++sequence) {
+        const int64_t own = lengths.empty() ? length : lengths[static_cast<size_t>(sequence)];
+        auto part = seen[row][0].narrow(0, begin, own).narrow(1, begin, own);
+        part.copy_(at::ones({own, own}, at::kBool).tril());
+        part.narrow(1, 0, contexts[static_cast<size_t>(sequence)]).fill_(true);
+        if (lengths.empty()) ++row; else begin += own;
+      }
+      const auto out = at::scaled_dot_product_attention(heads.q_BHSK, ops::repeat_heads(heads.k_BGSK, 4),
+                                                        ops::repeat_heads(heads.v_BGSK, 4), seen);
+      return out.transpose(1, 2).reshape({batch, length, -1});
+    };
+    const auto expected = attended(given.qkv, at::kDouble, plain);
+    for (const auto& [type, tolerance] : {std::pair{at::kDouble, 1e-12}, {at::kFloat, 2e-5}, {at::kBFloat16, 0.02}}) {
+      INFO(batch << " x " << length << ", " << lengths.size() << " sequences, " << c10::toString(type));
+      const auto found = attended(given.qkv, type, joined);
+      for (size_t i = 0; i < 2; ++i) {
+        CHECK(largest_difference(found[i], expected[i]) < tolerance * expected[i].abs().max().item<double>());
+      }
+    }
+  }
+}
+
+TEST_CASE("causal_attention: contexts give the same with and without kernels", "[ops]") {
+  at::manual_seed(44);
+  const auto heads = [](int64_t count) { return at::randn({2, count, 9, 8}, at::kDouble); };
+  const ops::Heads given{heads(4), heads(2), heads(2)};
+  CHECK(largest_difference(ops::causal_attention(given, true, {4, 9}), ops::causal_attention(given, false, {4, 9})) < 1e-12);
+  CHECK(largest_difference(ops::causal_attention(given, true, {0, 0}), ops::causal_attention(given, false)) < 1e-12);
+  for (const bool fused : {true, false}) {
+    CHECK_THROWS_AS(ops::causal_attention(given, fused, {4}), ShapeError);
+    CHECK_THROWS_AS(ops::causal_attention(given, fused, {4, 10}), ShapeError);
+    CHECK_THROWS_AS(ops::causal_attention(given, fused, {-1, 9}), ShapeError);
+  }
+}
+
 TEST_CASE("joined_attention: heads of an odd size, not rotated", "[ops]") {
   at::manual_seed(37);
   const auto qkv = at::randn({1, 70, 12}).to(at::kBFloat16).to(at::kDouble);  // two heads and one of keys, of 3 numbers

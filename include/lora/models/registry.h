@@ -15,7 +15,8 @@ namespace lora::models {
 
 /// One kind of model: what programs need to know to work with it by name. Functions get models that the same architecture made.
 struct Architecture {
-  std::string name;  ///< `model.arch` of a run file, and `model_type` of config.json
+  std::string name;              ///< `model.arch` of a run file
+  std::string model_type = name;  ///< of config.json
   /// Loads a model directory.
   std::function<std::shared_ptr<nn::CausalLMImpl>(const Path& directory, const LoadOptions& options)> load;
   /// Makes fresh weights; ConfigError for a preset or field that it does not have. Null: such models are only loaded.

@@ -49,12 +49,21 @@ class CausalLMImpl : public torch::nn::Module {
   /// Hugging Face's words for what this is, as adapter files of some kinds name it: "llama", "LlamaForCausalLM".
   virtual std::string model_type() const { return {}; }
   virtual std::string model_class() const { return {}; }
+  /// Names of the modules that LoRA adapts where nobody names any, as PEFT has them; empty: there is no such rule.
+  virtual std::vector<std::string> default_targets() const { return {}; }
+  /// Whether the keys of a prefix take positions, so that those of real tokens begin behind them.
+  virtual bool prefix_takes_positions() const { return true; }
+  /// Whether a pass depends on its batch through shapes and the numbers in device memory alone, so that a GPU may repeat its
+  /// launches for another batch of the same shape.
+  virtual bool is_repeatable() const { return true; }
   /// What virtual tokens have to fit; nothing: the model takes none.
   virtual std::optional<PromptShape> prompt_shape() const { return std::nullopt; }
   /// The table of token embeddings (V, D); undefined: the model shows none.
   virtual Tensor input_embeddings() { return {}; }
   /// Longest sequence that has room beside the virtual tokens of now.
-  int64_t longest_row() const { return max_positions() - num_virtual_tokens(); }
+  int64_t longest_row() const { return max_positions() - num_virtual_positions(); }
+  /// Positions that the virtual tokens of now take.
+  int64_t num_virtual_positions() const;
   int64_t num_virtual_tokens() const { return prompts_ ? prompts_->length() : 0; }
   /// Whether virtual tokens that are embeddings stand before every sequence: the last of them predicts its first token. Keys
   /// and values predict nothing.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <c10/core/ScalarType.h>
+#include <torch/nn/module.h>
 
 #include <cstdint>
 #include <optional>
@@ -26,6 +27,10 @@ struct LinearShape {
 
   int64_t numbers() const { return in * out; }
 };
+class LinearImpl;
+/// A layer's shape with what is attached to it now. Its model must be in evaluation mode.
+LinearShape shape_of(const LinearImpl& linear);
+
 /// Layers that read the same input.
 using LinearGroupShape = std::vector<LinearShape>;
 
@@ -40,7 +45,7 @@ struct BottleneckShape {
   bool learns_scale = false;
 };
 
-/// One decoder layer: norm, attention, norm, gated feed-forward.
+/// One decoder layer: norm, attention, norm, feed-forward (gated; else gate_up has one product).
 struct DecoderLayerShape {
   LinearGroupShape qkv, out, gate_up, down;
   bool norms_trained = false;
@@ -61,5 +66,11 @@ struct DecoderShapes {
   int64_t prefixed_tokens = 0, embedded_tokens = 0;  ///< virtual ones before each sequence: keys and values, or embeddings
   int64_t prompt_numbers = 0;                        ///< that virtual tokens train, with the networks that make them
 };
+
+class CausalLMImpl;
+/// Counts the virtual tokens of now.
+void add_virtual_tokens(const CausalLMImpl& model, DecoderShapes& shapes);
+/// Numbers that a module's optimizer sees.
+int64_t trained_numbers(const torch::nn::Module& module);
 
 }  // namespace lora::nn

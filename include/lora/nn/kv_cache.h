@@ -2,10 +2,16 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <utility>
 #include <vector>
 
 namespace lora::nn {
+
+/// What a model has to know of the sequences in a cache beside their keys and values; each model derives its own.
+struct CacheNotes {
+  virtual ~CacheNotes() = default;
+};
 
 /// Keys and values of the tokens seen so far, per layer, for generation; virtual tokens (nn/prompt.h) stand before them.
 /// B batch, G key/value heads, S positions, K head size.
@@ -24,6 +30,9 @@ class KvCache {
   void advance_virtual(int64_t tokens) { virtual_tokens_ += tokens; }
   /// Forgets all tokens from `length` on, never virtual ones. Throws ShapeError unless length is at least 0 and at most what is held.
   void cut_back(int64_t length);
+
+  /// The model's own; null: none.
+  std::shared_ptr<const CacheNotes> notes;
 
  private:
   struct Layer {

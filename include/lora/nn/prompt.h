@@ -18,6 +18,11 @@ struct PromptShape {
   int64_t layers = 0, heads = 0, kv_heads = 0, head_dim = 0, hidden = 0;
 };
 
+/// Keys and values of virtual tokens in one layer, (G, P, K); undefined: none.
+struct PrefixKeys {
+  Tensor k_GPK, v_GPK;
+};
+
 /// Virtual tokens that stand before every sequence: learned embeddings, or learned keys and values of every layer.
 /// P virtual tokens, D model, L layers, G key/value heads, K head size.
 class Prompt : public torch::nn::Module {

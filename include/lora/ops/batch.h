@@ -36,6 +36,7 @@ struct Batch {
   /// sequence starts at position 0 and sees itself alone; mask and position ids are then undefined. Empty: not packed.
   std::vector<int64_t> segment_lengths;
   Targets targets;               ///< of labels_BS; filled in on the way to a GPU
+  at::Tensor host_ids_BS;        ///< input_ids_BS, kept on the way to a GPU for whoever reads them; undefined: there are none
   std::vector<int64_t> rows;     ///< row numbers in the data set, for messages
   int64_t num_tokens = 0;        ///< input tokens without padding
   int64_t num_targets = 0;       ///< labels other than -100 after the shift, in which a sequence's first label has no part

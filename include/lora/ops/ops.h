@@ -84,16 +84,18 @@ Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads);
 Tensor attend_to_cache(const Heads& heads, bool fused = true);
 
 /// Causal softmax attention in which every key/value head serves H/G query heads; scores are scaled by 1/sqrt(K).
-/// Result (B, S, H K). On the CPU as joined_attention; on a GPU: LibTorch's kernels.
-Tensor causal_attention(const Heads& heads, bool fused = true);
+/// Result (B, S, H K). On the CPU as joined_attention; on a GPU: LibTorch's kernels, with a mask where there are contexts.
+Tensor causal_attention(const Heads& heads, bool fused = true, const std::vector<int64_t>& contexts = {});
 
 /// The same straight from q, k and v side by side, (B, S, (H + 2G) K), q and k rotated on their way as split_rotated does
 /// (cos undefined: not at all). With `lengths` the batch is one packed row (B = 1) of sequences that see themselves alone,
-/// whose positions begin at the tables' first row each. One kernel each way, on the CPU for bf16, fp32 and double: keeps
+/// whose positions begin at the tables' first row each. With `contexts` all of a sequence's tokens (a row's, without lengths)
+/// see its first contexts[i] ones besides, as in a prefix language model; the tables then have a row for every token of the
+/// packed row. One kernel each way, on the CPU for bf16, fp32 and double: keeps
 /// qkv, the result and each query's normaliser, and nothing of (S, S) outlives a block of 64 queries by 512 keys.
 /// Source: Dao 2023 (FlashAttention-2), whose blocks these are.
 Tensor joined_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t num_heads, int64_t num_kv_heads,
-                        const std::vector<int64_t>& lengths = {});
+                        const std::vector<int64_t>& lengths = {}, const std::vector<int64_t>& contexts = {});
 /// Whether joined_attention takes this type on this device.
 bool attends_joined(const at::Device& device, at::ScalarType dtype);
 

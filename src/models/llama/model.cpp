@@ -3,14 +3,13 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <map>
-#include <numeric>
 
 #include "core/check.h"
 #include "lora/io/dtype.h"
 #include "lora/nn/row_adapters.h"
 #include "lora/ops/autocast.h"
 #include "lora/ops/ops.h"
+#include "nn/decoder_pass.h"
 #include "ops/rows.h"
 
 namespace lora::llama {
@@ -20,14 +19,6 @@ nn::Linear linear(int64_t in, int64_t out, bool bias, const nn::ParameterOptions
   return nn::Linear(nn::LinearOptions{in, out, bias, parameters});
 }
 
-/// Everybody sees the virtual tokens: their columns stand before those of `seen` (..., S, T).
-Tensor with_virtual_columns(const Tensor& seen, int64_t count) {
-  if (count == 0) return seen;
-  auto shape = seen.sizes().vec();
-  shape.back() = count;
-  return at::cat({at::ones(shape, seen.options()), seen}, -1);
-}
-
 /// Which keys each new token may look at, (B or 1, 1, S, virtual + cached + S); undefined when their order says it all.
 /// Of a packed row each sequence has its own; one of `longest` positions serves all.
 Tensor attention_mask(const Batch& batch, const nn::KvCache* cache, int64_t num_prefixed, int64_t longest) {
@@ -35,7 +26,7 @@ Tensor attention_mask(const Batch& batch, const nn::KvCache* cache, int64_t num_
   const int64_t cached = cache != nullptr ? cache->length() : 0;
   const auto options = batch.input_ids_BS.options().dtype(at::kBool);
   if (!batch.attention_mask_BS.defined()) {
-    return num_prefixed == 0 ? Tensor() : with_virtual_columns(at::ones({1, 1, longest, longest}, options).tril(), num_prefixed);
+    return num_prefixed == 0 ? Tensor() : nn::with_virtual_columns(at::ones({1, 1, longest, longest}, options).tril(), num_prefixed);
   }
   const Tensor causal = at::ones({length, cached + length}, options).tril(cached);
   require<ShapeError>(batch.attention_mask_BS.size(1) == cached + length,
@@ -46,97 +37,7 @@ Tensor attention_mask(const Batch& batch, const nn::KvCache* cache, int64_t num_
   const Tensor itself = at::ones({length, cached + length}, options).tril(cached).triu(cached);
   const Tensor sees_nothing = seen.any(-1, /*keepdim=*/true).logical_not();
   const int64_t num_virtual = cache != nullptr ? cache->virtual_tokens() : num_prefixed;
-  return with_virtual_columns(at::logical_or(seen, at::logical_and(itself, sees_nothing)), num_virtual);
-}
-
-/// What stands before the tokens of a pass, in the compute type; nothing of what a cache holds already.
-struct VirtualTokens {
-  Tensor embeddings_PD;               ///< undefined: none
-  std::vector<PrefixKeys> by_layer;  ///< empty: none
-  int64_t prefixed() const { return by_layer.empty() ? 0 : by_layer.front().k_GPK.size(1); }
-};
-
-VirtualTokens virtual_tokens(const nn::PromptSlotImpl* prompts, const nn::KvCache* cache, at::ScalarType dtype) {
-  VirtualTokens tokens;
-  if (prompts == nullptr || (cache != nullptr && cache->virtual_tokens() > 0)) return tokens;
-  if (const auto prompt = prompts->embeddings()) tokens.embeddings_PD = prompt->values();
-  if (const auto prefix = prompts->prefix()) {
-    const auto parts = prefix->values().to(dtype).unbind(0);
-    for (size_t i = 0; i < parts.size(); i += 2) tokens.by_layer.push_back({parts[i], parts[i + 1]});
-  }
-  return tokens;
-}
-
-/// Puts prefix keys into a cache, where they stay.
-void fill(nn::KvCache& cache, const std::vector<PrefixKeys>& by_layer, int64_t rows) {
-  if (by_layer.empty()) return;
-  const auto of_all_rows = [rows](const Tensor& x_GPK) { return x_GPK.unsqueeze(0).expand({rows, -1, -1, -1}); };
-  for (size_t i = 0; i < by_layer.size(); ++i) {
-    cache.append(static_cast<int64_t>(i), of_all_rows(by_layer[i].k_GPK), of_all_rows(by_layer[i].v_GPK));
-  }
-  cache.advance_virtual(by_layer.front().k_GPK.size(1));
-}
-
-/// A batch whose sequences begin with embeddings of virtual tokens.
-struct Prompted {
-  Batch batch;    ///< of the longer rows; only the form of its ids has a meaning
-  Tensor x_BSD;
-  Tensor real_N, last_N;  ///< of a packed row: where its real tokens stand, and the last virtual one before each sequence
-};
-
-Prompted with_embeddings(const Batch& given, const Tensor& x_BSD, const Tensor& prompt_PD) {
-  const int64_t rows = x_BSD.size(0), count = prompt_PD.size(0);
-  const auto before = [&](const Tensor& values_BS, const Tensor& virtual_P) {
-    return at::cat({virtual_P.to(values_BS.options()).unsqueeze(0).expand({rows, -1}), values_BS}, 1);
-  };
-  Prompted result{given, Tensor(), Tensor(), Tensor()};
-  Batch& batch = result.batch;
-  if (given.segment_lengths.empty()) {
-    result.x_BSD = at::cat({prompt_PD.to(x_BSD.scalar_type()).unsqueeze(0).expand({rows, -1, -1}), x_BSD}, 1);
-    batch.input_ids_BS = before(given.input_ids_BS, at::zeros({count}));
-    if (given.attention_mask_BS.defined()) batch.attention_mask_BS = before(given.attention_mask_BS, at::ones({count}));
-    if (given.position_ids_BS.defined()) {
-      batch.position_ids_BS = before(given.position_ids_BS.add(count), at::arange(count));
-    }
-    return result;
-  }
-  std::vector<int64_t> source, real, last;  // of each place: a virtual token, or a real one behind those
-  int64_t token = 0;
-  for (int64_t& length : batch.segment_lengths) {
-    for (int64_t i = 0; i < count; ++i) source.push_back(i);
-    last.push_back(static_cast<int64_t>(source.size()) - 1);
-    for (int64_t i = 0; i < length; ++i) {
-      real.push_back(static_cast<int64_t>(source.size()));
-      source.push_back(count + token++);
-    }
-    length += count;
-  }
-  const auto device = x_BSD.device();
-  const Tensor all = at::cat({prompt_PD.to(x_BSD.scalar_type()), x_BSD.squeeze(0)});
-  result.x_BSD = all.index_select(0, at::tensor(source, at::kLong).to(device)).unsqueeze(0);
-  result.real_N = at::tensor(real, at::kLong).to(device);
-  result.last_N = at::tensor(last, at::kLong).to(device);
-  batch.input_ids_BS = at::zeros({1, static_cast<int64_t>(source.size())}, given.input_ids_BS.options());
-  return result;
-}
-
-/// The states of real tokens, and of the last virtual one before each sequence; `count` virtual tokens are embedded.
-nn::PredictingStates taken_apart(const Tensor& states_BSD, const Prompted& prompted, int64_t count) {
-  if (count == 0) return {states_BSD, Tensor()};
-  if (!prompted.real_N.defined()) return {states_BSD.slice(1, count), states_BSD.select(1, count - 1)};
-  return {states_BSD.index_select(1, prompted.real_N), states_BSD.squeeze(0).index_select(0, prompted.last_N)};
-}
-
-/// A packed batch is one row of sequences, for training.
-void check_packed(const Batch& batch, const nn::KvCache* cache) {
-  const auto& lengths = batch.segment_lengths;
-  const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
-  const bool positive = std::all_of(lengths.begin(), lengths.end(), [](int64_t length) { return length > 0; });
-  require<ShapeError>(positive && batch.input_ids_BS.size(0) == 1 && tokens == batch.input_ids_BS.size(1),
-                      "[llama] a packed batch must be one row whose segment lengths are positive and add up to it; found {} "
-                      "rows of {} tokens and segments of {} in all", batch.input_ids_BS.size(0), batch.input_ids_BS.size(1), tokens);
-  require<ShapeError>(cache == nullptr && !batch.attention_mask_BS.defined() && !batch.position_ids_BS.defined(),
-                      "[llama] a packed batch must have no cache, mask or position ids: its segments say it all");
+  return nn::with_virtual_columns(at::logical_or(seen, at::logical_and(itself, sees_nothing)), num_virtual);
 }
 
 /// Rotary tables reach to the padded length of the longest class.
@@ -187,39 +88,6 @@ Tensor attend_with_prefix(const ops::Heads& heads, const Tensor& mask, const Pre
   };
   return masked_attention({heads.q_BHSK, extended(prefix.k_GPK, heads.k_BGSK), extended(prefix.v_GPK, heads.v_BGSK)}, mask,
                           /*causal=*/false);
-}
-
-/// The layers that keep their weights in few bits, by their parameters.
-std::map<const at::TensorImpl*, nn::LinearImpl*> layers_in_few_bits(LlamaForCausalLMImpl& model) {
-  std::map<const at::TensorImpl*, nn::LinearImpl*> layers;
-  for (const auto& module : model.modules(/*include_self=*/false)) {
-    auto* linear = module->as<nn::LinearImpl>();
-    if (linear != nullptr && linear->options.parameters.quantization) layers.emplace(linear->weight.unsafeGetTensorImpl(), linear);
-  }
-  return layers;
-}
-
-/// Hugging Face's rule for fresh weights: norms one, biases zero, everything else normal. Weights in few bits are those of
-/// a plain model, drawn and quantised one by one.
-void initialize(LlamaForCausalLMImpl& model) {
-  const torch::NoGradGuard no_grad;
-  const auto in_few_bits = layers_in_few_bits(model);
-  for (auto& entry : model.named_parameters()) {
-    const auto layer = in_few_bits.find(entry.value().unsafeGetTensorImpl());
-    if (layer != in_few_bits.end()) {
-      const Tensor drawn = at::empty(entry.value().sizes(), entry.value().options()).normal_(0, model.config.initializer_range);
-      layer->second->quantize_weight(ops::QuantizedTensor::quantize(drawn, *layer->second->options.parameters.quantization));
-      continue;
-    }
-    const bool is_tied_twin = entry.key() == "lm_head.weight" && model.config.tie_word_embeddings;
-    if (entry.key().ends_with("norm.weight")) {
-      entry.value().fill_(1);
-    } else if (entry.key().ends_with(".bias")) {
-      entry.value().zero_();
-    } else if (!is_tied_twin) {
-      entry.value().normal_(0, model.config.initializer_range);
-    }
-  }
 }
 
 }  // namespace
@@ -348,13 +216,13 @@ nn::PredictingStates LlamaModelImpl::forward(const Batch& given, nn::KvCache* ca
                                              const nn::PromptSlotImpl* prompts) {
   const at::Device device = given.input_ids_BS.device();
   const auto dtype = compute_dtype(device.type(), embed_tokens->weight.scalar_type());
-  if (!given.segment_lengths.empty()) check_packed(given, cache);
+  if (!given.segment_lengths.empty()) nn::check_packed(given, cache, "llama");
 
-  const VirtualTokens tokens = virtual_tokens(prompts, cache, dtype);
-  if (cache != nullptr) fill(*cache, tokens.by_layer, given.input_ids_BS.size(0));
-  Prompted prompted{given, embed_tokens->forward(given.input_ids_BS), Tensor(), Tensor()};
+  const nn::VirtualTokens tokens = nn::virtual_tokens(prompts, cache, dtype);
+  if (cache != nullptr) nn::fill(*cache, tokens.by_layer, given.input_ids_BS.size(0));
+  nn::Prompted prompted{given, embed_tokens->forward(given.input_ids_BS)};
   const int64_t num_embedded = tokens.embeddings_PD.defined() ? tokens.embeddings_PD.size(0) : 0;
-  if (num_embedded > 0) prompted = with_embeddings(given, prompted.x_BSD, tokens.embeddings_PD);
+  if (num_embedded > 0) prompted = nn::with_embeddings(given, prompted.x_BSD, tokens.embeddings_PD);
   const Batch& batch = prompted.batch;
 
   AttentionContext context;
@@ -399,7 +267,7 @@ nn::PredictingStates LlamaModelImpl::forward(const Batch& given, nn::KvCache* ca
     cache->advance_virtual(num_embedded);
     cache->advance(length - num_embedded);
   }
-  return taken_apart(norm->forward_sum(stream.x_BSD, stream.pending_BSD, fast).second, prompted, num_embedded);
+  return nn::taken_apart(norm->forward_sum(stream.x_BSD, stream.pending_BSD, fast).second, prompted, num_embedded);
 }
 
 bool LlamaModelImpl::keeps_rows_apart(const nn::FastPaths& fast) const {
@@ -424,7 +292,7 @@ LlamaForCausalLMImpl::LlamaForCausalLMImpl(const LlamaConfig& config_, const nn:
   lm_head = register_module("lm_head", linear(config.hidden_size, config.vocab_size, false, resident));
   if (config.tie_word_embeddings) lm_head->tie_weight(model->embed_tokens->weight);
   head_group_ = nn::LinearGroup({lm_head});
-  if (parameters.initialize) initialize(*this);
+  if (parameters.initialize) nn::initialize(*this, config.initializer_range, config.tie_word_embeddings ? "lm_head.weight" : "");
 }
 
 Tensor LlamaForCausalLMImpl::hidden(const Batch& batch, nn::KvCache* cache) {

@@ -5,12 +5,12 @@
 #include "lora/core/path.h"
 #include "lora/data/tokenizer.h"
 #include "lora/models/llama/model.h"
-#include "lora/models/options.h"
+#include "lora/nn/model_weights.h"
 
 namespace lora::llama {
 
-using models::LoadOptions;
-using models::SaveOptions;
+using nn::LoadOptions;
+using nn::SaveOptions;
 
 /// Loads a model directory in Hugging Face's layout (config.json, model.safetensors or shards), tensor by tensor into
 /// the wanted type and device. Every weight must be there, in its shape, and nothing else (rotary_emb.inv_freq aside);

@@ -33,11 +33,8 @@ struct AttentionContext {
   int64_t num_prefixed = 0;      ///< virtual keys before each sequence's own, where there is no cache to hold them
 };
 
-/// Keys and values of virtual tokens in one layer, (G, P, K); undefined: none. Apart from the context, since gradients reach
-/// them through recomputation.
-struct PrefixKeys {
-  Tensor k_GPK, v_GPK;
-};
+/// Apart from the context, since gradients reach them through recomputation.
+using nn::PrefixKeys;
 
 /// The stream of hidden states between layers: what is there, and what the last block adds to it, not yet added.
 struct Residual {
@@ -130,6 +127,7 @@ class LlamaForCausalLMImpl : public nn::CausalLMImpl {
   std::vector<int64_t> end_ids() const override { return config.eos_token_ids; }
   std::string model_type() const override { return "llama"; }
   std::string model_class() const override { return "LlamaForCausalLM"; }
+  std::vector<std::string> default_targets() const override { return {"q_proj", "v_proj"}; }
   std::optional<nn::PromptShape> prompt_shape() const override;
   Tensor input_embeddings() override { return model->embed_tokens->weight; }
   int64_t independent_rows() override;
