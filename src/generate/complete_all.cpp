@@ -152,12 +152,12 @@ std::vector<int64_t> next_ids(const std::vector<Row>& rows, int64_t num_sequence
 
 void Run::decode(const std::vector<int64_t>& indices) {
   std::vector<Row> rows;
-  std::vector<std::span<const int64_t>> prompt_ids;
+  std::vector<const PromptRow*> prompts;
   for (const int64_t index : indices) {
     rows.push_back({.index = index, .decoder = decoder_of(prompts_[index]), .first = std::ssize(rows)});
-    prompt_ids.emplace_back(prompts_[index].ids);
+    prompts.push_back(&prompts_[index]);
   }
-  PaddedBatch batch(model_, prompt_ids, device_);
+  PaddedBatch batch(model_, prompts, device_);
   while (true) {
     take(rows, batch.logits());
     deliver_ended(rows);
@@ -181,8 +181,10 @@ void Run::deliver(int64_t index, Generation generation) {
 }
 
 std::vector<Generation> Run::results() && {
+  Generation nothing;
+  nothing.finish_reason = "length";
   for (int64_t i = 0; i < std::ssize(prompts_); ++i) {
-    if (limit_of(prompts_[i]) <= 0) deliver(i, {.finish_reason = "length"});
+    if (limit_of(prompts_[i]) <= 0) deliver(i, nothing);
   }
   for (const auto& indices : batches()) decode(indices);
   return std::move(results_);

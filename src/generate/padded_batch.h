@@ -4,9 +4,9 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <span>
 #include <vector>
 
+#include "lora/generate/complete_all.h"
 #include "lora/nn/causal_lm.h"
 
 namespace lora::generate {
@@ -16,7 +16,7 @@ namespace lora::generate {
 class PaddedBatch {
  public:
   /// Runs the prompts; `logits` are those after them.
-  PaddedBatch(nn::CausalLMImpl& model, const std::vector<std::span<const int64_t>>& prompts, const at::Device& device);
+  PaddedBatch(nn::CausalLMImpl& model, const std::vector<const PromptRow*>& prompts, const at::Device& device);
   const at::Tensor& logits() const { return logits_NV_; }
   int64_t size() const { return static_cast<int64_t>(padding_.size()); }
   /// Whether every sequence can take one more token without leaving the model's positions, padding included.
@@ -27,7 +27,8 @@ class PaddedBatch {
   void keep(const std::vector<int64_t>& sequences);
 
  private:
-  void run(const at::Tensor& ids_NS);
+  /// Runs (N, S) more tokens; `rows`: for messages.
+  void run(const at::Tensor& ids_NS, const std::vector<int64_t>& rows = {});
 
   nn::CausalLMImpl& model_;
   at::Device device_;

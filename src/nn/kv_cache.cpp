@@ -21,7 +21,8 @@ at::Tensor extended(at::Tensor& store, int64_t used, const at::Tensor& added) {
   return store.narrow(2, 0, needed);
 }
 
-at::Tensor with_rows(const at::Tensor& store, int64_t used, const at::Tensor& rows_N) {
+at::Tensor with_rows(const at::Tensor& store, int64_t used, const std::vector<int64_t>& rows) {
+  const at::Tensor rows_N = at::tensor(rows, at::kLong).to(store.device());
   auto shape = store.sizes().vec();
   shape[0] = rows_N.size(0);
   at::Tensor chosen = at::empty(shape, store.options());
@@ -53,12 +54,12 @@ void KvCache::cut_back(int64_t length) {
   length_ = length;
 }
 
-void KvCache::select_rows(const at::Tensor& rows_N) {
+void KvCache::select_rows(const std::vector<int64_t>& rows) {
   const int64_t used = virtual_tokens_ + length_;
   for (Layer& held : layers_) {
     if (!held.key_BGSK.defined()) continue;
-    held.key_BGSK = with_rows(held.key_BGSK, used, rows_N);
-    held.value_BGSK = with_rows(held.value_BGSK, used, rows_N);
+    held.key_BGSK = with_rows(held.key_BGSK, used, rows);
+    held.value_BGSK = with_rows(held.value_BGSK, used, rows);
   }
 }
 

@@ -217,7 +217,7 @@ TEST_CASE("prompts of one length need no mask", "[generate]") {
 
 TEST_CASE("short rows go on to the model's end beside long ones", "[generate]") {
   for (const bool has_prefix : {false, true}) {
-    SeenLlama model({{"max_position_embeddings", "32"}});
+    SeenLlama model(Fields{{"max_position_embeddings", "32"}});
     if (has_prefix) adapt(model, PrefixOptions{.num_virtual_tokens = 4});
     const auto rows = prompts();
     const auto expected = one_by_one(model, rows, options_with(100));

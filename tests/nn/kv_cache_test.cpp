@@ -84,10 +84,10 @@ TEST_CASE("rows of a cache leave, change places and multiply", "[nn]") {
   KvCache cache(2);  // the second layer holds nothing
   append_rows(cache, {{0, 1}, {10, 11}, {20, 21}});
   cache.advance(2);
-  cache.select_rows(at::tensor({2, 0, 0, 1}, at::kLong));
+  cache.select_rows({2, 0, 0, 1});
   CHECK(cache.length() == 2);
   CHECK(held(cache, 4) == Rows{{20, 21, 99}, {0, 1, 99}, {0, 1, 99}, {10, 11, 99}});
-  cache.select_rows(at::tensor({3}, at::kLong));
+  cache.select_rows({3});
   CHECK(held(cache, 1) == Rows{{10, 11, 99}});
 }
 
