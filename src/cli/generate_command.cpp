@@ -68,11 +68,12 @@ int GenerateCommand::run() const {
   const auto generation = generate::complete(*loaded.model, ids, all_options, loaded.device);
   const formats::Json text = text_of(generation, loaded);
   if (json) {
-    const formats::Json result = {{"text", text},
-                                  {"token_ids", generation.token_ids},
-                                  {"logprobs", generation.logprobs},
-                                  {"score", generation.score},
-                                  {"finish_reason", generation.finish_reason}};
+    formats::Json result = {{"text", text},
+                            {"token_ids", generation.token_ids},
+                            {"logprobs", generation.logprobs},
+                            {"score", generation.score},
+                            {"finish_reason", generation.finish_reason}};
+    if (options.beams.num_beams > 1) result["beam_score"] = generation.beam_score;
     fmt::print("{}\n", result.dump());
   } else {
     fmt::print("{}\n", text.is_null() ? fmt::format("{}", fmt::join(generation.token_ids, ",")) : text.get<std::string>());
@@ -96,6 +97,14 @@ void add_generate_command(CLI::App& program, Action& action) {
   command->add_option("--temperature", state->options.sampling.temperature, "0 is greedy")->capture_default_str();
   command->add_option("--top-k", state->options.sampling.top_k, "Only the k likeliest tokens; 0: all")->capture_default_str();
   command->add_option("--top-p", state->options.sampling.top_p, "Only tokens within this probability mass")->capture_default_str();
+  command->add_option("--repetition-penalty", state->options.repetition_penalty,
+                      "Above 1: tokens of prompt and answer become less likely; 1: off")
+      ->capture_default_str();
+  command->add_option("--num-beams", state->options.beams.num_beams, "Beam search with so many beams, at temperature 0; 1: none")
+      ->capture_default_str();
+  command->add_option("--length-penalty", state->options.beams.length_penalty,
+                      "Of a beam search: above 0 for longer answers, below 0 for shorter ones")
+      ->capture_default_str();
   command->add_option("--seed", state->options.seed, "Of the sampling")->capture_default_str();
   command->add_option("--prompt-lookup-num-tokens", state->options.prompt_lookup_num_tokens,
                       "At temperature 0: most tokens guessed from the text so far and checked in one pass, for speed alone; 0: none")

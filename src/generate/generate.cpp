@@ -7,7 +7,9 @@
 
 #include "core/check.h"
 #include "generate/check_tokens.h"
+#include "generate/next_token.h"
 #include "generate/prompt_lookup.h"
+#include "lora/generate/complete_all.h"
 #include "nn/eval_mode.h"
 
 // Legend: N rows, D model, V vocabulary.
@@ -16,11 +18,7 @@ namespace {
 
 void check(nn::CausalLMImpl& model, const std::vector<int64_t>& prompt_ids,
            const GenerateOptions& options) {
-  check_options(options.sampling);
-  require<ConfigError>(options.max_new_tokens >= 0, "[max_new_tokens] must be at least 0; found {}",
-                       options.max_new_tokens);
-  require<ConfigError>(options.prompt_lookup_num_tokens >= 0, "[prompt_lookup_num_tokens] must be at least 0; found {}",
-                       options.prompt_lookup_num_tokens);
+  check_options(options);
   require<DataError>(!prompt_ids.empty(),
                      "[prompt] must have at least one token; found none; without text a prompt is "
                      "the tokenizer's begin token");
@@ -42,20 +40,15 @@ int64_t most_guesses(nn::CausalLMImpl& model, const GenerateOptions& options) {
   return std::min(options.prompt_lookup_num_tokens, model.independent_rows() - 1);
 }
 
-bool is_stop(const GenerateOptions& options, int64_t id) {
-  return std::ranges::find(options.stop_ids, id) != options.stop_ids.end();
-}
-
-/// Adds the tokens that logits (N, V) choose after the last token and after each guessed one, up to the first that was not
-/// guessed, or an end token. Returns how many.
+/// Adds the tokens that logits (N, V) choose after `ids` and after each guessed one, up to the first that was not guessed, or
+/// an end. Returns how many.
 int64_t add_tokens(const at::Tensor& logits_NV, const std::vector<int64_t>& guess, const GenerateOptions& options,
-                   SplitMix64& random, Generation& result) {
+                   SplitMix64& random, std::vector<int64_t>& ids, Generation& result) {
   for (int64_t row = 0;; ++row) {
-    const SampledToken token = sample_token(logits_NV.select(0, row), options.sampling, random);
-    result.token_ids.push_back(token.id);
-    result.logprobs.push_back(token.logprob);
-    result.score += token.logprob;
-    if (is_stop(options, token.id)) result.finish_reason = "stop";
+    const auto num_new = static_cast<int64_t>(result.token_ids.size());
+    const SampledToken token = next_token(logits_NV.select(0, row), ids, num_new, options, random);
+    ids.push_back(token.id);
+    add_token(token, options, result);
     const bool is_last = row == static_cast<int64_t>(guess.size()) || guess[row] != token.id;
     if (is_last || result.finish_reason == "stop") return row + 1;
   }
@@ -79,12 +72,12 @@ Generation complete(nn::CausalLMImpl& model, const std::vector<int64_t>& prompt_
   Generation result;
   result.finish_reason = "length";
   std::vector<int64_t> ids = prompt_ids, unseen_ids = prompt_ids, guess;
+  if (left > 0 && options.beams.num_beams > 1) return complete_all(model, {{{.ids = prompt_ids}}}, options, {}, device).front();
   while (left > 0 && result.finish_reason != "stop") {
     const auto checked = static_cast<int64_t>(guess.size()) + 1;
     const at::Tensor states_ND = last_states(model, unseen_ids, checked, cache, device);
-    const int64_t added = add_tokens(model.logits_of(states_ND), guess, options, random, result);
+    const int64_t added = add_tokens(model.logits_of(states_ND), guess, options, random, ids, result);
     left -= added;
-    ids.insert(ids.end(), result.token_ids.end() - added, result.token_ids.end());
     if (!guess.empty()) {
       lookup.learn(/*right=*/added - 1);
       cache.cut_back(static_cast<int64_t>(ids.size()) - 1);  // the last token has yet to pass through

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "generate/distribution.h"
 
 // Legend: V vocabulary.
 namespace lora::generate {
@@ -73,6 +74,13 @@ int64_t draw(const std::vector<Candidate>& candidates, SplitMix64& random) {
   return candidates[chosen].id;
 }
 
+int64_t index_of_greatest(std::span<const float> values) { return std::ranges::max_element(values) - values.begin(); }
+
+void check_scores(std::span<const float> scores, size_t vocabulary) {
+  require<ShapeError>(scores.size() == vocabulary, "[scores] must be one value per token, {}; found {}", vocabulary, scores.size());
+  require_choice(std::ranges::any_of(scores, [](float score) { return std::isfinite(score); }));
+}
+
 int64_t choose(std::span<const float> logits, int64_t likeliest, const SamplingOptions& options, SplitMix64& random) {
   if (options.temperature == 0) return likeliest;
   std::vector<Candidate> candidates = all_candidates(logits, options.temperature);
@@ -97,6 +105,11 @@ void check_options(const SamplingOptions& options) {
 
 SampledToken sample_token(const at::Tensor& logits_V, const SamplingOptions& options,
                           SplitMix64& random) {
+  return sample_token(logits_V, {}, options, random);
+}
+
+SampledToken sample_token(const at::Tensor& logits_V, std::span<const float> scores, const SamplingOptions& options,
+                          SplitMix64& random) {
   check_options(options);
   require<ShapeError>(logits_V.dim() == 1 && logits_V.size(0) > 0,
                       "[logits] must be one value per token; found the shape {}",
@@ -104,15 +117,16 @@ SampledToken sample_token(const at::Tensor& logits_V, const SamplingOptions& opt
   const at::Tensor host_V = logits_V.detach().to(at::kCPU, at::kFloat).contiguous();
   const std::span<const float> logits(host_V.const_data_ptr<float>(),
                                       static_cast<size_t>(host_V.numel()));
-  const int64_t likeliest = std::ranges::max_element(logits) - logits.begin();
+  int64_t likeliest = index_of_greatest(logits);
   const at::Tensor logprobs_V = at::log_softmax(host_V, 0);
   const float* logprobs = logprobs_V.const_data_ptr<float>();
   // NaN reaches every log-probability; infinity minus infinity, the greatest one's, is NaN.
-  require<NonFiniteError>(!std::isnan(logprobs[likeliest]),
-                          "[logits] must be finite or -infinity, and not all the latter; found "
-                          "NaN, +infinity or nothing finite; look for broken weights with `lora "
-                          "inspect`, or run in fp32 or bf16");
-  const int64_t id = choose(logits, likeliest, options, random);
+  require_distribution(!std::isnan(logprobs[likeliest]));
+  if (!scores.empty()) {
+    check_scores(scores, logits.size());
+    likeliest = index_of_greatest(scores);
+  }
+  const int64_t id = choose(scores.empty() ? logits : scores, likeliest, options, random);
   return {id, static_cast<double>(logprobs[id])};
 }
 

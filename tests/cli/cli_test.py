@@ -651,6 +651,20 @@ class CliTest(unittest.TestCase):
         self.assertEqual(self.run_command(*command, 3), self.run_command(*command, 0))
         self.assertIn("prompt_lookup_num_tokens", self.run_command(*command, -1, code=2))
 
+    def test_generate_penalizes_and_searches(self):
+        command = ["generate", "--model", BASE, "--prompt-ids", "1,17,42,9", "--max-new-tokens", 12, "--json"]
+        plain, penalized = (json.loads(self.run_command(*command, *more)) for more in ([], ["--repetition-penalty", 5]))
+        self.assertLess(len(set(plain["token_ids"])), 12)
+        self.assertEqual(len(set(penalized["token_ids"]) | {1, 17, 42, 9}), 16)
+        self.assertNotIn("beam_score", plain)
+        beams = json.loads(self.run_command(*command, "--num-beams", 4, "--length-penalty", 2))
+        self.assertAlmostEqual(beams["beam_score"], beams["score"] / len(beams["token_ids"]) ** 2, delta=1e-4)
+        self.assertGreaterEqual(beams["score"], plain["score"] - 1e-4)
+        self.assertIn("temperature", self.run_command(*command, "--num-beams", 2, "--temperature", 1, code=2))
+        self.assertIn("repetition_penalty", self.run_command(*command, "--repetition-penalty", 0, code=2))
+        self.assertIn("num_beams", self.run_command(*command, "--num-beams", 1_000_000_000, code=2))
+        self.assertIn("num_beams", self.run_command(*command, "--num-beams", 0, code=2))
+
     def test_bench_measures_a_run_file_and_leaves_nothing(self):
         before = sorted(self.folder.rglob("*"))
         result = json.loads(self.run_command("bench", "-c", "run.yaml", "--steps", 2, "--new-tokens", 3, "--threads", 1, "--json"))

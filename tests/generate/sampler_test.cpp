@@ -243,3 +243,17 @@ TEST_CASE("logits of another rank are refused", "[generate]") {
   CHECK_THROWS_AS(sample_token(at::zeros({1, 4}), {}, random), lora::ShapeError);
   CHECK_THROWS_AS(sample_token(at::zeros({0}), {}, random), lora::ShapeError);
 }
+
+TEST_CASE("scores choose, logits give the log-probability", "[generate]") {
+  const at::Tensor logits_V = tensor_of({1, 2, 4});
+  const float never = -std::numeric_limits<float>::infinity();
+  SplitMix64 random(1);
+  const std::vector<float> scores{5, 3, never};
+  const SampledToken greedy_one = sample_token(logits_V, scores, {}, random);
+  CHECK(greedy_one.id == 0);
+  CHECK(greedy_one.logprob == Approx(1 - std::log(std::exp(1) + std::exp(2) + std::exp(4))).margin(1e-6));
+  for (int i = 0; i < 200; ++i) CHECK(sample_token(logits_V, scores, {.temperature = 50}, random).id != 2);
+  const std::vector<float> none(3, never), few{1, 2};
+  CHECK_THROWS_AS(sample_token(logits_V, none, {}, random), lora::ConfigError);
+  CHECK_THROWS_AS(sample_token(logits_V, few, {}, random), lora::ShapeError);
+}

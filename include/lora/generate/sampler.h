@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <span>
 
 #include "lora/core/random.h"
 
@@ -27,5 +28,10 @@ void check_options(const SamplingOptions& options);
 /// give equal tokens on every platform. Throws NonFiniteError when the logits have no distribution (NaN, +infinity,
 /// all -infinity), ConfigError as check_options. Source of the cuts: Meta's Llama 2 sample_top_p.
 SampledToken sample_token(const at::Tensor& logits_V, const SamplingOptions& options, SplitMix64& random);
+
+/// The same by scores (V) that rules made of the logits, whose log-probability is returned; empty: the logits themselves.
+/// -infinity is never chosen; ConfigError when nothing else is there.
+SampledToken sample_token(const at::Tensor& logits_V, std::span<const float> scores, const SamplingOptions& options,
+                          SplitMix64& random);
 
 }  // namespace lora::generate

@@ -29,7 +29,8 @@ struct PredictingStates {
 class CausalLMImpl : public torch::nn::Module {
  public:
   /// States before the output head, (B, S, D). With a cache the batch holds only the new tokens, whose positions
-  /// follow those in the cache.
+  /// follow those in the cache; its attention mask, where there is one, covers the cache too, and what is masked there or
+  /// here takes no position.
   virtual Tensor hidden(const Batch& batch, KvCache* cache = nullptr) = 0;
   /// The same without a cache, with those of virtual tokens that predict. A model that takes embeddings of virtual tokens
   /// overrides it.

@@ -30,6 +30,10 @@ class KvCache {
   void advance_virtual(int64_t tokens) { virtual_tokens_ += tokens; }
   /// Forgets all tokens from `length` on, never virtual ones. Throws ShapeError unless length is at least 0 and at most what is held.
   void cut_back(int64_t length);
+  /// Row i becomes what row rows[i] was: rows leave, change places or multiply.
+  void select_rows(const std::vector<int64_t>& rows);
+  /// Forgets the first `count` tokens, never virtual ones: padding that no row has any more. Throws ShapeError as cut_back.
+  void drop_first(int64_t count);
 
   /// The model's own; null: none.
   std::shared_ptr<const CacheNotes> notes;

@@ -46,9 +46,20 @@ int64_t table_length(const ops::Segments& segments, int64_t length) {
   return length;
 }
 
-/// (B or 1, S): what rotary tables are made for. first: the position of the first new token.
-Tensor positions_of(const Batch& batch, const ops::Segments& segments, int64_t first, int64_t num_virtual, int64_t length) {
+/// (B, S): how many real tokens stand before each of the last `length`.
+Tensor positions_without_padding(const Tensor& mask_BT, int64_t length) {
+  const Tensor place_BT = mask_BT.to(at::kLong).cumsum(1) - 1;
+  return place_BT.clamp_min(0).slice(1, place_BT.size(1) - length);
+}
+
+/// (B or 1, S): what rotary tables are made for. first: the position of the first new token. As in transformers, padding
+/// takes no position when generating, and does otherwise.
+Tensor positions_of(const Batch& batch, const ops::Segments& segments, int64_t first, int64_t num_virtual, int64_t length,
+                    bool has_cache) {
   if (batch.position_ids_BS.defined()) return batch.position_ids_BS + num_virtual;
+  if (has_cache && batch.attention_mask_BS.defined()) {
+    return positions_without_padding(batch.attention_mask_BS, length) + num_virtual;
+  }
   if (segments.by_bounds()) return segments.position_1N;
   return at::arange(first, first + table_length(segments, length), batch.input_ids_BS.options()).unsqueeze(0);
 }
@@ -243,7 +254,7 @@ nn::PredictingStates LlamaModelImpl::forward(const Batch& given, nn::KvCache* ca
                       "[llama] a sequence must fit the model's {} positions, virtual tokens included; found {}; shorten the rows "
                       "or use a model with a longer context",
                       max_positions_, first + length);
-  std::tie(context.cos, context.sin) = rotary_.at(positions_of(batch, context.segments, first, num_virtual, length));
+  std::tie(context.cos, context.sin) = rotary_.at(positions_of(batch, context.segments, first, num_virtual, length, cache != nullptr));
   context.mask = attention_mask(batch, cache, context.num_prefixed, table_length(context.segments, length));
   context.causal = length > 1;
   context.cache = cache;
