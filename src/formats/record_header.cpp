@@ -18,7 +18,8 @@ std::string digest_of(const Json& content) {
 class Fields {
  public:
   Fields(const Json& object, std::string_view where) : object_(object), where_(where) {
-    require<FormatError>(object.is_object(), "[{}] a record header must be made of objects; found {}", where_, object.type_name());
+    require<FormatError>(object.is_object(), "[{}] a record header must be made of objects; found {}", where_,
+                         object.type_name());
   }
 
   const Json& at(const char* key) const {
@@ -73,13 +74,14 @@ void check_sums(const RecordHeader& header, std::string_view where) {
   int64_t rows = 0, tokens = 0;
   for (const auto& shard : header.shards) {
     const bool fits = shard.rows > 0 && shard.tokens >= shard.rows && shard.tokens <= INT64_MAX - tokens;
-    require<FormatError>(fits, "[{}] shards must have rows with tokens; found one with {} rows, {} tokens", where, shard.rows, shard.tokens);
+    require<FormatError>(fits, "[{}] shards must have rows with tokens; found one with {} rows, {} tokens", where,
+                         shard.rows, shard.tokens);
     rows += shard.rows;
     tokens += shard.tokens;
   }
   require<FormatError>(rows == header.rows && tokens == header.tokens && rows > 0,
-                       "[{}] the shards must make up the set's {} rows, {} tokens; found {} and {}", where, header.rows, header.tokens,
-                       rows, tokens);
+                       "[{}] the shards must make up the set's {} rows, {} tokens; found {} and {}", where, header.rows,
+                       header.tokens, rows, tokens);
 }
 
 }  // namespace
@@ -92,12 +94,14 @@ std::string record_header_text(const RecordHeader& header) {
 RecordHeader parse_record_header(std::string_view text, std::string_view where) {
   const Json json = parse_json(text, where);
   const Fields outer(json, where);
-  require<FormatError>(outer.text("kind") == "lora records", "[{}] must be the header of a record set; it is of something else", where);
+  require<FormatError>(outer.text("kind") == "lora records",
+                       "[{}] must be the header of a record set; it is of something else", where);
   require<FormatError>(outer.text("digest") == digest_of(outer.at("content")),
                        "[{}] the header must have its digest; it is damaged; prepare the data again", where);
   const Fields content(outer.at("content"), where);
-  require<FormatError>(content.count("version") == kVersion, "[{}] must be of version {}; found {}; prepare the data again", where,
-                       kVersion, content.at("version").dump());
+  require<FormatError>(content.count("version") == kVersion,
+                       "[{}] must be of version {}; found {}; prepare the data again", where, kVersion,
+                       content.at("version").dump());
   RecordHeader header;
   header.set = content.text("set");
   header.format = content.text("format");
@@ -113,7 +117,8 @@ RecordHeader parse_record_header(std::string_view text, std::string_view where) 
                    .bad_rows = static_cast<uint64_t>(statistics.count("bad_rows")),
                    .truncated = static_cast<uint64_t>(statistics.count("truncated"))};
   const Json& shards = content.at("shards");
-  require<FormatError>(shards.is_array() && shards.size() <= kMostShards, "[{}] shards must be a list; found {}", where, shards.type_name());
+  require<FormatError>(shards.is_array() && shards.size() <= kMostShards, "[{}] shards must be a list; found {}", where,
+                       shards.type_name());
   for (const Json& item : shards) {
     const Fields shard(item, where);
     header.shards.push_back({shard.count("rows"), shard.count("tokens"), shard.text("index_digest")});

@@ -20,17 +20,21 @@ std::string_view bytes_of(const T* values, size_t count) {
   return {reinterpret_cast<const char*>(values), count * sizeof(T)};
 }
 
-void set_digest(std::array<char, kDigestBytes>& target, std::string_view text) { std::ranges::copy(text, target.begin()); }
+void set_digest(std::array<char, kDigestBytes>& target, std::string_view text) {
+  std::ranges::copy(text, target.begin());
+}
 
 /// Held as long as a writer lives: two that write the same files would spoil both sets.
 class DirectoryLock {
  public:
-  explicit DirectoryLock(const Path& directory) : descriptor_(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
-    require<IoError>(descriptor_ >= 0, "[{}] must be a readable directory; the system says: {}; check the path", directory.string(),
-                     std::generic_category().message(errno));
+  explicit DirectoryLock(const Path& directory)
+      : descriptor_(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    require<IoError>(descriptor_ >= 0, "[{}] must be a readable directory; the system says: {}; check the path",
+                     directory.string(), std::generic_category().message(errno));
     if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0) return;
     ::close(descriptor_);
-    fail<IoError>("[{}] one process at a time can write records here; found another one; wait for it", directory.string());
+    fail<IoError>("[{}] one process at a time can write records here; found another one; wait for it",
+                  directory.string());
   }
   ~DirectoryLock() { ::close(descriptor_); }
   DirectoryLock(const DirectoryLock&) = delete;
@@ -49,14 +53,15 @@ uint64_t size_of(const Path& file) {
 void cut_file(const Path& file, uint64_t bytes) {
   std::error_code error;
   std::filesystem::resize_file(file, bytes, error);
-  require<IoError>(!error, "[{}] must be writable; the system says: {}; check its permissions", file.string(), error.message());
+  require<IoError>(!error, "[{}] must be writable; the system says: {}; check its permissions", file.string(),
+                   error.message());
 }
 
 const Path& created(const Path& directory) {
   std::error_code error;
   std::filesystem::create_directories(directory, error);
-  require<IoError>(!error, "[{}] must be a directory that can be written; the system says: {}; choose another one", directory.string(),
-                   error.message());
+  require<IoError>(!error, "[{}] must be a directory that can be written; the system says: {}; choose another one",
+                   directory.string(), error.message());
   return directory;
 }
 
@@ -67,7 +72,8 @@ struct RecordWriter::State {
     options.block_bytes = std::min(options.block_bytes, options.shard_bytes);
     std::error_code error;
     require<ConfigError>(!std::filesystem::exists(directory / kRecordHeaderFile, error),
-                         "[{}] must hold no records yet; found a whole set; choose another directory", directory.string());
+                         "[{}] must hold no records yet; found a whole set; choose another directory",
+                         directory.string());
     remove_stale_temporaries(directory);
     recover();
   }
@@ -90,7 +96,8 @@ struct RecordWriter::State {
     size_t data_end = sizeof(RecordFileHead), index_end = sizeof(RecordFileHead);
     {
       const MappedFile data(data_file), index(index_file);
-      const RecordShard shard = parse_record_shard_prefix(data.bytes(), index.bytes(), name(number), data_file, index_file);
+      const RecordShard shard =
+          parse_record_shard_prefix(data.bytes(), index.bytes(), name(number), data_file, index_file);
       count_rows(shard);
       if (!shard.index_ends.empty()) {
         index_end = shard.index_ends.back();
@@ -113,7 +120,8 @@ struct RecordWriter::State {
       counts = shard.counts_of_blocks.back();
       last_number = shard.numbers.back();
     }
-    shards.push_back({.rows = static_cast<int64_t>(shard.ends.size()), .tokens = static_cast<int64_t>(begin), .index_digest = {}});
+    shards.push_back(
+        {.rows = static_cast<int64_t>(shard.ends.size()), .tokens = static_cast<int64_t>(begin), .index_digest = {}});
   }
 
   bool remove_shard(size_t number) const {
@@ -169,7 +177,8 @@ struct RecordWriter::State {
   void begin_shard() {
     close_files();
     const size_t number = shards.size();
-    for (const auto& [file, magic] : {std::pair{record_data_file(directory, number), kDataMagic}, std::pair{record_index_file(directory, number), kIndexMagic}}) {
+    for (const auto& [file, magic] : {std::pair{record_data_file(directory, number), kDataMagic},
+                                      std::pair{record_index_file(directory, number), kIndexMagic}}) {
       const RecordFileHead head = record_file_head(magic, name(number));
       OutputFile output(file);
       output.write(bytes_of(&head, 1));
@@ -202,7 +211,8 @@ struct RecordWriter::State {
     header.longest = total.longest;
     header.source = counts_at_end;
     header.shards = shards;
-    for (size_t i = 0; i < shards.size(); ++i) header.shards[i].index_digest = file_digest(record_index_file(directory, i));
+    for (size_t i = 0; i < shards.size(); ++i)
+      header.shards[i].index_digest = file_digest(record_index_file(directory, i));
     write_file_atomically(directory / kRecordHeaderFile, record_header_text(header));
     return header;
   }
@@ -219,7 +229,8 @@ struct RecordWriter::State {
   std::optional<OutputFile> data, index;
 };
 
-RecordWriter::RecordWriter(Path directory, const Options& options) : state_(std::make_unique<State>(std::move(directory), options)) {}
+RecordWriter::RecordWriter(Path directory, const Options& options)
+    : state_(std::make_unique<State>(std::move(directory), options)) {}
 RecordWriter::~RecordWriter() = default;
 RecordWriter::RecordWriter(RecordWriter&&) noexcept = default;
 
@@ -228,7 +239,8 @@ int64_t RecordWriter::last_number() const { return state_->last_number; }
 SourceCounts RecordWriter::counts() const { return state_->counts; }
 
 void RecordWriter::add(std::span<const int32_t> tokens, int64_t number, const SourceCounts& counts) {
-  require<DataError>(!tokens.empty() && number > state_->last_number, "[records] rows must have tokens and growing numbers; found {} tokens, row {} after {}",
+  require<DataError>(!tokens.empty() && number > state_->last_number,
+                     "[records] rows must have tokens and growing numbers; found {} tokens, row {} after {}",
                      tokens.size(), number, state_->last_number);
   state_->add(tokens, number, counts);
 }

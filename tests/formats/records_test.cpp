@@ -39,7 +39,8 @@ SourceCounts counts_at(const Row& row) {
 const RecordWriter::Options kSmall = {.set = kSet, .shard_bytes = 400, .block_bytes = 100};
 
 /// Adds rows until `stop` of them are there; a writer that was cut off is one that is not finished.
-void write(const Path& directory, const std::vector<Row>& rows, size_t stop, const RecordWriter::Options& options = kSmall) {
+void write(const Path& directory, const std::vector<Row>& rows, size_t stop,
+           const RecordWriter::Options& options = kSmall) {
   RecordWriter writer(directory, options);
   for (auto i = static_cast<size_t>(writer.num_rows()); i < std::min(stop, rows.size()); ++i) {
     writer.add(rows[i].tokens, rows[i].number, counts_at(rows[i]));
@@ -51,7 +52,8 @@ void write(const Path& directory, const std::vector<Row>& rows, size_t stop, con
 
 std::map<std::string, std::string> files_of(const Path& directory) {
   std::map<std::string, std::string> files;
-  for (const auto& entry : std::filesystem::directory_iterator(directory)) files[entry.path().filename().string()] = read_file(entry.path());
+  for (const auto& entry : std::filesystem::directory_iterator(directory))
+    files[entry.path().filename().string()] = read_file(entry.path());
   return files;
 }
 
@@ -179,7 +181,8 @@ TEST_CASE("parts of a set are its rows, each once", "[formats][records]") {
       const auto of_shards = read_all(set);
       CHECK(set.num_rows() >= 50 / parts);
       CHECK(set.num_rows() <= 50 / parts + 1);
-      for (int64_t i = 0; i < set.num_rows(); ++i) joined.push_back(of_shards[static_cast<size_t>(set.first_row() + i)]);
+      for (int64_t i = 0; i < set.num_rows(); ++i)
+        joined.push_back(of_shards[static_cast<size_t>(set.first_row() + i)]);
     }
     check_equal(joined, rows);
   }
@@ -230,7 +233,8 @@ TEST_CASE("files of other sets, other places and other vocabularies are refused"
   auto other = kSmall;
   other.set = kOther;
   write(folder / "other", rows, 60, other);
-  std::filesystem::copy_file(folder / "other/shard-00001.records", folder / "set/shard-00001.records", std::filesystem::copy_options::overwrite_existing);
+  std::filesystem::copy_file(folder / "other/shard-00001.records", folder / "set/shard-00001.records",
+                             std::filesystem::copy_options::overwrite_existing);
   CHECK(message().find("shard-00001.records] a record file must belong to its set") != std::string::npos);
 
   replace(folder / "set/shard-00001.records", files.at("shard-00000.records"));
@@ -243,14 +247,16 @@ TEST_CASE("files of other sets, other places and other vocabularies are refused"
   std::filesystem::remove(record_data_file(folder / "set", shards));
 
   std::filesystem::remove(folder / "set/shard-00001.index");
-  CHECK(testing::message_of<IoError>([&] { RecordSet(folder / "set"); }).find("shard-00001.index") != std::string::npos);
+  CHECK(testing::message_of<IoError>([&] { RecordSet(folder / "set"); }).find("shard-00001.index") !=
+        std::string::npos);
 }
 
 TEST_CASE("files that lie about themselves under right digests are refused", "[formats][records]") {
   // One block: head 64 bytes, block 96 (digest 32, tokens' digest 32, rows, tokens, counts), rows of 16.
   const testing::ScratchFolder folder;
   write(folder / "set", {{1, {1, 2}}, {5, {3}}}, 2, {.set = kSet});
-  const std::string data = read_file(folder / "set/shard-00000.records"), index = read_file(folder / "set/shard-00000.index");
+  const std::string data = read_file(folder / "set/shard-00000.records"),
+                    index = read_file(folder / "set/shard-00000.index");
   REQUIRE(index.size() == 64 + 96 + 32);
   const auto refused = [&](size_t at, auto value) {
     std::string changed = index;
@@ -260,11 +266,14 @@ TEST_CASE("files that lie about themselves under right digests are refused", "[f
     std::vector<uint64_t> aligned(data.size() / 8 + 1);
     std::memcpy(aligned.data(), data.data(), data.size());
     const auto bytes = std::as_bytes(std::span(aligned)).first(data.size());
-    return testing::message_of<FormatError>([&] { parse_record_shard(bytes, std::as_bytes(std::span(changed)), {kSet, 0}, 0, "d", "i"); });
+    return testing::message_of<FormatError>([&] {
+      parse_record_shard(bytes, std::as_bytes(std::span(changed)), {kSet, 0}, 0, "d", "i");
+    });
   };
   for (const uint32_t rows : {0u, 1u, 3u, 0xffffffffu}) refused(64 + 64, rows);
   for (const uint32_t tokens : {0u, 2u, 4u, 0xffffffffu}) refused(64 + 68, tokens);
-  CHECK(refused(64 + 96, int64_t{0}).find("[i] a record file must have rows in order at byte 160") != std::string::npos);
+  CHECK(refused(64 + 96, int64_t{0}).find("[i] a record file must have rows in order at byte 160") !=
+        std::string::npos);
   refused(64 + 96, int64_t{5});
   refused(64 + 96 + 16, int64_t{-1});
   for (const uint32_t length : {0u, 1u, 3u, 0xffffffffu}) refused(64 + 96 + 8, length);
