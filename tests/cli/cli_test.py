@@ -139,7 +139,8 @@ class CliTest(unittest.TestCase):
         self.assertIn("--overwrite", self.run_command("prepare", "-c", "text.yaml", code=2))
         self.run_command("prepare", "-c", "text.yaml", "--overwrite")
         self.assertEqual(len(self.records()), 3)
-        self.run_command("train", "-c", "text.yaml", "--set", "data.format=records", "--set", "data.train.path=out/records/none", code=1)
+        self.run_command("train", "-c", "text.yaml", "--set", "data.format=records", "--set", "data.train.path=out/records/none",
+                         "--set", "run.output_dir=none", code=1)
 
     def test_a_killed_preparation_goes_on(self):
         self.text_run(3000)

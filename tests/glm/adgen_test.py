@@ -13,7 +13,7 @@ import tempfile
 
 import sentencepiece
 
-PROGRAM, SOURCE, ROWS = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+PROGRAM, SOURCE, ROWS = (pathlib.Path(argument).resolve() for argument in sys.argv[1:4])
 TOKENIZER = SOURCE / "tests/reference/glm_tokenizer/v2/ice_text.model"
 PIECES = sentencepiece.SentencePieceProcessor(model_file=str(TOKENIZER))
 GMASK, SOP, EOP, PAD = (PIECES.piece_to_id(piece) for piece in ("[gMASK]", "<sop>", "<eop>", "<pad>"))
