@@ -160,7 +160,6 @@ TEST_CASE("other bad values of the required sections", "[config]") {
       {"model: {path: base, offload: gpu}", "model.offload",
        "must be one of none, cpu, disk; found gpu"},
       {"data: {format: alpacca}", "data.format", "found alpacca; did you mean alpaca?"},
-      {"data: {format: records}", "data.format", "in this version; found records"},
       {"data: {format: 3}", "data.format", "must be text; found 3"},
       {"data: {max_length: 1}", "data.max_length", "must be at least 2"},
       {"data: {on_long: cut}", "data.on_long", "must be one of truncate, error"},
