@@ -15,9 +15,11 @@
 #include <vector>
 
 #include "lora/core/log.h"
+#include "lora/core/random.h"
 #include "lora/core/stopwatch.h"
 #include "lora/data/dataset.h"
 #include "lora/data/loader.h"
+#include "lora/data/records.h"
 #include "lora/ops/device.h"
 
 namespace {
@@ -79,6 +81,55 @@ void measure_rows(const RowsOptions& options) {
              rows, static_cast<double>(cold_tokens) / static_cast<double>(rows), options.threads,
              options.threads == 1 ? "cpu" : "wall", fmt::join(cold, ", "), median(cold), fmt::join(cached, ", "),
              median(cached));
+}
+
+struct RecordsOptions {
+  std::string file, tokenizer, directory;
+  int64_t rows = 1'000'000, length = 120;
+};
+
+/// Rows of made-up tokens, written as fast as they can be.
+double rows_written_per_second(const RecordsOptions& options) {
+  const Stopwatch watch;
+  formats::RecordWriter writer(options.directory, {.set = std::string(32, '0')});
+  std::vector<int32_t> tokens(static_cast<size_t>(options.length));
+  for (int64_t row = 1; row <= options.rows; ++row) {
+    for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>((static_cast<size_t>(row) * 31 + i * 17) % 32000);
+    writer.add(tokens, row, {});
+  }
+  writer.finish({.format = "tokens", .tokenizer = "", .vocab_size = 32000}, {});
+  return static_cast<double>(options.rows) / watch.seconds();
+}
+
+/// Tokenising and writing on one core; writing alone; opening with every check, and the shuffled order of an epoch.
+void measure_records(const RecordsOptions& options) {
+  at::set_num_threads(1);
+  const auto tokenizer = data::load_tokenizer(options.tokenizer);
+  std::filesystem::remove_all(options.directory);
+  const Stopwatch preparing;
+  const auto prepared = data::write_records(options.file, options.directory, {.rows = {.max_source_length = 128, .max_target_length = 128}}, tokenizer.get());
+  const double prepared_rows_per_second = static_cast<double>(prepared.header.rows) / preparing.seconds();
+  std::filesystem::remove_all(options.directory);
+  const double written = rows_written_per_second(options);
+  const Stopwatch opening;
+  const auto rows = data::open_records(options.directory, {.vocab_size = 32000}, nullptr);
+  const double open_seconds = opening.seconds();
+  const Stopwatch shuffling;
+  const auto order = permutation(rows.size(), 1);
+  const double shuffle_seconds = shuffling.seconds();
+  const Stopwatch reading;
+  data::Example example;
+  int64_t sum = 0;
+  for (const int64_t row : order) {
+    rows.read(row, example);
+    sum += example.input_ids[0];
+  }
+  fmt::print("{{\"tokenised_and_written_rows_per_second\": {:.0f}, \"written_rows_per_second\": {:.0f}, \"rows\": {}, \"tokens_per_row\": {}, "
+             "\"open_seconds\": {:.3f}, \"shuffle_seconds\": {:.3f}, \"opened_and_shuffled_rows_per_second\": {:.0f}, "
+             "\"read_shuffled_rows_per_second\": {:.0f}, \"sum\": {}}}\n",
+             prepared_rows_per_second, written, rows.size(), options.length, open_seconds, shuffle_seconds,
+             static_cast<double>(rows.size()) / (open_seconds + shuffle_seconds), static_cast<double>(rows.size()) / reading.seconds(), sum);
+  std::filesystem::remove_all(options.directory);
 }
 
 /// Rows that arrive late, as from a busy disk or over a network.
@@ -164,6 +215,13 @@ int main(int argc, char** argv) {
   rows_command->add_option("--rounds", rows.rounds);
   rows_command->add_option("--threads", rows.threads);
   rows_command->add_option("--pack-to", rows.pack_to);
+  RecordsOptions records;
+  auto* records_command = program.add_subcommand("records", "Record files written, opened, shuffled and read on one core");
+  records_command->add_option("--file", records.file, "adgen rows")->required();
+  records_command->add_option("--tokenizer", records.tokenizer)->required();
+  records_command->add_option("--directory", records.directory, "Emptied")->required();
+  records_command->add_option("--rows", records.rows, "Of the set that is opened")->check(CLI::PositiveNumber);
+  records_command->add_option("--length", records.length, "Tokens of each")->check(CLI::PositiveNumber);
   SlowOptions slow;
   auto* slow_command = program.add_subcommand("slow_source", "What steps wait for a source that takes its time");
   slow_command->add_option("--batch-seconds", slow.batch_seconds);
@@ -172,5 +230,6 @@ int main(int argc, char** argv) {
   slow_command->add_option("--growing-steps", slow.growing_steps, "Steps of a run that adds workers")->check(CLI::PositiveNumber);
   CLI11_PARSE(program, argc, argv);
   if (rows_command->parsed()) measure_rows(rows);
+  if (records_command->parsed()) measure_records(records);
   if (slow_command->parsed()) measure_slow_source(slow);
 }

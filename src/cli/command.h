@@ -19,6 +19,7 @@ void add_merge_command(CLI::App& program, Action& action);
 void add_export_command(CLI::App& program, Action& action);
 void add_convert_command(CLI::App& program, Action& action);
 void add_inspect_command(CLI::App& program, Action& action);
+void add_prepare_command(CLI::App& program, Action& action);
 void add_plan_command(CLI::App& program, Action& action);
 void add_bench_command(CLI::App& program, Action& action);
 void add_completion_command(CLI::App& program, Action& action);

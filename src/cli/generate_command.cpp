@@ -43,7 +43,7 @@ std::vector<int64_t> parse_ids(std::string_view text) {
 }
 
 std::vector<int64_t> chat_prompt(const std::string& prompt, const data::Tokenizer& tokenizer) {
-  const auto example = data::encode_llama2_chat({{"user", prompt}}, tokenizer);
+  const auto example = data::encode_chat({{"user", prompt}}, tokenizer);
   return {example.input_ids.begin(), example.input_ids.end()};
 }
 

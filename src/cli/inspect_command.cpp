@@ -15,7 +15,9 @@
 #include "lora/core/file.h"
 #include "lora/core/mapped_file.h"
 #include "lora/core/text.h"
+#include "lora/data/dataset.h"
 #include "lora/formats/gguf.h"
+#include "lora/formats/records.h"
 #include "lora/io/adapter_files.h"
 #include "lora/io/dtype.h"
 #include "lora/io/model_files.h"
@@ -270,8 +272,53 @@ Json inspect_gguf(const Path& file) {
   return result;
 }
 
+/// Numbers of rows by their number of tokens, in up to `kBars` ranges of equal width.
+Json length_histogram(const data::Dataset& rows, int64_t longest) {
+  constexpr int64_t kBars = 16;
+  const int64_t width = std::max<int64_t>((longest + kBars - 1) / kBars, 1);
+  std::vector<int64_t> counts(static_cast<size_t>((longest - 1) / width + 1));
+  for (int64_t row = 0; row < rows.size(); ++row) ++counts[static_cast<size_t>((rows.length(row) - 1) / width)];
+  Json bars = Json::array();
+  for (size_t i = 0; i < counts.size(); ++i) {
+    const int64_t from = static_cast<int64_t>(i) * width + 1;
+    bars.push_back({{"from", from}, {"to", std::min(from + width - 1, longest)}, {"rows", counts[i]}});
+  }
+  return bars;
+}
+
+Json inspect_records(const Path& directory) {
+  const auto set = std::make_shared<const formats::RecordSet>(directory);
+  const auto& header = set->header();
+  return {{"kind", "records"},
+          {"set", header.set},
+          {"format", header.format},
+          {"tokenizer", header.tokenizer},
+          {"vocab_size", header.vocab_size},
+          {"rows", header.rows},
+          {"tokens", header.tokens},
+          {"targets", header.targets},
+          {"shortest", header.shortest},
+          {"longest", header.longest},
+          {"source_rows", header.source.rows},
+          {"bad_rows", header.source.bad_rows},
+          {"truncated", header.source.truncated},
+          {"shards", header.shards.size()},
+          {"lengths", length_histogram(data::Dataset(set), header.longest)}};
+}
+
+void print_histogram(const Json& bars) {
+  constexpr int64_t kWidth = 50;
+  int64_t most = 1;
+  for (const Json& bar : bars) most = std::max(most, bar.at("rows").get<int64_t>());
+  for (const Json& bar : bars) {
+    const auto rows = bar.at("rows").get<int64_t>();
+    fmt::print("  {:>6}-{:<6} {:<{}} {}\n", bar.at("from").get<int64_t>(), bar.at("to").get<int64_t>(),
+               std::string(static_cast<size_t>((rows * kWidth + most - 1) / most), '#'), kWidth, rows);
+  }
+}
+
 Json inspect_tokenizer(const Path& file) {
-  const auto tokenizer = data::load_sentencepiece(file);
+  const auto tokenizer = data::load_tokenizer(file);
   return {{"kind", "tokenizer"},
           {"vocab_size", tokenizer->vocab_size()},
           {"bos_id", tokenizer->bos_id()},
@@ -290,17 +337,18 @@ Json inspect(const Path& path) {
     fail<FormatError>("[inspect] {} must be a .safetensors, .gguf, .model (SentencePiece) or llama2.c .bin file, or a directory",
                       path.string());
   }
+  if (std::filesystem::exists(path / formats::kRecordHeaderFile)) return inspect_records(path);
   if (std::filesystem::exists(path / "adapter_config.json")) return inspect_adapter(path);
   if (std::filesystem::exists(path / "manifest.json")) return inspect_checkpoint(path);
   if (std::filesystem::exists(path / "config.json")) return inspect_model(path);
   if (std::filesystem::exists(path / "config.yaml")) return inspect_run(path);
-  fail<FormatError>("[inspect] {} must be a model, adapter, checkpoint or run directory; it has none of config.json, "
-                    "adapter_config.json, manifest.json, config.yaml", path.string());
+  fail<FormatError>("[inspect] {} must be a model, adapter, checkpoint, run or records directory; it has none of config.json, "
+                    "records.json, adapter_config.json, manifest.json, config.yaml", path.string());
 }
 
 void print_table(const Json& result) {
   for (const auto& [key, value] : result.items()) {
-    if (key == "tensors" || key == "config" || key == "adapter") continue;
+    if (key == "tensors" || key == "config" || key == "adapter" || key == "lengths") continue;
     fmt::print("{:<14}{}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
   }
   if (result.contains("adapter")) {
@@ -311,6 +359,7 @@ void print_table(const Json& result) {
       fmt::print("  |update| {:<60}{:.6g}\n", module, norm.get<double>());
     }
   }
+  if (result.contains("lengths")) print_histogram(result.at("lengths"));
   if (!result.contains("tensors")) return;
   for (const Json& tensor : result.at("tensors")) {
     fmt::print("  {:<72}{:<6}[{}]\n", tensor.at("name").get<std::string>(), tensor.at("dtype").get<std::string>(),

@@ -108,8 +108,9 @@ int64_t row_limit(const RunConfig& config, int64_t context) {
 }
 
 uint64_t bytes_of(const data::Dataset& dataset) {
-  const auto rows = dataset.rows();
-  return kBytesPerRow * rows.ends.size() + kBytesPerToken * rows.tokens.size();
+  uint64_t tokens = 0;
+  for (int64_t row = 0; row < dataset.size(); ++row) tokens += static_cast<uint64_t>(dataset.length(row));
+  return kBytesPerRow * static_cast<uint64_t>(dataset.size()) + kBytesPerToken * tokens;
 }
 
 int64_t longest_row(const data::Dataset& dataset) {

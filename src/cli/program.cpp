@@ -89,6 +89,7 @@ int run_program(int argc, char** argv) {
   add_export_command(program, action);
   add_convert_command(program, action);
   add_inspect_command(program, action);
+  add_prepare_command(program, action);
   add_plan_command(program, action);
   add_bench_command(program, action);
   add_completion_command(program, action);

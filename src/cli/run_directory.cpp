@@ -45,6 +45,9 @@ bool is_token_cache(const Path& directory, const std::string& name) {
                      [](const auto& entry) { return entry.path().filename().string().find(".tokens") != std::string::npos; });
 }
 
+/// What lora prepare leaves beside a run.
+bool is_records(const Path& directory, const std::string& name) { return name == "records" && std::filesystem::is_directory(directory / name); }
+
 void check_unchanged(const Path& checkpoint, const config::RunConfig& config, const std::vector<std::string>& allowed) {
   const Path file = checkpoint / "config.yaml";
   const auto before = config::parse_run_config(read_file(file), file.string(), checkpoint, {}, checkpoint, *config.run.mode);
@@ -71,7 +74,7 @@ RunStart start_anew(const config::RunConfig& config, bool overwrite) {
   const auto own = overwrite ? own_entries(config) : std::set<std::string>();
   RunStart start;
   for (const auto& name : entries_of(directory)) {
-    if (is_token_cache(directory, name)) continue;
+    if (is_token_cache(directory, name) || is_records(directory, name)) continue;
     const bool may_go = is_leftover(name, config) || is_empty_checkpoints(directory, name);
     const bool resume_auto = config.run.resume == "auto";
     require<ConfigError>(own.contains(name) || (may_go && resume_auto),

@@ -413,9 +413,10 @@ std::shared_ptr<nn::CausalLMImpl> make_model(const RunConfig& config, const at::
 }
 
 std::shared_ptr<const data::Tokenizer> make_tokenizer(const RunConfig& config) {
-  if (config.tokenizer.path) return data::load_sentencepiece(*config.tokenizer.path);
+  if (config.tokenizer.path) return data::load_tokenizer(*config.tokenizer.path);
   auto tokenizer = config.model.path ? data::find_tokenizer(*config.model.path) : nullptr;
-  require<IoError>(tokenizer != nullptr || config.data.format == "tokens",
+  const bool is_text = config.data.format != "tokens" && config.data.format != "records";
+  require<IoError>(tokenizer != nullptr || !is_text,
                    "[tokenizer] data.format {} needs a tokenizer; found no tokenizer.model in the model directory; set "
                    "tokenizer.path", config.data.format);
   return tokenizer;
@@ -427,18 +428,35 @@ int64_t row_room(const RunConfig& config, const nn::CausalLMImpl& model) {
   return model.max_positions() - taken;
 }
 
-data::Dataset make_dataset(const RunConfig& config, const Path& file, const nn::CausalLMImpl& model,
-                           const data::Tokenizer* tokenizer, const std::optional<Path>& cache_dir) {
+data::DatasetOptions dataset_options(const RunConfig& config, const nn::CausalLMImpl& model) {
   data::DatasetOptions options;
   options.format = config.data.format;
   options.max_source_length = config.data.max_source_length;
   options.max_target_length = config.data.max_target_length;
   options.max_length = row_limit(config, row_room(config, model));
+  options.train_on_sop = config.data.train_on_sop;
+  options.ignore_pad_in_loss = config.data.ignore_pad_in_loss;
   options.truncate_long = config.data.on_long == "truncate";
   options.skip_bad_rows = config.data.on_bad_row == "skip";
   options.vocab_size = model.vocab_size();
   options.prompt_column = config.data.prompt_column;
   options.response_column = config.data.response_column;
+  return options;
+}
+
+std::vector<int64_t> overlap_to_drop(const RunConfig& config, const std::vector<int64_t>& equal, int64_t total) {
+  if (equal.empty()) return {};
+  const std::string found = fmt::format("[data.eval] evaluation rows must not occur in the training data; {} of {} do", equal.size(), total);
+  const std::string& policy = config.data.on_overlap;
+  require<DataError>(policy != "error", "{}; remove them, or let data.on_overlap be drop or warn", found);
+  require<DataError>(policy != "drop" || std::cmp_less(equal.size(), total), "{}; there is nothing left to evaluate on; give other data", found);
+  log::warn(fmt::format("{}; {}", found, policy == "drop" ? "they are left out" : "data.on_overlap: drop leaves them out"));
+  return policy == "drop" ? equal : std::vector<int64_t>{};
+}
+
+data::Dataset make_dataset(const RunConfig& config, const Path& file, const nn::CausalLMImpl& model,
+                           const data::Tokenizer* tokenizer, const std::optional<Path>& cache_dir) {
+  data::DatasetOptions options = dataset_options(config, model);
   options.cache_dir = cache_dir;
   data::Dataset dataset = data::load_dataset(file, options, tokenizer);
   log::info(fmt::format("{}: {} rows, {} truncated, {} bad{}", file.filename().string(), dataset.num_rows,

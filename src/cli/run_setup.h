@@ -28,6 +28,13 @@ Path token_cache_dir(const config::RunConfig& config);
 /// Longest row that has room beside the virtual tokens of an adapter that is yet to be attached.
 int64_t row_room(const config::RunConfig& config, const nn::CausalLMImpl& model);
 
+/// How the run file wants data to be read.
+data::DatasetOptions dataset_options(const config::RunConfig& config, const nn::CausalLMImpl& model);
+
+/// The rows among `equal`, evaluation rows that occur in the training data, that data.on_overlap leaves out. Throws DataError
+/// as it says, and when none of `total` would be left.
+std::vector<int64_t> overlap_to_drop(const config::RunConfig& config, const std::vector<int64_t>& equal, int64_t total);
+
 /// Reads a data file as the run file says. Without a cache_dir tokens are neither kept nor taken from an earlier run.
 data::Dataset make_dataset(const config::RunConfig& config, const Path& file, const nn::CausalLMImpl& model,
                            const data::Tokenizer* tokenizer, const std::optional<Path>& cache_dir = std::nullopt);

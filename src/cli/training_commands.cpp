@@ -11,6 +11,7 @@
 #include "lora/core/log.h"
 #include "lora/core/stopwatch.h"
 #include "lora/core/text.h"
+#include "lora/data/overlap.h"
 #include "lora/generate/generate.h"
 #include "lora/io/dtype.h"
 #include "lora/ops/device.h"
@@ -47,6 +48,7 @@ class TrainingRun {
 
  private:
   void prepare();
+  void leave_out_overlap();
   void warn_about_schedule() const;
   void announce() const;
   bool is_finished() const { return start_.first_step >= total_steps_; }
@@ -145,6 +147,7 @@ void TrainingRun::prepare() {
   };
   train_set_ = make_set(*config_.data.train.path);
   if (config_.data.eval.path) eval_set_ = make_set(*config_.data.eval.path);
+  leave_out_overlap();
   check_supervision(config_, train_set_, tokenizer_.get(), *model_);
   auto counting = loader_options(config_, pad_id_, row_room(config_, *model_));
   counting.workers = 0;
@@ -189,6 +192,13 @@ void TrainingRun::save_checkpoint(train::Trainer& trainer) {
   train::save_checkpoint(config_.run.output_dir, *model_, trainer.state(),
                          {config_.checkpoint.save_optimizer, config::dump_run_config(config_)}, config_.checkpoint.keep);
   last_saved_step_ = trainer.state().step;
+}
+
+/// Does with evaluation rows that occur in the training data as data.on_overlap says.
+void TrainingRun::leave_out_overlap() {
+  if (!eval_set_) return;
+  const auto dropped = overlap_to_drop(config_, data::find_equal_rows(train_set_, *eval_set_), eval_set_->size());
+  if (!dropped.empty()) eval_set_ = data::without_rows(*eval_set_, dropped);
 }
 
 /// The base in few bits, which the adapter fits alone.

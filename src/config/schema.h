@@ -175,7 +175,7 @@ template <class Visitor>
 void describe_data(Visitor& v, DataSection& data) {
   v.key(
       "format", data.format,
-      one_of({"adgen", "alpaca", "chat", "completion", "text", "tokens"}).with_later({"records"}));
+      one_of({"adgen", "alpaca", "chat", "completion", "text", "tokens", "records"}));
   v.section("train", [&] {
     v.key("path", data.train.path);
     v.key("shuffle", data.train.shuffle);
@@ -189,6 +189,7 @@ void describe_data(Visitor& v, DataSection& data) {
   v.key("max_length", data.max_length, at_least(2));
   v.key("on_long", data.on_long, one_of({"truncate", "error"}));
   v.key("on_bad_row", data.on_bad_row, one_of({"error", "skip"}));
+  v.key("on_overlap", data.on_overlap, one_of({"warn", "drop", "error"}).with_effect(Effect::kNone));
   v.key("require_end_token", data.require_end_token);
   v.key("prompt_column", data.prompt_column);
   v.key("response_column", data.response_column);
@@ -199,8 +200,8 @@ void describe_data(Visitor& v, DataSection& data) {
   });
   v.key("packing", data.packing);
   v.key("cache_dir", data.cache_dir, with_effect(Effect::kNone));
-  v.only("train_on_sop", "false");
-  v.only("ignore_pad_in_loss", "true");
+  v.key("train_on_sop", data.train_on_sop);
+  v.key("ignore_pad_in_loss", data.ignore_pad_in_loss);
 }
 
 template <class Visitor>

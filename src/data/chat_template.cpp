@@ -1,12 +1,13 @@
 #include "lora/data/chat_template.h"
 
 #include <array>
-#include <span>
 #include <string_view>
 
 #include "core/check.h"
 #include "data/strip.h"
+#include "data/turns.h"
 #include "lora/data/dataset.h"
+#include "lora/data/glm_chat.h"
 
 namespace lora::data {
 namespace {
@@ -22,27 +23,12 @@ void check_content(const Message& message) {
   }
 }
 
-/// The turns, user and assistant in alternation, the system text folded into the first.
-std::vector<std::string> turns_of(std::span<const Message> messages) {
-  std::string system;
-  if (!messages.empty() && messages.front().role == "system") {
-    check_content(messages.front());
-    system = "<<SYS>>\n" + messages.front().content + "\n<</SYS>>\n\n";
-    messages = messages.subspan(1);
-  }
-  require<DataError>(!messages.empty(),
-                     "[chat] a conversation must have a user message; found none");
-  std::vector<std::string> turns;
-  for (const Message& message : messages) {
-    const std::string_view expected = turns.size() % 2 == 0 ? "user" : "assistant";
-    require<DataError>(message.role == expected,
-                       "[chat] roles must be user and assistant in turn, after at most one system "
-                       "message; message {} after it is of {} instead of {}",
-                       turns.size() + 1, message.role, expected);
-    check_content(message);
-    turns.push_back(message.content);
-  }
-  turns.front() = system + turns.front();
+/// The turns, the system text folded into the first.
+std::vector<std::string> llama2_turns(const std::vector<Message>& messages) {
+  auto [system, turns] = turns_of(messages);
+  for (const Message& message : messages) check_content(message);
+  const bool has_system = messages.front().role == "system";
+  if (has_system) turns.front() = fmt::format("<<SYS>>\n{}\n<</SYS>>\n\n{}", system, turns.front());
   return turns;
 }
 
@@ -56,7 +42,7 @@ void append(Example& example, const std::vector<int64_t>& ids, bool are_targets)
 }  // namespace
 
 Example encode_llama2_chat(const std::vector<Message>& messages, const Tokenizer& tokenizer) {
-  const std::vector<std::string> turns = turns_of(messages);
+  const std::vector<std::string> turns = llama2_turns(messages);
   Example example;
   for (size_t i = 0; i < turns.size(); i += 2) {
     append(example, encode_prompt(tokenizer, fmt::format("[INST] {} [/INST]", strip(turns[i]))),
@@ -67,6 +53,10 @@ Example encode_llama2_chat(const std::vector<Message>& messages, const Tokenizer
     append(example, encode_completion(tokenizer, fmt::format("{} ", strip(turns[i + 1]))), true);
   }
   return example;
+}
+
+Example encode_chat(const std::vector<Message>& messages, const Tokenizer& tokenizer) {
+  return tokenizer.glm_ids() ? encode_glm_chat(messages, tokenizer) : encode_llama2_chat(messages, tokenizer);
 }
 
 }  // namespace lora::data

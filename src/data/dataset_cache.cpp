@@ -21,20 +21,6 @@ std::string unmistakable(const std::optional<std::string>& text) {
   return text ? fmt::format("{} {}", text->size(), *text) : "none";
 }
 
-/// All that the tokens depend on, one line each.
-std::string description(const Path& source, const std::string& source_digest,
-                        const DatasetOptions& options, const Tokenizer* tokenizer) {
-  return fmt::format(
-      "encoding {}\nsource {}\njson {}\ntokenizer {}\nformat {}\nsource length {}\ntarget length {}\nlength {}\n"
-      "truncate {}\nskip {}\nvocabulary {}\nprompt {}\nresponse {}\ntexts {}\n",
-      kEncodingVersion, source_digest, is_json_file(source),
-      tokenizer == nullptr ? "none" : tokenizer->fingerprint(), options.format,
-      options.max_source_length, options.max_target_length, options.max_length,
-      options.truncate_long, options.skip_bad_rows, options.vocab_size,
-      unmistakable(options.prompt_column), unmistakable(options.response_column),
-      options.keep_text_pairs);
-}
-
 /// A directory that cannot be written is worth one warning, however many data sets there are.
 bool is_first_warning(const Path& directory) {
   static std::mutex mutex;
@@ -51,6 +37,20 @@ std::string without_name(const std::string& reason, const std::string& name) {
 
 }  // namespace
 
+std::string dataset_description(const Path& source, const std::string& source_digest,
+                        const DatasetOptions& options, const Tokenizer* tokenizer) {
+  return fmt::format(
+      "encoding {}\nsource {}\njson {}\ntokenizer {}\nformat {}\nsource length {}\ntarget length {}\nlength {}\n"
+      "truncate {}\nskip {}\nvocabulary {}\nprompt {}\nresponse {}\ntexts {}\n"
+      "sop {}\npad {}\n",
+      kEncodingVersion, source_digest, is_json_file(source),
+      tokenizer == nullptr ? "none" : tokenizer->fingerprint(), options.format,
+      options.max_source_length, options.max_target_length, options.max_length,
+      options.truncate_long, options.skip_bad_rows, options.vocab_size,
+      unmistakable(options.prompt_column), unmistakable(options.response_column),
+      options.keep_text_pairs, options.train_on_sop, options.ignore_pad_in_loss);
+}
+
 std::optional<DatasetCache> DatasetCache::find(const Path& source, const DatasetOptions& options,
                                                const Tokenizer* tokenizer) {
   std::error_code unreachable;
@@ -59,7 +59,7 @@ std::optional<DatasetCache> DatasetCache::find(const Path& source, const Dataset
     return std::nullopt;
   }
   std::string source_digest = file_digest(source);
-  const std::string text = description(source, source_digest, options, tokenizer);
+  const std::string text = dataset_description(source, source_digest, options, tokenizer);
   return DatasetCache(source, std::move(source_digest), digest(std::as_bytes(std::span(text))), options);
 }
 

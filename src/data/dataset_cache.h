@@ -7,6 +7,10 @@
 
 namespace lora::data {
 
+/// All that a source's tokens depend on, one line each.
+std::string dataset_description(const Path& source, const std::string& source_digest, const DatasetOptions& options,
+                                const Tokenizer* tokenizer);
+
 /// The file of a cache directory that holds one source's tokens under one tokenizer and one set of options. Its name is
 /// the digest of all of them, its content never changes, and it appears whole or not at all: runs can share a directory.
 class DatasetCache {

@@ -5,7 +5,10 @@
 #include <utility>
 
 #include "core/check.h"
+#include "data/prompt_and_answer.h"
 #include "data/strip.h"
+#include "lora/data/glm_adgen.h"
+#include "lora/data/glm_chat.h"
 
 namespace lora::data {
 namespace {
@@ -65,15 +68,6 @@ void check_labels(const Example& example) {
   }
 }
 
-Example join(const std::vector<int64_t>& prompt, const std::vector<int64_t>& completion) {
-  Example example;
-  example.input_ids.assign(prompt.begin(), prompt.end());
-  example.input_ids.insert(example.input_ids.end(), completion.begin(), completion.end());
-  example.labels.assign(prompt.size(), kIgnoreLabel);
-  example.labels.insert(example.labels.end(), completion.begin(), completion.end());
-  return example;
-}
-
 /// The role names of other tools in those of the template.
 std::string canonical_role(const std::string& role) {
   if (role == "human") return "user";
@@ -91,18 +85,19 @@ std::vector<Message> read_messages(const Json& list, const char* role_key, const
   return messages;
 }
 
-/// "history": [[question, answer], ...], as alpaca files with several turns have it.
-void append_history(const Json& row, std::vector<Message>& messages) {
+/// "history": [[question, answer], ...], as files with several turns have it; nothing when there is no such field.
+std::optional<std::vector<Exchange>> history_of(const Json& row) {
   const auto found = row.find("history");
-  if (found == row.end() || found->is_null()) return;
+  if (found == row.end() || found->is_null()) return std::nullopt;
+  std::vector<Exchange> history;
   for (const Json& turn : required_list(row, "history")) {
     const bool is_pair =
         turn.is_array() && turn.size() == 2 && turn[0].is_string() && turn[1].is_string();
     require<DataError>(is_pair, "\"history\" must hold pairs of strings; found {}",
                        turn.type_name());
-    messages.push_back({.role = "user", .content = turn[0].get<std::string>()});
-    messages.push_back({.role = "assistant", .content = turn[1].get<std::string>()});
+    history.push_back({turn[0].get<std::string>(), turn[1].get<std::string>()});
   }
+  return history;
 }
 
 /// The last question that has an answer, with it.
@@ -111,6 +106,17 @@ TextPair last_exchange(const std::vector<Message>& messages) {
     if (messages[i].role == "assistant") return {messages[i - 1].content, messages[i].content};
   }
   return {};
+}
+
+/// ChatGLM builds positions and mask from the place of <sop> and of the mask token before it.
+void check_glm_row(const Example& example, const GlmIds& glm) {
+  const auto& ids = example.input_ids;
+  const auto count = std::count(ids.begin(), ids.end(), glm.sop);
+  require<DataError>(count == 1, "a row of a ChatGLM must have one <sop>; found {}", count);
+  const auto sop = std::find(ids.begin(), ids.end(), glm.sop);
+  const bool is_masked = std::find(ids.begin(), sop, glm.gmask) != sop || std::find(ids.begin(), sop, glm.mask) != sop;
+  require<DataError>(is_masked, "a row of a ChatGLM must have [gMASK] or [MASK] before its <sop>; found none");
+  require<DataError>(example.num_targets() > 0, "a row must have a target; found none");
 }
 
 }  // namespace
@@ -146,12 +152,15 @@ RowEncoder::RowEncoder(const DatasetOptions& options, const Tokenizer* tokenizer
       "[data.format] must be adgen, alpaca, chat, completion, text or tokens; found {}",
       options.format);
   encode_ = found->second;
+  if (tokenizer != nullptr) glm_ = tokenizer->glm_ids();
+  if (glm_ && options.format == "adgen") encode_ = &RowEncoder::glm_adgen_row;
 }
 
 EncodedRow RowEncoder::encode(const Json& row) const {
   require<DataError>(row.is_object(), "a row must be a JSON object; found {}", row.type_name());
   EncodedRow encoded = (this->*encode_)(row);
   check_vocabulary(encoded.example.input_ids, options_.vocab_size);
+  if (glm_) check_glm_row(encoded.example, *glm_);
   return encoded;
 }
 
@@ -176,6 +185,20 @@ EncodedRow RowEncoder::adgen_row(const Json& row) const {
   return {.example = join(prompt, answer), .truncated = truncated, .text = std::move(text)};
 }
 
+EncodedRow RowEncoder::glm_adgen_row(const Json& row) const {
+  TextPair text = text_pair(row, "content", "summary");
+  if (const auto history = history_of(row)) text.prompt = glm_rounds(*history, text.prompt);
+  const GlmAdgenOptions limits{.max_source_length = options_.max_source_length,
+                               .max_target_length = options_.max_target_length,
+                               .train_on_sop = options_.train_on_sop,
+                               .ignore_pad_in_loss = options_.ignore_pad_in_loss};
+  GlmAdgenRow encoded = encode_glm_adgen(text, *tokenizer_, limits);
+  require_cuttable(encoded.prompt_tokens, limits.prompt_limit(), options_.truncate_long || !encoded.prompt_is_cut(limits), "prompt");
+  require_cuttable(encoded.answer_tokens, limits.answer_limit(), options_.truncate_long || !encoded.answer_is_cut(limits), "answer");
+  const bool truncated = encoded.prompt_is_cut(limits) || encoded.answer_is_cut(limits);
+  return {.example = std::move(encoded.example), .truncated = truncated, .text = std::move(text)};
+}
+
 EncodedRow RowEncoder::completion_row(const Json& row) const {
   TextPair text = text_pair(row, "prompt", "completion");
   EncodedRow encoded{.example = join(encode_prompt(*tokenizer_, text.prompt),
@@ -194,7 +217,10 @@ EncodedRow RowEncoder::alpaca_row(const Json& row) const {
   std::vector<Message> messages;
   const std::string system = optional_text(row, "system");
   if (!strip(system).empty()) messages.push_back({.role = "system", .content = system});
-  append_history(row, messages);
+  for (auto& [question, answer] : history_of(row).value_or(std::vector<Exchange>{})) {
+    messages.push_back({.role = "user", .content = std::move(question)});
+    messages.push_back({.role = "assistant", .content = std::move(answer)});
+  }
   messages.push_back({.role = "user", .content = text.prompt});
   messages.push_back({.role = "assistant", .content = text.response});
   return conversation_row(messages);
@@ -235,7 +261,7 @@ EncodedRow RowEncoder::token_row(const Json& row) const {
 }
 
 EncodedRow RowEncoder::conversation_row(const std::vector<Message>& messages) const {
-  EncodedRow encoded{.example = encode_llama2_chat(messages, *tokenizer_),
+  EncodedRow encoded{.example = encode_chat(messages, *tokenizer_),
                      .truncated = false,
                      .text = last_exchange(messages)};
   require<DataError>(encoded.example.num_targets() > 0,

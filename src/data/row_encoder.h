@@ -28,6 +28,7 @@ class RowEncoder {
 
  private:
   EncodedRow adgen_row(const formats::Json& row) const;
+  EncodedRow glm_adgen_row(const formats::Json& row) const;
   EncodedRow completion_row(const formats::Json& row) const;
   EncodedRow alpaca_row(const formats::Json& row) const;
   EncodedRow chat_row(const formats::Json& row) const;
@@ -38,6 +39,7 @@ class RowEncoder {
 
   DatasetOptions options_;
   const Tokenizer* tokenizer_;
+  std::optional<GlmIds> glm_;  ///< nothing: another model's tokenizer
   EncodedRow (RowEncoder::*encode_)(const formats::Json&) const;
 };
 

@@ -33,6 +33,16 @@ train:
   optimizer: {{lr: 5.0e-3}}
 """
 
+TEXT_RUN_FILE = """
+run: {{output_dir: out, device: cpu, seed: 0}}
+model: {{arch: llama, vocab_size: 2000, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2,
+        max_position_embeddings: 256}}
+tokenizer: {{path: {tokenizer}}}
+adapter: {{method: none}}
+data: {{format: adgen, train: {{path: train.jsonl}}, eval: {{path: dev.jsonl}}}}
+train: {{max_steps: 3, micro_batch: 2}}
+"""
+
 
 def lora(*arguments, cwd=None):
     return subprocess.run([PROGRAM, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120)
@@ -103,6 +113,92 @@ class CliTest(unittest.TestCase):
         before = (self.folder / "out/adapter/adapter_model.safetensors").read_bytes()
         self.finetune()
         self.assertEqual((self.folder / "out/adapter/adapter_model.safetensors").read_bytes(), before)
+
+    def text_run(self, rows=40):
+        """A run on text: the quickstart's tokenizer, a small model of its vocabulary, some of its rows."""
+        lines = (SOURCE / "quickstart/data/train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        self.write("train.jsonl", "".join(lines[:rows]))
+        self.write("dev.jsonl", "".join(lines[rows - 1:rows + 9]))
+        self.write("text.yaml", TEXT_RUN_FILE.format(tokenizer=SOURCE / "quickstart/base/tokenizer.model"))
+
+    def records(self, name="train", directory="out"):
+        folder = self.folder / directory / "records" / name
+        return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+    def test_prepared_records_train_as_the_rows_they_were_made_of(self):
+        self.text_run()
+        printed = self.run_command("prepare", "-c", "text.yaml", "--shard-size", "2000")
+        self.assertIn("wrote 40 rows", printed)
+        self.assertIn("wrote 10 rows", printed)
+        self.assertGreater(len(self.records()), 5)
+        self.run_command("train", "-c", "text.yaml", "--set", "run.output_dir=plain")
+        self.run_command("train", "-c", "text.yaml", "--set", "data.format=records", "--set", "data.train.path=out/records/train",
+                         "--set", "data.eval.path=out/records/eval")
+        self.assertEqual([line["loss"] for line in self.metrics()], [line["loss"] for line in self.metrics("plain")])
+        self.assertIn("40 rows", self.run_command("prepare", "-c", "text.yaml", "--shard-size", "2000"))
+        self.assertIn("--overwrite", self.run_command("prepare", "-c", "text.yaml", code=2))
+        self.run_command("prepare", "-c", "text.yaml", "--overwrite")
+        self.assertEqual(len(self.records()), 3)
+        self.run_command("train", "-c", "text.yaml", "--set", "data.format=records", "--set", "data.train.path=out/records/none",
+                         "--set", "run.output_dir=none", code=1)
+
+    def test_a_killed_preparation_goes_on(self):
+        self.text_run(3000)
+        command = ("prepare", "-c", "text.yaml", "--set", "data.eval={}", "--shard-size", "50000", "--set", "run.threads=1")
+        self.run_command(*command, "--set", "run.output_dir=whole")
+        expected = self.records(directory="whole")
+        for attempt in range(8):
+            process = subprocess.Popen([PROGRAM, *command], cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(0.1 * (attempt + 1))
+            process.kill()
+            process.wait()
+        self.run_command(*command)
+        self.assertEqual(self.records(), expected)
+
+    def test_damaged_records_are_refused_by_name(self):
+        self.text_run()
+        self.run_command("prepare", "-c", "text.yaml")
+        shard = self.folder / "out/records/train/shard-00000.records"
+        content = bytearray(shard.read_bytes())
+        content[200] ^= 1
+        shard.write_bytes(content)
+        from_records = ("train", "-c", "text.yaml", "--set", "data.format=records", "--set", "data.train.path=out/records/train", "--set",
+                        "data.eval={}")
+        error = self.run_command(*from_records, code=1)
+        self.assertIn("shard-00000.records", error)
+        self.assertIn("byte 64", error)
+        content[200] ^= 1
+        shard.write_bytes(content)
+        self.assertIn("tokens", self.run_command(*from_records, "--set", "data.max_length=16", code=1))
+        self.assertIn("tokenizer", self.run_command(*from_records, "--set", "model.vocab_size=1400", "--set", "tokenizer.path=%s" % (
+            SOURCE / "tests/reference/glm_tokenizer/v2/ice_text.model"), code=1))
+
+    def test_evaluation_rows_of_the_training_data_are_named(self):
+        self.text_run()
+        for policy, code, rows in (("warn", 0, 10), ("drop", 0, 9), ("error", 1, None)):
+            result = lora("prepare", "-c", "text.yaml", "--set", f"data.on_overlap={policy}", "--set", f"run.output_dir={policy}", cwd=self.folder)
+            self.assertEqual(result.returncode, code, result.stderr)
+            self.assertIn("1 of 10", result.stderr)
+            if rows:
+                self.assertIn("13 characters", result.stderr)
+                shown = json.loads(self.run_command("inspect", f"{policy}/records/eval", "--json"))
+                self.assertEqual(shown["rows"], rows)
+                self.assertEqual(sum(bar["rows"] for bar in shown["lengths"]), rows)
+                self.assertIn("#", self.run_command("inspect", f"{policy}/records/eval"))
+            result = lora("train", "-c", "text.yaml", "--set", f"data.on_overlap={policy}", "--set", f"run.output_dir={policy}-run", cwd=self.folder)
+            self.assertEqual(result.returncode, code, result.stderr)
+            self.assertIn("1 of 10", result.stderr)
+
+    def test_rows_of_a_chatglm_have_one_start_token(self):
+        self.text_run()
+        glm = SOURCE / "tests/reference/glm_tokenizer/v2/ice_text.model"
+        self.run_command("prepare", "-c", "text.yaml", "--set", f"tokenizer.path={glm}", "--set", "model.vocab_size=1344")
+        self.assertEqual(json.loads(self.run_command("inspect", "out/records/train", "--json"))["rows"], 40)
+        self.assertEqual(json.loads(self.run_command("inspect", glm, "--json"))["bos_id"], 1004)
+        self.write_rows("tokens.jsonl", [{"input_ids": [9, 1001, 1004, 9, 1005]}, {"input_ids": [9, 1001, 9]}])
+        error = self.run_command("prepare", "-c", "text.yaml", "--set", f"tokenizer.path={glm}", "--set", "model.vocab_size=1344", "--set",
+                                 "data.format=tokens", "--set", "data.train.path=tokens.jsonl", "--overwrite", code=1)
+        self.assertIn("tokens.jsonl:2", error)
 
     def test_existing_output_is_not_overwritten(self):
         self.finetune()

@@ -88,7 +88,10 @@ RunConfig unusual() {
   c.train.recompute = "full";
   c.train.offload_activations = true;
   c.data.on_bad_row = "skip";
+  c.data.on_overlap = "drop";
   c.data.require_end_token = true;
+  c.data.train_on_sop = true;
+  c.data.ignore_pad_in_loss = false;
   c.data.prompt_column = "\xF0\x9F\x92\xA1";
   c.data.response_column = "0x10";
   c.data.cache_dir = "/to kens";

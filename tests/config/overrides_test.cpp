@@ -65,7 +65,7 @@ TEST_CASE("bad overrides say what is wrong with them", "[config]") {
       {"train.=3", "[--set] must be KEY=VALUE"},
       {"a.b.c.d.e.f.g.h.i.j=3", "[--set] must be KEY=VALUE"},
       {"adapter.target_modules=[a, b", "--set adapter.target_modules"},
-      {"data.train_on_sop=true", "[--set] data.train_on_sop must be false in this version; found true"},
+      {"log.tensorboard=true", "[--set] log.tensorboard must be false in this version; found true"},
       {"model.hidden_size=64",
        "[--set] model.hidden_size needs fresh weights; found model.path as well"},
   }));

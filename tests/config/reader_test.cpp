@@ -162,7 +162,6 @@ TEST_CASE("other bad values of the required sections", "[config]") {
       {"model: {path: base, offload: gpu}", "model.offload",
        "must be one of none, cpu, disk; found gpu"},
       {"data: {format: alpacca}", "data.format", "found alpacca; did you mean alpaca?"},
-      {"data: {format: records}", "data.format", "in this version; found records"},
       {"data: {format: 3}", "data.format", "must be text; found 3"},
       {"data: {max_length: 1}", "data.max_length", "must be at least 2"},
       {"data: {on_long: cut}", "data.on_long", "must be one of truncate, error"},
@@ -176,8 +175,6 @@ TEST_CASE("parts that this version does not have accept their off state only", "
       {"model.fp32_modules", "[]", "[norm]"},
       {"model.rope_inv_freq_dtype", "null", "fp32"},
       {"model.residual_alpha_layers", "null", "28"},
-      {"data.train_on_sop", "false", "true"},
-      {"data.ignore_pad_in_loss", "true", "false"},
       {"data.eval.shuffle", "false", "true"},
       {"parallel.data", "1", "2"},
       {"parallel.tensor", "1", "2"},
@@ -199,8 +196,8 @@ TEST_CASE("parts that this version does not have accept their off state only", "
 }
 
 TEST_CASE("an off state in quotes is text and refused", "[config]") {
-  CHECK_THAT(error_of(kMinimal + "  train_on_sop: \"false\""),
-             Contains("data.train_on_sop must be false in this version; found \"false\""));
+  CHECK_THAT(error_of(kMinimal + "log: {tensorboard: \"false\"}"),
+             Contains("log.tensorboard must be false in this version; found \"false\""));
 }
 
 TEST_CASE("PEFT's two forms of module names", "[config]") {

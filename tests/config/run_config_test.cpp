@@ -48,6 +48,7 @@ data:
   max_target_length: 64
   packing: false
   on_bad_row: error
+  on_overlap: warn
   cache_dir: null
   train_on_sop: false
   ignore_pad_in_loss: true

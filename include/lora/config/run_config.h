@@ -130,7 +130,7 @@ struct LoaderSection {
 };
 
 struct DataSection {
-  std::string format;                     ///< adgen | alpaca | chat | completion | text | tokens
+  std::string format;                     ///< adgen | alpaca | chat | completion | text | tokens | records
   DataFile train = {std::nullopt, true};  ///< path required
   DataFile eval;                          ///< always in file order
   int64_t max_source_length = 64, max_target_length = 64;
@@ -138,10 +138,12 @@ struct DataSection {
   bool packing = false;               ///< rows share sequences of max_length tokens
   std::string on_long = "truncate";   ///< truncate | error
   std::string on_bad_row = "error";   ///< error | skip
+  std::string on_overlap = "warn";    ///< warn | drop | error
   bool require_end_token = false;
   std::optional<std::string> prompt_column,
       response_column;  ///< adgen, completion: other field names
   std::optional<Path> cache_dir;  ///< of tokens; default: `cache` in run.output_dir
+  bool train_on_sop = false, ignore_pad_in_loss = true;  ///< adgen with ChatGLM's tokenizer
   LoaderSection loader;
   bool operator==(const DataSection&) const = default;
 };

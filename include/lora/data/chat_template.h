@@ -21,4 +21,7 @@ struct Message {
 /// ([INST], [/INST], <<SYS>>, <</SYS>>). Source: meta-llama/llama generation.py.
 Example encode_llama2_chat(const std::vector<Message>& messages, const Tokenizer& tokenizer);
 
+/// A conversation in the template of the tokenizer's model: ChatGLM's (see glm_chat.h) or Llama-2's.
+Example encode_chat(const std::vector<Message>& messages, const Tokenizer& tokenizer);
+
 }  // namespace lora::data

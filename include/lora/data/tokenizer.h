@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -10,6 +11,11 @@
 #include "lora/core/path.h"
 
 namespace lora::data {
+
+/// The tokens that a ChatGLM row is built with: `prompt` [gMASK] <sop> `answer` <eop>.
+struct GlmIds {
+  int64_t mask = -1, gmask = -1, sop = -1, eop = -1;
+};
 
 /// Text to token ids and back. Thread-safe after construction.
 class Tokenizer {
@@ -26,6 +32,8 @@ class Tokenizer {
   virtual int64_t bos_id() const = 0;
   virtual int64_t eos_id() const = 0;
   virtual int64_t pad_id() const = 0;
+  /// Nothing for tokenizers of other models.
+  virtual std::optional<GlmIds> glm_ids() const { return std::nullopt; }
   /// Digest of all that the ids of a text depend on; empty: not known, and tokens are not kept for later.
   virtual std::string fingerprint() const { return {}; }
 };
@@ -34,7 +42,10 @@ class Tokenizer {
 /// Hugging Face tokenizer.json is refused by name.
 std::shared_ptr<const Tokenizer> load_sentencepiece(const Path& model_file);
 
-/// tokenizer.model in a model directory, or null when there is none.
+/// Loads a tokenizer file of either kind: ChatGLM's where is_glm_tokenizer says so, else as load_sentencepiece.
+std::shared_ptr<const Tokenizer> load_tokenizer(const Path& model_file);
+
+/// ice_text.model or tokenizer.model in a model directory, or null when there is none.
 std::shared_ptr<const Tokenizer> find_tokenizer(const Path& model_directory);
 
 }  // namespace lora::data
