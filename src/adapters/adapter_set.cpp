@@ -3,10 +3,31 @@
 #include <ATen/ATen.h>
 #include <torch/utils.h>
 
+#include <algorithm>
+
 #include "adapters/state.h"
 #include "core/check.h"
 
 namespace lora {
+
+namespace {
+
+/// Rows trained for one of two places that share a weight would come to both.
+void require_mergeable_rows(const AdapterSet& adapters) {
+  std::map<const at::TensorImpl*, std::vector<const AdapterSet::Slot*>> by_weight;
+  for (const auto& slot : adapters.slots()) {
+    if (token_rows(*slot.adapter) != nullptr) by_weight[adapters::weight_form_of(slot).unsafeGetTensorImpl()].push_back(&slot);
+  }
+  for (const auto& [weight, slots] : by_weight) {
+    const bool is_shared = std::ranges::find(adapters.state().shared_weights, weight) != adapters.state().shared_weights.end();
+    const bool go_together = slots.size() == 2 && token_rows(*slots[0]->adapter) == token_rows(*slots[1]->adapter);
+    require<ConfigError>(!is_shared || go_together,
+                         "[adapters.merge] embedding and head share their weight, and only rows that both train can be merged into it; "
+                         "found others at {}; use the adapter beside its base model", slots.front()->path);
+  }
+}
+
+}  // namespace
 
 const std::string& AdapterSet::name() const {
   return state_->name;
@@ -128,6 +149,7 @@ void AdapterSet::merge() {
                          "call set_enabled(true)",
                          slot.path);
   }
+  require_mergeable_rows(*this);
   // A trial on copies: taking a merge back is not exact in half precision, so none may fail once
   // weights change.
   for (const auto& slot : slots()) {

@@ -104,7 +104,13 @@ void merge(const AdapterSet::Slot& slot) {
 }
 
 void unmerge(const AdapterSet::Slot& slot) {
+  const auto& names = slot_of(slot).merged();
+  const bool was_merged = std::ranges::any_of(names, [&](const auto& name) { return slot_of(slot).find(name) == slot.adapter; });
   slot.linear.is_empty() ? slot.embedding.ptr()->unmerge() : slot.linear.ptr()->unmerge();
+  const auto* rows = dynamic_cast<const TrainableTokens*>(slot.adapter.get());
+  if (!was_merged || rows == nullptr) return;
+  at::Tensor weight = slot.linear.is_empty() ? slot.embedding->weight : slot.linear->weight;
+  rows->restore(weight);
 }
 
 }  // namespace adapters

@@ -48,6 +48,7 @@ void apply_targets(Options& options, const config::AdapterSection& section) {
 template <class Options>
 void apply_low_rank(Options& options, const config::AdapterSection& section) {
   apply_targets(options, section);
+  if (section.trainable_token_indices) options.token_indices = section.trainable_token_indices;
   apply(options.alpha, section.lora_alpha);
   apply(options.dropout, section.lora_dropout);
   apply(options.bias, section.bias);
@@ -146,11 +147,19 @@ BottleneckOptions bottleneck_options(const config::AdapterSection& section) {
   return options;
 }
 
+TrainableTokensOptions token_options(const config::AdapterSection& section) {
+  TrainableTokensOptions options;
+  options.token_indices = std::get<std::vector<int64_t>>(section.trainable_token_indices.value());
+  if (section.target_modules) options.targets = section.target_modules;
+  return options;
+}
+
 MethodOptions method_options(const RunConfig& config, const llama::LlamaForCausalLMImpl& model, const data::Tokenizer* tokenizer,
                              int64_t total_steps) {
   const std::string& method = config.adapter.method;
   if (method == "adalora") return adalora_options(config.adapter, total_steps);
   if (method == "ia3") return ia3_options(config.adapter);
+  if (method == "trainable_tokens") return token_options(config.adapter);
   if (method == "prefix" || method == "ptuning_v2") return prefix_options(config.adapter, model.config.hidden_size);
   if (method == "prompt") return prompt_options(config, tokenizer);
   if (method == "ptuning") return ptuning_options(config.adapter);
@@ -158,7 +167,13 @@ MethodOptions method_options(const RunConfig& config, const llama::LlamaForCausa
   return lora_options(config.adapter);
 }
 
+/// The rows of a saved adapter that has none are no rows.
+void require_same_tokens(const config::AdapterSection& section, const std::optional<TokenIndices>& saved) {
+  require_same("trainable_token_indices", section.trainable_token_indices, saved.value_or(std::vector<int64_t>{}));
+}
+
 void require_agrees(const config::AdapterSection& section, const LoraOptions& saved) {
+  require_same_tokens(section, saved.token_indices);
   require_same("r", section.r, saved.rank);
   require_same("lora_alpha", section.lora_alpha, saved.alpha);
   require_same("use_rslora", section.use_rslora, saved.rank_stabilized);
@@ -171,6 +186,7 @@ void require_agrees(const config::AdapterSection& section, const LoraOptions& sa
 }
 
 void require_agrees(const config::AdapterSection& section, const AdaLoraOptions& saved) {
+  require_same_tokens(section, saved.token_indices);
   require_same("init_r", section.init_r, saved.init_rank);
   require_same("lora_alpha", section.lora_alpha, saved.alpha);
   require_same("bias", section.bias, saved.bias);
@@ -182,6 +198,10 @@ void require_agrees(const config::AdapterSection& section, const Ia3Options& sav
   require_same("target_modules", section.target_modules, saved.targets);
   require_same("feedforward_modules", section.feedforward_modules, saved.feedforward);
   require_same("modules_to_save", section.modules_to_save, saved.modules_to_save);
+}
+
+void require_agrees(const config::AdapterSection& section, const TrainableTokensOptions& saved) {
+  require_same_tokens(section, saved.token_indices);
 }
 
 void require_no_network(bool has_network) {
@@ -364,7 +384,9 @@ AdapterSet make_adapters(const RunConfig& config, llama::LlamaForCausalLMImpl& m
   if (config.adapter.init_from) return load_initial_adapter(config.adapter, model);
   MethodOptions options = method_options(config, model, tokenizer, total_steps);
   set_base_model_name(options, config.model.path ? config.model.path->string() : "");
-  return inject(model, options);
+  const AdapterSet adapters = inject(model, options);
+  if (config.adapter.tokens_from) start_token_rows(adapters, io::read_adapter_files(*config.adapter.tokens_from));
+  return adapters;
 }
 
 FreezeReport freeze(const RunConfig& config, llama::LlamaForCausalLMImpl& model, const AdapterSet& adapters) {

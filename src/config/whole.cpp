@@ -70,6 +70,20 @@ void check_adapter(const WholeCheck& check, const AdapterSection& adapter) {
   }
 }
 
+void check_token_indices(const WholeCheck& check, const AdapterSection& adapter) {
+  const std::string key = "adapter.trainable_token_indices";
+  const bool is_alone = adapter.method == "trainable_tokens";
+  check.required(!is_alone || adapter.trainable_token_indices || adapter.init_from, key, "adapter: {trainable_token_indices: [32000, 32001]}");
+  check.holds(!adapter.tokens_from || (adapter.trainable_token_indices && !adapter.init_from), "adapter.tokens_from",
+              "needs adapter.trainable_token_indices, and no adapter.init_from, which brings all values; change one of the keys");
+  if (!adapter.trainable_token_indices) return;
+  const auto* ids = std::get_if<0>(&*adapter.trainable_token_indices);
+  check.holds(!is_alone || ids != nullptr, key, "must be one list with adapter.method trainable_tokens, which has target_modules for the "
+              "rest; found a map");
+  const bool has_ids = ids != nullptr ? !ids->empty() : !std::get<1>(*adapter.trainable_token_indices).empty();
+  check.holds(has_ids, key, "must name a token at least; found none; remove the key");
+}
+
 void check_quantization(const WholeCheck& check, const RunConfig& config, std::string_view mode) {
   const QuantizationSection& quantization = config.adapter.quantization;
   const std::string section = "adapter.quantization";
@@ -116,6 +130,7 @@ void check_whole(const RunConfig& config, const Places& places, std::string_view
   check_required(check, config);
   check_model(check, config.model);
   check_adapter(check, config.adapter);
+  check_token_indices(check, config.adapter);
   check_training(check, config);
   check_offload(check, config, mode);
   check_quantization(check, config, mode);
