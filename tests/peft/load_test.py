@@ -62,7 +62,6 @@ PEFT_CASES = {
     "tokens_alone": lambda: peft.TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[12, 14]),
     "tokens_tied": lambda: peft.LoraConfig(r=4, trainable_token_indices=[12, 14], **LORA),
     "tokens_alone_tied": lambda: peft.TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[12, 14]),
-    "tokens_both_tied": lambda: peft.TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[12], target_modules=["embed_tokens", "lm_head"]),
     "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     "ptuning": lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=16),

@@ -112,8 +112,8 @@ void fill_means(const Tensor& rows_ND, const Tensor& old_VD, const data::Extende
   }
 }
 
-/// The table with rows for the new tokens in the places of their ids, in its type.
-Tensor grown_table(const Tensor& old_VD, int64_t num_rows, const VocabularyGrowth& growth, uint64_t seed) {
+/// The table in `dtype` with rows for the new tokens in the places of their ids, rounded once.
+Tensor grown_table(const Tensor& old_VD, int64_t num_rows, at::ScalarType dtype, const VocabularyGrowth& growth, uint64_t seed) {
   const int64_t first = growth.tokenizer.first_id, end = growth.tokenizer.vocab_size();
   const Tensor used_VD = old_VD.slice(0, 0, first);
   const Tensor new_ND = at::empty({end - first, old_VD.size(1)}, at::kFloat);
@@ -122,7 +122,7 @@ Tensor grown_table(const Tensor& old_VD, int64_t num_rows, const VocabularyGrowt
   } else {
     fill_random(new_ND, used_VD.to(at::kFloat).std().item<double>(), seed);
   }
-  const Tensor grown_VD = at::empty({num_rows, old_VD.size(1)}, old_VD.options());
+  const Tensor grown_VD = at::empty({num_rows, old_VD.size(1)}, dtype);
   grown_VD.slice(0, 0, old_VD.size(0)).copy_(old_VD);
   if (num_rows > old_VD.size(0)) grown_VD.slice(0, old_VD.size(0)).copy_(used_VD.to(at::kFloat).mean(0));
   grown_VD.slice(0, first, end).copy_(new_ND);
@@ -211,7 +211,10 @@ LlamaConfig convert_hf_with_tokens(const Path& from, const Path& directory, cons
   for (auto& tensor : tensors) {
     if (!is_table(tensor.name)) continue;
     const uint64_t seed = mix_seed({growth.seed, tensor.name == kHead});
-    tensor.read = [read = tensor.read, rows = config.vocab_size, &growth, seed] { return grown_table(read(), rows, growth, seed); };
+    const auto dtype = io::to_torch(config.dtype, "config.json");
+    tensor.read = [read = tensor.read, rows = config.vocab_size, dtype, &growth, seed] {
+      return grown_table(read(), rows, dtype, growth, seed);
+    };
   }
   io::save_model_files(directory, tensors, options.shard_bytes);
   write_config(config, directory, options);
