@@ -15,6 +15,7 @@
 #include "lora/adapters/dora.h"
 #include "lora/adapters/inject.h"
 #include "lora/core/log.h"
+#include "lora/core/pattern.h"
 
 namespace lora {
 namespace {
@@ -28,8 +29,11 @@ using FileTensors = std::map<std::string, at::Tensor>;
 
 constexpr const char* kPromptEmbeddings = "prompt_embeddings";
 
-/// LoRA's factors of a Linear are modules in PEFT and end in ".weight"; everything else is a bare parameter.
-std::string factor_name(const AdapterSet::Slot& slot, const std::string& parameter) {
+/// LoRA's factors of a Linear are modules in PEFT and end in ".weight"; everything else is a bare parameter. Rows of tokens beside
+/// another method are in a module of their own.
+std::string factor_name(const AdapterSet& adapters, const AdapterSet::Slot& slot, const std::string& parameter) {
+  const bool is_alone = std::holds_alternative<TrainableTokensOptions>(adapters.options());
+  if (token_rows(*slot.adapter) != nullptr) return slot.path + (is_alone ? "." : ".token_adapter.") + parameter;
   const bool is_module = (parameter == "lora_A" || parameter == "lora_B") && dynamic_cast<const LoraLinear*>(slot.adapter.get());
   return slot.path + "." + parameter + (is_module ? ".weight" : "");
 }
@@ -56,7 +60,7 @@ Places places_of(const AdapterSet& adapters) {
   Places places;
   for (const auto& slot : adapters.slots()) {
     for (const auto& parameter : slot.adapter->named_parameters()) {
-      places[factor_name(slot, parameter.key())] = parameter.value();
+      places[factor_name(adapters, slot, parameter.key())] = parameter.value();
     }
   }
   for (const auto& block : adapters.blocks()) {
@@ -80,7 +84,7 @@ std::string without(const std::string& text, const std::string& part) {
 /// A state dict that was written without PEFT's save function still has the adapter's name in it.
 std::string without_adapter_name(const std::string& file_name, const std::string& adapter) {
   for (const char* factor : {".lora_A", ".lora_B", ".lora_E", ".lora_embedding_A", ".lora_embedding_B", ".lora_magnitude_vector",
-                             ".ia3_l"}) {
+                             ".ia3_l", ".trainable_tokens_delta"}) {
     const std::string named = factor + ("." + adapter);
     const size_t at = file_name.find(named);
     const size_t end = at + named.size();
@@ -125,6 +129,15 @@ const AdapterSet::Slot* base_copy_of(const AdapterSet& adapters, const std::stri
   const auto found =
       std::ranges::find_if(slots, [&](const auto& slot) { return slot.path == path; });
   return found == slots.end() ? nullptr : &*found;
+}
+
+/// What PEFT writes a second time for a tied output head, under one or the other name.
+const AdapterSet::Slot* tied_rows_of(const AdapterSet& adapters, const std::string& name) {
+  const auto found = std::ranges::find_if(adapters.slots(), [&](const auto& slot) {
+    const bool is_tied = dynamic_cast<const TiedTrainableTokens*>(slot.adapter.get()) != nullptr;
+    return is_tied && without(name, ".base_layer") == slot.path + ".trainable_tokens_delta";
+  });
+  return found == adapters.slots().end() ? nullptr : &*found;
 }
 
 std::string shape_text(const at::Tensor& tensor) {
@@ -192,6 +205,12 @@ void check_base_copy(const AdapterSet::Slot& slot, const std::string& file_name,
   }
 }
 
+/// The copy of a tied head's rows is the embedding's, which is loaded.
+void check_tied_rows(const AdapterSet::Slot& slot, const std::string& file_name, const at::Tensor& value, Mismatches& mismatches) {
+  const at::Tensor& rows = token_rows(*slot.adapter)->trainable_tokens_delta;
+  if (!fits(value, rows)) mismatches.misshapen(file_name, value, rows);
+}
+
 at::Tensor to_file(const at::Tensor& tensor) {
   return tensor.detach().to(at::kCPU, at::kFloat).contiguous();
 }
@@ -218,12 +237,20 @@ void put_doubled(const AdapterSet::Slot& slot, const LoraLinear& linear, FileTen
   tensors[slot.path + ".lora_B.weight"] = at::cat({linear.lora_B.detach(), -linear.start_B}, 1);
 }
 
+/// As PEFT does for a tied output head, whose rows are the embedding's.
+void put_tied_rows(const AdapterSet& adapters, FileTensors& tensors) {
+  for (const auto& slot : adapters.slots()) {
+    const auto* tied = dynamic_cast<const TiedTrainableTokens*>(slot.adapter.get());
+    if (tied != nullptr) tensors[slot.path + ".trainable_tokens_delta"] = tied->rows().trainable_tokens_delta;
+  }
+}
+
 /// Ranks whose E is zero add nothing. Only once an allocation was made, and while it holds: between two of them pruned ranks
 /// may grow again.
 bool is_pruned(const AdapterSet& adapters) {
   if (!adapters.allocator() || !adapters.allocator()->kept()) return false;
   const auto& kept = *adapters.allocator()->kept();
-  for (size_t i = 0; i < adapters.slots().size(); ++i) {
+  for (size_t i = 0; i < kept.size(); ++i) {  // behind these there may be rows of tokens
     const auto& linear = dynamic_cast<const AdaLoraLinear&>(*adapters.slots()[i].adapter);
     const auto e_R = linear.lora_E.detach().flatten().cpu().to(at::kFloat);
     for (size_t r = 0; r < kept[i].size(); ++r) {
@@ -244,7 +271,7 @@ at::Tensor indexes_of(const std::vector<bool>& kept) {
 /// Fills in the pattern and cuts the tensors.
 void cut_to_kept(const AdapterSet& adapters, AdaLoraOptions& options, FileTensors& tensors) {
   options.rank_pattern.emplace();
-  for (size_t i = 0; i < adapters.slots().size(); ++i) {
+  for (size_t i = 0; i < adapters.allocator()->kept()->size(); ++i) {
     const std::string& path = adapters.slots()[i].path;
     const auto& kept = (*adapters.allocator()->kept())[i];
     (*options.rank_pattern)[path + ".lora_E"] = kept;
@@ -278,6 +305,30 @@ void describe_model(const AdapterSet& adapters, formats::AdapterConfig& config) 
              config);
 }
 
+std::optional<TokenIndices> saved_token_indices(const MethodOptions& options) {
+  if (const auto* rows = std::get_if<TrainableTokensOptions>(&options)) return rows->token_indices;
+  if (const auto* lora = std::get_if<LoraOptions>(&options)) return lora->token_indices;
+  if (const auto* adalora = std::get_if<AdaLoraOptions>(&options)) return adalora->token_indices;
+  return std::nullopt;
+}
+
+/// A list is of whatever table there are rows of.
+std::vector<int64_t> ids_at(const TokenIndices& indices, const std::string& path) {
+  if (const auto* ids = std::get_if<std::vector<int64_t>>(&indices)) return *ids;
+  for (const auto& [name, ids] : std::get<1>(indices)) {
+    if (matches_suffix(path, name)) return ids;
+  }
+  return {};
+}
+
+std::optional<at::Tensor> saved_rows_at(const FileTensors& tensors, const std::string& path) {
+  for (const char* end : {".trainable_tokens_delta", ".token_adapter.trainable_tokens_delta"}) {
+    const auto found = tensors.find(std::string(kPrefix) + path + end);
+    if (found != tensors.end()) return found->second;
+  }
+  return std::nullopt;
+}
+
 void load_prompt(const AdapterSet& adapters, const FileTensors& tensors) {
   Mismatches mismatches;
   const at::Tensor* found = nullptr;
@@ -308,6 +359,7 @@ io::AdapterFiles adapter_to_files(const AdapterSet& adapters) {
   if (is_pruned(adapters)) cut_to_kept(adapters, std::get<AdaLoraOptions>(options), tensors);
   io::AdapterFiles files{.config = config_from(options), .tensors = {}};
   describe_model(adapters, files.config);
+  if (std::holds_alternative<TrainableTokensOptions>(options)) put_tied_rows(adapters, tensors);
   const std::string prefix = std::holds_alternative<BottleneckOptions>(options) ? "" : std::string(kPrefix);
   for (const auto& [name, tensor] : tensors) files.tensors[prefix + name] = to_file(tensor);
   if (adapters.prompt()) {
@@ -330,6 +382,8 @@ void load_adapter_tensors(const AdapterSet& adapters, const FileTensors& tensors
       if (!values.emplace(name, value).second) mismatches.extra(file_name);
     } else if (const auto* slot = base_copy_of(adapters, name)) {
       check_base_copy(*slot, file_name, value, mismatches);
+    } else if (const auto* tied = tied_rows_of(adapters, name)) {
+      check_tied_rows(*tied, file_name, value, mismatches);
     } else {
       mismatches.extra(file_name);
     }
@@ -358,6 +412,35 @@ void warn_unless_in_few_bits(const AdapterSet& adapters) {
 }
 
 }  // namespace
+
+void start_token_rows(const AdapterSet& adapters, const io::AdapterFiles& files) {
+  const MethodOptions saved = options_from(files.config);
+  const std::optional<TokenIndices> ids = saved_token_indices(saved);
+  size_t found = 0;
+  Mismatches mismatches;
+  std::vector<std::pair<at::Tensor, at::Tensor>> copies;
+  for (const auto& slot : adapters.slots()) {
+    const auto* rows = dynamic_cast<const TrainableTokens*>(slot.adapter.get());
+    if (rows == nullptr) continue;
+    ++found;
+    require<ConfigError>(ids && ids_at(*ids, slot.path) == rows->ids(),
+                         "[adapters.tokens_from] the saved adapter must have the rows of the same tokens at {}; found others; give both the "
+                         "same trainable_token_indices", slot.path);
+    const at::Tensor& place = rows->trainable_tokens_delta;
+    const auto value = saved_rows_at(files.tensors, slot.path);
+    if (!value) {
+      mismatches.missing(slot.path + ".trainable_tokens_delta");
+    } else if (!fits(*value, place)) {
+      mismatches.misshapen(slot.path + ".trainable_tokens_delta", *value, place);
+    } else {
+      copies.emplace_back(place, *value);
+    }
+  }
+  require<ConfigError>(found > 0, "[adapters.tokens_from] the adapter must train rows of tokens; found none; give trainable_token_indices");
+  mismatches.require_none();
+  const torch::NoGradGuard no_grad;
+  for (auto& [place, value] : copies) place.copy_(value);
+}
 
 AdapterSet adapter_from_files(torch::nn::Module& model, const io::AdapterFiles& files,
                               const std::string& name) {

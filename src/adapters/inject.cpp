@@ -15,6 +15,7 @@
 #include "adapters/state.h"
 #include "adapters/residual_start.h"
 #include "adapters/targets.h"
+#include "adapters/token_targets.h"
 #include "core/check.h"
 #include "core/overloaded.h"
 #include "lora/adapters/dora.h"
@@ -220,9 +221,49 @@ Plan plan_weights(torch::nn::Module& model, Options& options, const std::string&
   return plan;
 }
 
+/// Two slots for a table whose head follows it, one for another.
+void plan_token_rows(Plan& plan, const adapters::TokenTarget& target, const std::string& name, bool init_weights) {
+  PlannedSlot planned{.slot = slot_at(target.module, name)};
+  const auto& table = adapters::weight_form_of(planned.slot);
+  planned.elements = static_cast<double>(target.ids.size()) * static_cast<double>(table.size(1));
+  const auto made = std::make_shared<std::shared_ptr<TrainableTokens>>();
+  planned.make = [slot = planned.slot, ids = target.ids, made, init_weights] {
+    const auto& form = adapters::weight_form_of(slot);
+    return *made = std::make_shared<TrainableTokens>(form.is_meta() ? form : adapters::weight_value_of(slot), ids, init_weights);
+  };
+  plan.slots.push_back(std::move(planned));
+  if (!target.tied) return;
+  PlannedSlot follower{.slot = slot_at(*target.tied, name)};
+  follower.make = [made] { return std::make_shared<TiedTrainableTokens>(*made); };
+  plan.slots.push_back(std::move(follower));
+}
+
+/// A table's rows cannot both be replaced and be changed in another way.
+void require_rows_alone(const Plan& plan, const NamedModule& table) {
+  const bool is_target = std::ranges::any_of(plan.slots, [&](const auto& planned) { return planned.slot.path == table.path; });
+  const bool is_saved = std::ranges::any_of(plan.modules_to_save, [&](const auto& saved) {
+    return saved.path == table.path || is_inside(table.path, saved.path);
+  });
+  require<ConfigError>(!is_target && !is_saved, "[adapters.inject] a module of trainable_token_indices must not be in {} as well; found {:?} "
+                       "in both; remove one", is_target ? "target_modules" : "modules_to_save", table.path);
+}
+
+/// Adds the rows that train beside the updates of LoRA and AdaLoRA.
+template <class Options>
+Plan with_token_rows(Plan plan, torch::nn::Module& model, const Options& options, const std::string& name) {
+  if (!options.token_indices) return plan;
+  const auto targets = adapters::select_token_targets(model, base_modules(model), *options.token_indices);
+  for (const auto& target : targets) {
+    require_rows_alone(plan, target.module);
+    if (target.tied) require_rows_alone(plan, *target.tied);
+  }
+  for (const auto& target : targets) plan_token_rows(plan, target, name, /*init_weights=*/true);
+  return plan;
+}
+
 Plan plan_for(LoraOptions& options, torch::nn::Module& model, const std::string& name, bool /*as_stored*/) {
   require_bias_word(options.bias);
-  return plan_weights(model, options, options.bias, [&](const std::vector<NamedModule>& targets) {
+  Plan plan = plan_weights(model, options, options.bias, [&](const std::vector<NamedModule>& targets) {
     warn_unused_patterns(options.rank_pattern, "rank_pattern", targets);
     warn_unused_patterns(options.alpha_pattern, "alpha_pattern", targets);
     std::vector<PlannedSlot> slots;
@@ -236,6 +277,7 @@ Plan plan_for(LoraOptions& options, torch::nn::Module& model, const std::string&
     }
     return slots;
   });
+  return with_token_rows(std::move(plan), model, options, name);
 }
 
 void require_linear(const AdapterSet::Slot& slot, const char* method) {
@@ -258,7 +300,7 @@ int64_t rank_at(const AdaLoraOptions& options, const std::string& path) {
 Plan plan_for(AdaLoraOptions& options, torch::nn::Module& model, const std::string& name, bool as_stored) {
   require_bias_word(options.bias);
   check_adalora(options, /*for_training=*/!as_stored && !options.rank_pattern);
-  return plan_weights(model, options, options.bias, [&](const std::vector<NamedModule>& targets) {
+  Plan plan = plan_weights(model, options, options.bias, [&](const std::vector<NamedModule>& targets) {
     const double weight = options.orth_reg_weight / (2 * static_cast<double>(targets.size()));
     std::vector<PlannedSlot> slots;
     for (const auto& target : targets) {
@@ -272,6 +314,7 @@ Plan plan_for(AdaLoraOptions& options, torch::nn::Module& model, const std::stri
     }
     return slots;
   });
+  return with_token_rows(std::move(plan), model, options, name);
 }
 
 Plan plan_for(Ia3Options& options, torch::nn::Module& model, const std::string& name, bool /*as_stored*/) {
@@ -291,6 +334,18 @@ Plan plan_for(Ia3Options& options, torch::nn::Module& model, const std::string& 
     }
     return slots;
   });
+}
+
+Plan plan_for(TrainableTokensOptions& options, torch::nn::Module& model, const std::string& name, bool /*as_stored*/) {
+  Plan plan;
+  const auto modules = base_modules(model);
+  if (!options.targets) options.targets = adapters::input_embedding(model, modules).path;
+  TargetRule rule{.targets = *options.targets};
+  require<ConfigError>(!rule.is_all_linear(), "[adapters.inject] trainable tokens are rows of embeddings; found target_modules all-linear; "
+                       "leave target_modules out");
+  const auto targets = adapters::token_targets_at(select_targets(model, modules, rule), options.token_indices, modules);
+  for (const auto& target : targets) plan_token_rows(plan, target, name, options.init_weights);
+  return plan;
 }
 
 /// The shape that virtual tokens must have; notes the model that takes them.
@@ -423,6 +478,32 @@ void require_separate_parameters(const std::vector<AdapterSet>& sets) {
   }
 }
 
+/// Rows of a table may be replaced by several, each its own; another method's update of the table would hold for some rows only.
+void require_separate_rows(const std::vector<AdapterSet>& sets) {
+  struct Claim {
+    const AdapterSet* set;
+    const TrainableTokens* rows;  ///< null: the whole table
+  };
+  std::map<const void*, std::vector<Claim>> claims;
+  const auto claim = [&](const void* weight, const std::string& name, const Claim& own) {
+    for (const auto& other : claims[weight]) {
+      if (other.set == own.set || (other.rows == nullptr && own.rows == nullptr)) continue;
+      const bool are_apart = other.rows != nullptr && own.rows != nullptr && std::ranges::none_of(own.rows->ids(), [&](int64_t id) {
+        return std::ranges::find(other.rows->ids(), id) != other.rows->ids().end();
+      });
+      require<ConfigError>(are_apart, "[adapters.set_active_adapters] active adapters must not change the same rows of a table; found "
+                           "trainable tokens of {:?} and {:?} at {}; activate one of them", other.set->name(), own.set->name(), name);
+    }
+    claims[weight].push_back(own);
+  };
+  for (const auto& set : sets) {
+    for (const auto& slot : set.slots()) {
+      claim(adapters::weight_form_of(slot).unsafeGetTensorImpl(), slot.path, {&set, token_rows(*slot.adapter)});
+    }
+    for (const auto& saved : set.saved_parameters()) claim(saved.parameter.unsafeGetTensorImpl(), saved.name, {&set, nullptr});
+  }
+}
+
 /// (IA)^3 scales a layer's whole output: what it means beside another method's update would depend on their order.
 void require_no_conflict(const std::vector<AdapterSet>& sets) {
   std::map<const void*, const AdapterSet*> adapted;
@@ -449,6 +530,17 @@ void require_no_conflict(const std::vector<AdapterSet>& sets) {
   }
 }
 
+/// Of the tables whose rows train, those that two modules have.
+std::vector<const at::TensorImpl*> shared_token_weights(const std::vector<AdapterSet::Slot>& slots, const std::vector<NamedModule>& modules) {
+  std::vector<const at::TensorImpl*> shared;
+  for (const auto& slot : slots) {
+    if (token_rows(*slot.adapter) == nullptr) continue;
+    const auto found = std::ranges::find_if(modules, [&](const auto& named) { return named.path == slot.path; });
+    if (found != modules.end() && adapters::sharer_of_weight(*found, modules)) shared.push_back(adapters::weight_form_of(slot).unsafeGetTensorImpl());
+  }
+  return shared;
+}
+
 /// Makes the plan's adapters and attaches them.
 AdapterSet carry_out(Plan plan, std::shared_ptr<AdapterSet::State> state, torch::nn::Module& model) {
   const std::string name = state->name;
@@ -457,6 +549,7 @@ AdapterSet carry_out(Plan plan, std::shared_ptr<AdapterSet::State> state, torch:
     state->model_class = causal->model_class();
   }
   for (const auto& planned : plan.slots) state->slots.push_back(make_slot(planned));
+  state->shared_weights = shared_token_weights(state->slots, base_modules(model));
   state->blocks = plan.blocks;
   if (plan.make_prompt) state->prompt = plan.make_prompt();
   for (auto& block : state->blocks) {
@@ -506,7 +599,9 @@ AdapterSet inject_any(torch::nn::Module& model, const MethodOptions& options, co
   const auto* adalora = std::get_if<AdaLoraOptions>(&set.options());
   if (adalora != nullptr && !as_stored && !adalora->rank_pattern) {
     RankAllocator::Modules modules;
-    for (const auto& slot : set.slots()) modules.emplace_back(slot.path, std::dynamic_pointer_cast<AdaLoraLinear>(slot.adapter));
+    for (const auto& slot : set.slots()) {
+      if (auto linear = std::dynamic_pointer_cast<AdaLoraLinear>(slot.adapter)) modules.emplace_back(slot.path, std::move(linear));
+    }
     set.state().allocator = std::make_shared<RankAllocator>(*adalora, std::move(modules));
   }
   return set;
@@ -544,6 +639,7 @@ void set_active_adapters(torch::nn::Module& model, const std::vector<std::string
   for (const auto& name : names) wanted.push_back(require_adapter(model, name));
   require_separate_parameters(wanted);
   require_no_conflict(wanted);
+  require_separate_rows(wanted);
 
   const auto all = adapters_of(model);
   for (const auto& set : all) {
@@ -598,7 +694,10 @@ void remove_adapter(torch::nn::Module& model, const std::string& name) {
   removed.state().active_position.reset();
   removed.state().put_trained_values(false);
   removed.state().set_requires_grad(false);
-  for (const auto& slot : removed.slots()) detach(slot, name);
+  for (const auto& slot : removed.slots()) {
+    adapters::unmerge(slot);
+    detach(slot, name);
+  }
   for (const auto& block : removed.blocks()) block.block.ptr()->detach(name);
   if (const auto& prompts = removed.state().prompt_slot) prompts->detach(name);
   for (const auto& registry : adapters::registries_in(model)) {

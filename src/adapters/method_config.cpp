@@ -38,6 +38,7 @@ void take_shared(Options& options, const formats::PeftLoraConfig& config) {
   options.layers_to_transform = config.layers_to_transform;
   options.layers_pattern = config.layers_pattern;
   options.modules_to_save = config.modules_to_save;
+  options.token_indices = config.trainable_token_indices;
   options.base_model_name = config.base_model_name_or_path.value_or("");
 }
 
@@ -55,6 +56,7 @@ formats::PeftLoraConfig shared_config(const Options& options) {
   config.layers_to_transform = options.layers_to_transform;
   config.layers_pattern = options.layers_pattern;
   config.modules_to_save = options.modules_to_save;
+  config.trainable_token_indices = options.token_indices;
   return config;
 }
 
@@ -215,6 +217,25 @@ formats::AdapterHubConfig config_of(const BottleneckOptions& options) {
   config.dropout = options.dropout;
   config.init_weights = options.init;
   config.leave_out = options.leave_out;
+  return config;
+}
+
+TrainableTokensOptions options_of(const formats::PeftTrainableTokensConfig& config) {
+  TrainableTokensOptions options;
+  options.token_indices = config.token_indices;
+  options.targets = config.target_modules;
+  options.init_weights = config.init_weights;
+  options.base_model_name = config.base_model_name_or_path.value_or("");
+  return options;
+}
+
+formats::PeftTrainableTokensConfig config_of(const TrainableTokensOptions& options) {
+  formats::PeftTrainableTokensConfig config;
+  if (!options.base_model_name.empty()) config.base_model_name_or_path = options.base_model_name;
+  config.task_type = "CAUSAL_LM";
+  config.token_indices = options.token_indices;
+  config.target_modules = options.targets;
+  config.init_weights = options.init_weights;
   return config;
 }
 

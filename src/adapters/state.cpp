@@ -1,9 +1,12 @@
 #include "adapters/state.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
+#include <vector>
 
 #include "core/check.h"
+#include "lora/adapters/trainable_tokens.h"
 
 namespace lora {
 namespace {
@@ -105,6 +108,25 @@ void merge(const AdapterSet::Slot& slot) {
   slot.linear.is_empty() ? slot.embedding.ptr()->merge() : slot.linear.ptr()->merge();
 }
 
+namespace {
+
+/// Rows trained for one of two places that share a weight would come to both.
+void require_mergeable_rows(const AdapterSet& adapters) {
+  std::map<const at::TensorImpl*, std::vector<const AdapterSet::Slot*>> by_weight;
+  for (const auto& slot : adapters.slots()) {
+    if (token_rows(*slot.adapter) != nullptr) by_weight[weight_form_of(slot).unsafeGetTensorImpl()].push_back(&slot);
+  }
+  for (const auto& [weight, slots] : by_weight) {
+    const bool is_shared = std::ranges::find(adapters.state().shared_weights, weight) != adapters.state().shared_weights.end();
+    const bool go_together = slots.size() == 2 && token_rows(*slots[0]->adapter) == token_rows(*slots[1]->adapter);
+    require<ConfigError>(!is_shared || go_together,
+                         "[adapters.merge] embedding and head share their weight, and only rows that both train can be merged into it; "
+                         "found others at {}; use the adapter beside its base model", slots.front()->path);
+  }
+}
+
+}  // namespace
+
 void require_mergeable(const AdapterSet& adapters) {
   require<ConfigError>(adapters.blocks().empty() && !adapters.prompt(),
                        "[adapters.merge] a method that changes weights can be merged; found {}, which no weight can hold; use the "
@@ -115,6 +137,7 @@ void require_mergeable(const AdapterSet& adapters) {
                          "call set_enabled(true)",
                          slot.path);
   }
+  require_mergeable_rows(adapters);
 }
 
 void merge_all(const std::vector<AdapterSet::Slot>& slots) {
@@ -130,7 +153,13 @@ void merge_all(const std::vector<AdapterSet::Slot>& slots) {
 }
 
 void unmerge(const AdapterSet::Slot& slot) {
+  const auto& names = slot_of(slot).merged();
+  const bool was_merged = std::ranges::any_of(names, [&](const auto& name) { return slot_of(slot).find(name) == slot.adapter; });
   slot.linear.is_empty() ? slot.embedding.ptr()->unmerge() : slot.linear.ptr()->unmerge();
+  const auto* rows = dynamic_cast<const TrainableTokens*>(slot.adapter.get());
+  if (!was_merged || rows == nullptr) return;
+  at::Tensor weight = slot.linear.is_empty() ? slot.embedding->weight : slot.linear->weight;
+  rows->restore(weight);
 }
 
 }  // namespace adapters

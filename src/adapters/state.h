@@ -25,6 +25,7 @@ struct AdapterSet::State {
   std::string model_type, model_class;  ///< empty: a model that does not say
   std::shared_ptr<RankAllocator> allocator;
   std::vector<SavedParameter> saved, biases;
+  std::vector<const at::TensorImpl*> shared_weights;  ///< of slots with rows of tokens: those that two modules have
   /// Its place among the active adapters; empty when it is not active.
   std::optional<size_t> active_position;
   /// True while the model's own parameters hold the trained values of `saved` and `biases`.

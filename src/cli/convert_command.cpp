@@ -10,6 +10,7 @@
 #include "lora/core/quantization.h"
 #include "lora/core/file.h"
 #include "lora/core/text.h"
+#include "lora/data/new_tokens.h"
 #include "lora/io/dtype.h"
 #include "lora/models/llama.h"
 
@@ -17,8 +18,9 @@ namespace lora::cli {
 namespace {
 
 struct ConvertCommand {
-  std::string input, output, from = "auto", to = "hf", dtype, shard_size = "5GB", tokenizer, quantize;
-  int64_t block_size = QuantizationScheme{}.block_size;
+  std::string input, output, from = "auto", to = "hf", dtype, shard_size = "5GB", tokenizer, quantize, add_tokens, new_rows = "mean";
+  int64_t block_size = QuantizationScheme{}.block_size, vocabulary_multiple = 1;
+  uint64_t seed = 0;
   bool double_quant = false, dry_run = false, overwrite = false;
 
   int run() const;
@@ -69,6 +71,23 @@ llama::LlamaConfig quantize_hf(const Path& from, const Path& directory, const Qu
   return model->config;
 }
 
+/// The tokens of a file for the vocabulary of the model that is read.
+llama::VocabularyGrowth growth_by(const ConvertCommand& command, const Path& tokenizer) {
+  const Path model = std::filesystem::is_directory(tokenizer) ? tokenizer / "tokenizer.model" : tokenizer;
+  require<IoError>(std::filesystem::exists(model), "[--add-tokens] the vocabulary to add to must be a tokenizer.model; found none at {}; "
+                   "give it with --tokenizer", model.string());
+  return {.tokenizer = data::extend_tokenizer(model, data::read_new_tokens(command.add_tokens)),
+          .new_rows = command.new_rows,
+          .seed = command.seed,
+          .multiple = command.vocabulary_multiple};
+}
+
+void describe_growth(const llama::LlamaConfig& before, const llama::VocabularyGrowth& growth) {
+  const auto& tokenizer = growth.tokenizer;
+  fmt::print("{} new tokens, ids {} to {}, rows {}; rows of embedding and head: {} -> {}\n", tokenizer.tokens.size(), tokenizer.first_id,
+             tokenizer.vocab_size() - 1, growth.new_rows, before.vocab_size, grown_vocabulary(before, growth));
+}
+
 int ConvertCommand::run() const {
   const std::string kind = from == "auto" ? detect(input) : from;
   require<ConfigError>(kind == "hf" || kind == "llama2c",
@@ -76,6 +95,8 @@ int ConvertCommand::run() const {
   require<ConfigError>(to == "hf", "[--to] this version writes hf; found {}", to);
   const auto scheme = quantization_of(quantize, double_quant, block_size);
   require<ConfigError>(!scheme || kind == "hf", "[--quantize] weights are put into few bits from hf; found {}; convert it to hf first", kind);
+  require<ConfigError>(add_tokens.empty() || (kind == "hf" && !scheme), "[--add-tokens] tokens are added to a plain Hugging Face "
+                       "directory; found {}; add them first, then convert the result", scheme ? "--quantize" : kind);
   require_free_output(output, overwrite);
 
   llama::SaveOptions options;
@@ -88,16 +109,26 @@ int ConvertCommand::run() const {
   } else if (kind == "hf") {
     options.copy_tokenizer_from = input;
   }
+  std::optional<llama::VocabularyGrowth> growth;
+  std::optional<llama::LlamaConfig> before;
+  if (!add_tokens.empty()) {
+    before = llama::read_llama_config(input);
+    growth = growth_by(*this, options.copy_tokenizer_from.value());
+    grown_vocabulary(*before, *growth);
+  }
   if (dry_run) {
     describe(kind == "hf" ? llama::read_llama_config(input) : llama::llama2c_config(input, options), kind, output, true);
+    if (growth) describe_growth(*before, *growth);
     return kDone;
   }
   AtomicDirectory directory{Path(output)};
-  const auto config = scheme           ? quantize_hf(input, directory.path(), *scheme, options)
+  const auto config = scheme         ? quantize_hf(input, directory.path(), *scheme, options)
+                      : growth       ? llama::convert_hf_with_tokens(input, directory.path(), *growth, options)
                       : kind == "hf" ? llama::convert_hf(input, directory.path(), options)
                                      : llama::convert_llama2c(input, directory.path(), options);
   directory.commit();
   describe(config, kind, output, false);
+  if (growth) describe_growth(*before, *growth);
   return kDone;
 }
 
@@ -117,6 +148,12 @@ void add_convert_command(CLI::App& program, Action& action) {
   command->add_flag("--double-quant", state->double_quant, "The scales of 4 bits in 8 bits");
   command->add_option("--block-size", state->block_size, "Numbers of 4 bits that share a scale")->capture_default_str();
   command->add_option("--tokenizer", state->tokenizer, "SentencePiece model to put beside the weights");
+  command->add_option("--add-tokens", state->add_tokens, "File with one new token per line: tokenizer, embedding and head gain them");
+  command->add_option("--new-rows", state->new_rows, "mean: of the rows of a token's old pieces; random: normal, with the old rows' deviation")
+      ->capture_default_str();
+  command->add_option("--seed", state->seed, "Of random rows")->capture_default_str();
+  command->add_option("--pad-vocab-to-multiple-of", state->vocabulary_multiple, "When the tables grow: to a multiple of so many rows")
+      ->capture_default_str();
   command->add_flag("--dry-run", state->dry_run, "Say what would be done, write nothing");
   command->add_flag("--overwrite", state->overwrite, "Replace an existing output");
   add_log_options(*command);

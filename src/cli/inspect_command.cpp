@@ -151,6 +151,7 @@ Json method_numbers(const formats::AdapterConfig& config) {
                    return Json{{"init_r", adalora.init_r}, {"target_r", adalora.target_r}, {"lora_alpha", adalora.lora.lora_alpha}};
                  },
                  [](const formats::PeftIa3Config&) { return Json::object(); },
+                 [](const formats::PeftTrainableTokensConfig& rows) { return Json{{"token_indices", rows.token_indices}}; },
                  [&](const formats::PeftPrefixConfig& prefix) { return of_prompt(prefix.prompt); },
                  [&](const formats::PeftPromptConfig& prompt) { return of_prompt(prompt.prompt); },
                  [&](const formats::PeftPTuningConfig& ptuning) { return of_prompt(ptuning.prompt); },

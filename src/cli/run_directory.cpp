@@ -66,7 +66,7 @@ RunStart resume_from(const Path& checkpoint, const config::RunConfig& config, co
   check_unchanged(checkpoint, config, allowed);
   const int64_t step = train::checkpoint_step(checkpoint);
   log::info(fmt::format("resuming from {} (step {})", checkpoint.string(), step));
-  return {checkpoint, step, {}};
+  return {checkpoint, step, {}, {}};
 }
 
 RunStart start_anew(const config::RunConfig& config, bool overwrite) {
@@ -101,6 +101,15 @@ RunStart decide_run_start(const config::RunConfig& config, bool overwrite, const
   }
   if (const auto checkpoint = train::newest_checkpoint(directory)) return resume_from(*checkpoint, config, allowed);
   return start_anew(config, overwrite);
+}
+
+void require_no_followers(const RunStart& start) {
+  for (const Path& follower : start.followers) {
+    const bool goes = std::find(start.obsolete.begin(), start.obsolete.end(), follower) != start.obsolete.end();
+    require<ConfigError>(goes || !train::newest_checkpoint(follower),
+                         "[stages] a stage must be finished before the next begins; found steps of the later stage {} beside more to do; "
+                         "pass --overwrite to start anew", follower.filename().string());
+  }
 }
 
 void clear_obsolete(const RunStart& start) {

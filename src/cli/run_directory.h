@@ -14,6 +14,7 @@ namespace lora::cli {
 struct RunStart {
   std::optional<Path> checkpoint;  ///< resume from here; nothing: start at step 1
   int64_t first_step = 0;          ///< steps already done
+  std::vector<Path> followers;     ///< folders of runs that start from what this one leaves
   std::vector<Path> obsolete;      ///< what an earlier or killed run left, to be removed once this run can begin
 };
 
@@ -22,6 +23,9 @@ struct RunStart {
 /// everything that an earlier run wrote. Throws ConfigError when output would be overwritten silently, or when the run
 /// file changed in a way that changes the result (keys in `allowed` aside).
 RunStart decide_run_start(const config::RunConfig& config, bool overwrite, const std::vector<std::string>& allowed);
+
+/// Throws ConfigError when a run that started from this one's result has steps behind it, which this run would change.
+void require_no_followers(const RunStart& start);
 
 /// Removes what is obsolete.
 void clear_obsolete(const RunStart& start);

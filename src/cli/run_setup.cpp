@@ -56,6 +56,7 @@ void apply_targets(Options& options, const config::AdapterSection& section) {
 template <class Options>
 void apply_low_rank(Options& options, const config::AdapterSection& section) {
   apply_targets(options, section);
+  if (section.trainable_token_indices) options.token_indices = section.trainable_token_indices;
   apply(options.alpha, section.lora_alpha);
   apply(options.dropout, section.lora_dropout);
   apply(options.bias, section.bias);
@@ -158,6 +159,13 @@ BottleneckOptions bottleneck_options(const config::AdapterSection& section) {
   return options;
 }
 
+TrainableTokensOptions token_options(const config::AdapterSection& section) {
+  TrainableTokensOptions options;
+  options.token_indices = std::get<std::vector<int64_t>>(section.trainable_token_indices.value());
+  if (section.target_modules) options.targets = section.target_modules;
+  return options;
+}
+
 /// Width of the states; 0: a model that takes no virtual tokens, for which alone it is asked.
 int64_t hidden_size(const nn::CausalLMImpl& model) {
   const auto shape = model.prompt_shape();
@@ -169,6 +177,7 @@ MethodOptions method_options(const RunConfig& config, const config::AdapterSecti
   const std::string& method = section.method;
   if (method == "adalora") return adalora_options(section, total_steps);
   if (method == "ia3") return ia3_options(section);
+  if (method == "trainable_tokens") return token_options(section);
   if (method == "prefix" || method == "ptuning_v2") return prefix_options(section, hidden_size(model));
   if (method == "prompt") return prompt_options(config, section, tokenizer);
   if (method == "ptuning") return ptuning_options(section);
@@ -176,7 +185,13 @@ MethodOptions method_options(const RunConfig& config, const config::AdapterSecti
   return lora_options(section);
 }
 
+/// The rows of a saved adapter that has none are no rows.
+void require_same_tokens(const config::AdapterSection& section, const std::optional<TokenIndices>& saved) {
+  require_same("trainable_token_indices", section.trainable_token_indices, saved.value_or(std::vector<int64_t>{}));
+}
+
 void require_agrees(const config::AdapterSection& section, const LoraOptions& saved) {
+  require_same_tokens(section, saved.token_indices);
   require_same("r", section.r, saved.rank);
   require_same("lora_alpha", section.lora_alpha, saved.alpha);
   require_same("use_rslora", section.use_rslora, saved.rank_stabilized);
@@ -189,6 +204,7 @@ void require_agrees(const config::AdapterSection& section, const LoraOptions& sa
 }
 
 void require_agrees(const config::AdapterSection& section, const AdaLoraOptions& saved) {
+  require_same_tokens(section, saved.token_indices);
   require_same("init_r", section.init_r, saved.init_rank);
   require_same("lora_alpha", section.lora_alpha, saved.alpha);
   require_same("bias", section.bias, saved.bias);
@@ -200,6 +216,10 @@ void require_agrees(const config::AdapterSection& section, const Ia3Options& sav
   require_same("target_modules", section.target_modules, saved.targets);
   require_same("feedforward_modules", section.feedforward_modules, saved.feedforward);
   require_same("modules_to_save", section.modules_to_save, saved.modules_to_save);
+}
+
+void require_agrees(const config::AdapterSection& section, const TrainableTokensOptions& saved) {
+  require_same_tokens(section, saved.token_indices);
 }
 
 void require_no_network(bool has_network) {
@@ -499,7 +519,9 @@ AdapterSets make_adapters(const RunConfig& config, nn::CausalLMImpl& model, cons
     if (section.init_from) return load_initial_adapter(section, model, name);
     MethodOptions options = method_options(config, section, model, tokenizer, total_steps);
     set_base_model_name(options, own_base(config).value_or(config.model.path.value_or("")).string());
-    return inject_method(model, options, name);
+    const AdapterSet adapters = inject_method(model, options, name);
+    if (section.tokens_from) start_token_rows(adapters, io::read_adapter_files(*section.tokens_from));
+    return adapters;
   };
   std::vector<AdapterSet> sets = {make(config.adapter, "default")};
   for (const auto& one : config.more_adapters) sets.push_back(make(one.adapter, one.name));

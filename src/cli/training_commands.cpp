@@ -6,6 +6,7 @@
 #include "cli/run_directory.h"
 #include "cli/run_setup.h"
 #include "cli/signals.h"
+#include "cli/staged_run.h"
 #include "core/check.h"
 #include "lora/core/file.h"
 #include "lora/core/log.h"
@@ -86,6 +87,7 @@ int TrainingRun::run() {
     log::info(fmt::format("{} is finished: all {} steps are done", config_.run.output_dir.string(), total_steps_));
     return kDone;
   }
+  require_no_followers(start_);
   announce();
   clear_obsolete(start_);
   write_file_atomically(config_.run.output_dir / "config.yaml", config::dump_run_config(config_));
@@ -323,13 +325,17 @@ void TrainingRun::write_report(const Stopwatch& total) {
 int TrainingCommand::run() const {
   auto all_overrides = overrides;
   if (!device.empty()) all_overrides.push_back("run.device=" + device);
-  const auto config = config::load_run_config(run_file, all_overrides, std::filesystem::current_path(), name);
-  require<ConfigError>((config.adapter.method == "none") == (name == "train"),
-                       "[adapter.method] lora finetune trains an adapter and lora train none; found {} with lora {}; use the "
-                       "other command", config.adapter.method, name);
+  const auto staged = config::load_staged_config(run_file, all_overrides, std::filesystem::current_path(), name);
+  for (const auto& [stage, config] : staged.stages) {
+    require<ConfigError>((config.adapter.method == "none") == (name == "train"),
+                         "[adapter.method] lora finetune trains an adapter and lora train none; found {} with lora {}; use the "
+                         "other command", config.adapter.method, name);
+  }
   catch_stop_signals();
-  parse_device(config.run.device);
-  return TrainingRun(config, decide_run_start(config, overwrite, allowed_changes)).run();
+  parse_device(staged.common.run.device);
+  const auto run_one = [](const config::RunConfig& config, const RunStart& start) { return TrainingRun(config, start).run(); };
+  if (staged.is_staged()) return run_stages(staged, overwrite, allowed_changes, run_one);
+  return run_one(staged.common, decide_run_start(staged.common, overwrite, allowed_changes));
 }
 
 void add_training_command(CLI::App& program, Action& action, const std::string& name, const std::string& what) {

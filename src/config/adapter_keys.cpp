@@ -17,7 +17,8 @@ const std::map<std::string_view, Methods>& table() {
   static const std::map<std::string_view, Methods> kTable = {
       {"r", kLora}, {"use_rslora", kLora}, {"use_dora", kLora}, {"init_lora_weights", kLora}, {"rank_pattern", kLora},
       {"alpha_pattern", kLora}, {"lora_alpha", kBoth}, {"lora_dropout", kBoth}, {"bias", kBoth}, {"layers_to_transform", kBoth},
-      {"layers_pattern", kBoth}, {"target_modules", kWeights}, {"exclude_modules", kWeights}, {"modules_to_save", kWeights},
+      {"layers_pattern", kBoth}, {"target_modules", {"lora", "adalora", "ia3", "trainable_tokens"}},
+      {"trainable_token_indices", {"lora", "adalora", "trainable_tokens"}}, {"tokens_from", kBoth}, {"exclude_modules", kWeights}, {"modules_to_save", kWeights},
       {"init_r", kAdaLora}, {"target_r", kAdaLora}, {"tinit", kAdaLora}, {"tfinal", kAdaLora}, {"deltaT", kAdaLora},
       {"beta1", kAdaLora}, {"beta2", kAdaLora}, {"orth_reg_weight", kAdaLora}, {"total_step", kAdaLora},
       {"feedforward_modules", {"ia3"}}, {"num_virtual_tokens", kVirtual}, {"prefix_projection", kPrefix},

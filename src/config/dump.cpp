@@ -1,10 +1,11 @@
+#include "config/dump.h"
+
 #include <fmt/format.h>
 
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "config/flatten.h"
 #include "lora/config/run_config.h"
 
 namespace lora::config {
@@ -27,11 +28,10 @@ std::string indent(size_t depth) {
 
 }  // namespace
 
-std::string dump_run_config(const RunConfig& config) {
+std::string write_keys(const std::vector<FlatKey>& keys, size_t outer) {
   std::string text;
   std::vector<std::string> open;  // the sections that the last key stands in
-  for (const FlatKey& flat : flatten(config)) {
-    if (!flat.is_given) continue;
+  for (const FlatKey& flat : keys) {
     std::vector<std::string> sections = split(flat.key);
     const std::string name = sections.back();
     sections.pop_back();
@@ -39,12 +39,18 @@ std::string dump_run_config(const RunConfig& config) {
     while (shared < sections.size() && shared < open.size() && sections[shared] == open[shared])
       ++shared;
     for (size_t depth = shared; depth < sections.size(); ++depth) {
-      text += fmt::format("{}{}:\n", indent(depth), sections[depth]);
+      text += fmt::format("{}{}:\n", indent(outer + depth), sections[depth]);
     }
-    text += fmt::format("{}{}: {}\n", indent(sections.size()), name, flat.text);
+    text += fmt::format("{}{}: {}\n", indent(outer + sections.size()), name, flat.text);
     open = std::move(sections);
   }
   return text;
+}
+
+std::string dump_run_config(const RunConfig& config) {
+  std::vector<FlatKey> keys = flatten(config);
+  std::erase_if(keys, [](const FlatKey& flat) { return !flat.is_given; });
+  return write_keys(keys);
 }
 
 }  // namespace lora::config

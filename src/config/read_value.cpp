@@ -221,6 +221,19 @@ void read_value(const YamlNode& node, const KeyContext& context, Patterns& value
   value = std::move(patterns);
 }
 
+void read_value(const YamlNode& node, const KeyContext& context, TokenIndices& value) {
+  if (node.kind == Kind::kSequence) {
+    value = read_list<int64_t>(node, context);
+    return;
+  }
+  if (node.kind != Kind::kMap) refuse(node, context, "must be a list of token ids, or a map from modules to such lists");
+  auto& by_module = value.emplace<1>();
+  for (const auto& [name, ids] : node.entries) {
+    const KeyContext place{context.source, fmt::format("{}.{}", context.key, shown(name)), context.rule};
+    by_module.emplace_back(name, read_list<int64_t>(ids, place));
+  }
+}
+
 void read_value(const YamlNode& node, const KeyContext& context, std::vector<int64_t>& value) {
   value = read_list<int64_t>(node, context);
 }

@@ -5,6 +5,7 @@
 #include "config/overrides.h"
 #include "config/reader.h"
 #include "config/whole.h"
+#include "core/check.h"
 #include "lora/core/error.h"
 #include "lora/core/file.h"
 #include "lora/formats/yaml.h"
@@ -42,7 +43,11 @@ RunConfig parse_run_config(std::string_view text, std::string_view name, const P
   if (command == "train") config.adapter.method = "none";
   Places places;
   const Source file{std::string(name), std::filesystem::absolute(base)};
-  read_tree(formats::parse_yaml(text, name), file, config, places);
+  const formats::YamlNode root = formats::parse_yaml(text, name);
+  const formats::YamlNode* stages = root.find("stages");
+  require<ConfigError>(stages == nullptr, "[{}] stages are run by lora finetune alone; found them in a file for another command; give it "
+                       "the config.yaml in the folder of a stage", stages == nullptr ? "" : file.place_of(*stages));
+  read_tree(root, file, config, places);
   const Source command_line{"--set", std::filesystem::absolute(override_base), false};
   for (const std::string& override_text : overrides) {
     read_tree(parse_override(override_text), command_line, config, places);

@@ -138,7 +138,7 @@ void describe_data_driven_starts(Visitor& v, AdapterSection& adapter) {
 template <class Visitor>
 void describe_adapter(Visitor& v, AdapterSection& adapter) {
   v.key("method", adapter.method,
-        one_of({"lora", "adalora", "ia3", "prefix", "prompt", "ptuning", "ptuning_v2", "bottleneck", "none"}));
+        one_of({"lora", "adalora", "ia3", "trainable_tokens", "prefix", "prompt", "ptuning", "ptuning_v2", "bottleneck", "none"}));
   v.key("r", adapter.r, at_least(1));
   v.key("lora_alpha", adapter.lora_alpha, greater_than(0));
   v.key("lora_dropout", adapter.lora_dropout, fraction());
@@ -151,6 +151,7 @@ void describe_adapter(Visitor& v, AdapterSection& adapter) {
   v.key("target_modules", adapter.target_modules);
   v.key("exclude_modules", adapter.exclude_modules);
   v.key("modules_to_save", adapter.modules_to_save);
+  v.key("trainable_token_indices", adapter.trainable_token_indices, at_least(0));
   v.key("layers_to_transform", adapter.layers_to_transform, at_least(0).or_single());
   v.key("layers_pattern", adapter.layers_pattern, Rule{}.or_single());
   v.key("rank_pattern", adapter.rank_pattern, at_least(1));
@@ -161,6 +162,7 @@ void describe_adapter(Visitor& v, AdapterSection& adapter) {
   describe_virtual_tokens(v, adapter);
   describe_bottleneck(v, adapter);
   v.key("init_from", adapter.init_from);
+  v.key("tokens_from", adapter.tokens_from);
 }
 
 template <class Visitor>

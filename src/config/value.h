@@ -45,6 +45,7 @@ void read_value(const YamlNode& node, const KeyContext& context, std::string& va
 void read_value(const YamlNode& node, const KeyContext& context, Path& value);
 void read_value(const YamlNode& node, const KeyContext& context, Names& value);
 void read_value(const YamlNode& node, const KeyContext& context, Patterns& value);
+void read_value(const YamlNode& node, const KeyContext& context, TokenIndices& value);
 void read_value(const YamlNode& node, const KeyContext& context, std::vector<int64_t>& value);
 void read_value(const YamlNode& node, const KeyContext& context, std::vector<double>& value);
 void read_value(const YamlNode& node, const KeyContext& context, std::vector<std::string>& value);
@@ -71,6 +72,7 @@ std::string write_value(const std::string& value, const Rule& rule);
 std::string write_value(const Path& value, const Rule& rule);
 std::string write_value(const Names& value, const Rule& rule);
 std::string write_value(const Patterns& value, const Rule& rule);
+std::string write_value(const TokenIndices& value, const Rule& rule);
 std::string write_value(const std::vector<int64_t>& value, const Rule& rule);
 std::string write_value(const std::vector<double>& value, const Rule& rule);
 std::string write_value(const std::vector<std::string>& value, const Rule& rule);

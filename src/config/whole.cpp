@@ -71,6 +71,20 @@ void check_adapter(const WholeCheck& check, const AdapterSection& adapter, const
   }
 }
 
+void check_token_indices(const WholeCheck& check, const AdapterSection& adapter, const std::string& section = "adapter") {
+  const std::string key = section + ".trainable_token_indices";
+  const bool is_alone = adapter.method == "trainable_tokens";
+  check.required(!is_alone || adapter.trainable_token_indices || adapter.init_from, key, "adapter: {trainable_token_indices: [32000, 32001]}");
+  check.holds(!adapter.tokens_from || (adapter.trainable_token_indices && !adapter.init_from), section + ".tokens_from",
+              "needs trainable_token_indices beside it, and no init_from, which brings all values; change one of the keys");
+  if (!adapter.trainable_token_indices) return;
+  const auto* ids = std::get_if<0>(&*adapter.trainable_token_indices);
+  check.holds(!is_alone || ids != nullptr, key, "must be one list with adapter.method trainable_tokens, which has target_modules for the "
+              "rest; found a map");
+  const bool has_ids = ids != nullptr ? !ids->empty() : !std::get<1>(*adapter.trainable_token_indices).empty();
+  check.holds(has_ids, key, "must name a token at least; found none; remove the key");
+}
+
 void check_more_adapters(const WholeCheck& check, const RunConfig& config) {
   check.holds(config.more_adapters.empty() || config.adapter.method != "none", "adapter.method",
               "must be a method where adapter.also has more; found none; make one of those the first, or remove adapter.also");
@@ -79,6 +93,7 @@ void check_more_adapters(const WholeCheck& check, const RunConfig& config) {
     check.holds(name != "default", section, "must have another name: adapter itself is default; found default twice");
     check.holds(adapter.method != "none", section + ".method", "must be a method; found none; remove the adapter");
     check_adapter(check, adapter, section);
+    check_token_indices(check, adapter, section);
   }
 }
 
@@ -163,6 +178,7 @@ void check_whole(const RunConfig& config, const Places& places, std::string_view
   check_model(check, config.model);
   check_adapter(check, config.adapter);
   check_more_adapters(check, config);
+  check_token_indices(check, config.adapter);
   check_training(check, config);
   check_offload(check, config, mode);
   check_quantization(check, config, mode);

@@ -50,6 +50,13 @@ std::string write_value(const Patterns& value, const Rule& rule) {
   return fmt::format("{{{}}}", fmt::join(texts, ", "));
 }
 
+std::string write_value(const TokenIndices& value, const Rule& rule) {
+  if (const auto* ids = std::get_if<0>(&value)) return write_list(*ids, rule);
+  std::vector<std::string> texts;
+  for (const auto& [name, ids] : std::get<1>(value)) texts.push_back(fmt::format("{}: {}", yaml_text(name), write_list(ids, rule)));
+  return fmt::format("{{{}}}", fmt::join(texts, ", "));
+}
+
 std::string write_value(const std::vector<int64_t>& value, const Rule& rule) {
   return write_list(value, rule);
 }

@@ -13,7 +13,7 @@ namespace {
 
 constexpr char32_t kSpace = 0x2581;  // how spaces are written inside pieces
 constexpr size_t kMaxBytes = 1u << 30;
-constexpr uint64_t kBytePairEncoding = 2;          // TrainerSpec.ModelType
+constexpr uint64_t kBytePairEncoding = 2;  // TrainerSpec.ModelType
 constexpr uint64_t kUserDefined = 4, kUnused = 5;  // SentencePiece.Type
 
 /// Fields of a message in the protocol-buffer format that SentencePiece has read before; what cannot be read ends it.
@@ -77,7 +77,8 @@ struct ModelSettings {
   uint64_t model_type = 1;
   bool space_is_suffix = false, has_bytes = false;
   bool adds_prefix = true, removes_spaces = true, escapes_spaces = true, normalizes = false;
-  bool has_special_pieces = false;  ///< defined by users, or out of use
+  bool has_unused_pieces = false;
+  std::vector<bool> user_defined;  ///< by piece
 
   explicit ModelSettings(std::string_view model) {
     for (MessageReader fields(model); fields.next();) {
@@ -89,14 +90,16 @@ struct ModelSettings {
 
   bool are_plain() const {
     return model_type == kBytePairEncoding && !space_is_suffix && !removes_spaces && escapes_spaces &&
-           !normalizes && !has_special_pieces;
+           !normalizes && !has_unused_pieces;
   }
 
  private:
   void read_piece(std::string_view piece) {
+    user_defined.push_back(false);
     for (MessageReader fields(piece); fields.next();) {
-      const bool is_special = fields.number() == kUserDefined || fields.number() == kUnused;
-      if (fields.field() == 3 && is_special) has_special_pieces = true;
+      if (fields.field() != 3) continue;
+      user_defined.back() = fields.number() == kUserDefined;
+      if (fields.number() == kUnused) has_unused_pieces = true;
     }
   }
 
@@ -187,7 +190,7 @@ std::optional<BpeEncoder> BpeEncoder::make(std::string_view model,
   const ModelSettings settings(model);
   if (!settings.are_plain()) return std::nullopt;
   BpeEncoder encoder(processor, settings.adds_prefix, settings.has_bytes);
-  if (!encoder.add_pieces(processor)) return std::nullopt;
+  if (!encoder.add_pieces(processor, settings.user_defined)) return std::nullopt;
   encoder.rank_pieces(processor);
   return encoder;
 }
@@ -214,13 +217,43 @@ int32_t BpeEncoder::find_char(char32_t code) const {
   return found == high_chars_.end() ? -1 : found->second;
 }
 
+/// False for one with spaces: where the library finds those depends on how they were written in the text.
+bool BpeEncoder::add_user_piece(std::string_view piece, int32_t id) {
+  for (std::string_view rest = piece; !rest.empty();) {
+    const char32_t code = take_char(rest);
+    if (code == kSpace || code <= U' ') return false;
+  }
+  begins_user_piece_[static_cast<unsigned char>(piece.front())] = true;
+  std::string_view rest = piece;
+  auto& pieces = user_pieces_[take_char(rest)];
+  const auto shorter = [&](const UserPiece& other) { return other.text.size() < piece.size(); };
+  pieces.insert(std::find_if(pieces.begin(), pieces.end(), shorter), {std::string(piece), id});
+  return true;
+}
+
+/// The longest that `text` begins with; null: none.
+const BpeEncoder::UserPiece* BpeEncoder::find_user_piece(std::string_view text) const {
+  if (!begins_user_piece_[static_cast<unsigned char>(text.front())]) return nullptr;
+  std::string_view rest = text;
+  const auto pieces = user_pieces_.find(take_char(rest));
+  if (pieces == user_pieces_.end()) return nullptr;
+  const auto found = std::find_if(pieces->second.begin(), pieces->second.end(),
+                                  [&](const UserPiece& piece) { return text.starts_with(piece.text); });
+  return found == pieces->second.end() ? nullptr : &*found;
+}
+
 /// False for a model that this encoder does not stand in for.
-bool BpeEncoder::add_pieces(const sentencepiece::SentencePieceProcessor& processor) {
+bool BpeEncoder::add_pieces(const sentencepiece::SentencePieceProcessor& processor, const std::vector<bool>& user_defined) {
+  if (user_defined.size() != static_cast<size_t>(num_pieces_)) return false;
   std::unordered_map<std::string_view, int32_t> symbols;  // texts of all symbols
   for (int32_t id = 0; id < num_pieces_; ++id) {
     const std::string_view piece = processor.IdToPiece(id);
     if (piece.empty() || !is_utf8(piece)) return false;
     const bool is_one_char = size_of_first_char(piece) == piece.size();
+    if (user_defined[static_cast<size_t>(id)]) {
+      if (!add_user_piece(piece, id)) return false;
+      continue;
+    }
     if (processor.IsControl(id) || processor.IsUnknown(id) || processor.IsByte(id)) {
       if (is_one_char) return false;
       continue;
@@ -281,6 +314,12 @@ bool BpeEncoder::split(std::string_view text, Scratch& scratch) const {
   };
   if (adds_prefix_) append(kSpace);
   while (!text.empty()) {
+    if (const UserPiece* piece = find_user_piece(text)) {
+      const auto place = static_cast<int32_t>(symbols.size());
+      symbols.push_back({piece->id, place - 1, place + 1, 0});  // no pair holds its id
+      text.remove_prefix(piece->text.size());
+      continue;
+    }
     const char32_t code = take_char(text);
     append(code == U' ' ? kSpace : code);
   }

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
@@ -15,8 +16,8 @@ namespace lora::data {
 /// compares texts, and nothing is allocated per piece. For models of Llama's kind: byte-pair encoding of text as it is.
 class BpeEncoder {
  public:
-  /// Nothing when the model needs more than that: another algorithm, normalisation, removal of spaces, symbols defined
-  /// by users, pieces out of use. `model` is what `processor` was loaded from.
+  /// Nothing when the model needs more than that: another algorithm, normalisation, removal of spaces, pieces out of use,
+  /// symbols defined by users that hold spaces. `model` is what `processor` was loaded from.
   static std::optional<BpeEncoder> make(std::string_view model,
                                         const sentencepiece::SentencePieceProcessor& processor);
 
@@ -50,13 +51,20 @@ class BpeEncoder {
     }
     std::vector<Entry> entries_;
   };
+  /// A piece that a user defined: found in text before any merging, and never merged.
+  struct UserPiece {
+    std::string text;
+    int32_t id;
+  };
   struct Scratch;
 
   BpeEncoder(const sentencepiece::SentencePieceProcessor& processor, bool adds_prefix, bool has_bytes);
-  bool add_pieces(const sentencepiece::SentencePieceProcessor& processor);
+  bool add_pieces(const sentencepiece::SentencePieceProcessor& processor, const std::vector<bool>& user_defined);
   void rank_pieces(const sentencepiece::SentencePieceProcessor& processor);
   int32_t& char_symbol(char32_t code);
   int32_t find_char(char32_t code) const;
+  bool add_user_piece(std::string_view piece, int32_t id);
+  const UserPiece* find_user_piece(std::string_view text) const;
   bool split(std::string_view text, Scratch& scratch) const;
   void merge(Scratch& scratch) const;
   void consider(int32_t left, int32_t right, Scratch& scratch) const;
@@ -68,6 +76,8 @@ class BpeEncoder {
   std::unordered_map<char32_t, int32_t> high_chars_;     ///< the others
   std::vector<uint32_t> ranks_;                          ///< by piece; lower ones are merged first
   std::array<int32_t, 256> byte_ids_ = {};
+  std::array<bool, 256> begins_user_piece_ = {};                       ///< by first byte
+  std::unordered_map<char32_t, std::vector<UserPiece>> user_pieces_;  ///< by first character, the longest first
   PairTable pairs_{0};
 };
 

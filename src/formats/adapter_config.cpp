@@ -25,7 +25,6 @@ constexpr std::array kRefusedKeys = {"alora_invocation_tokens",
                                      "target_parameters",
                                      "use_bdlora",
                                      "use_qalora",
-                                     "trainable_token_indices",
                                      "velora_config"};
 
 /// Keys that matter to how a new adapter is made or run elsewhere, not to what a saved one
@@ -43,8 +42,7 @@ constexpr std::string_view kBiasKinds[] = {"none", "all", "lora_only"};
 void refuse_other_maths(ConfigReader& reader, std::string_view where) {
   for (const std::string key : kRefusedKeys) {
     const auto* value = reader.find(key);
-    // An empty list of token indices still asks for the wrapper around the embedding.
-    const bool used = value != nullptr && (key == "trainable_token_indices" || is_truthy(*value));
+    const bool used = value != nullptr && is_truthy(*value);
     require<FormatError>(!used,
                          "[{}] {} must be unused, because it changes what the adapter computes and "
                          "is not built here; found {:?}; convert the adapter to plain LoRA",
@@ -91,6 +89,18 @@ void read_layers(ConfigReader& reader, PeftLoraConfig& config) {
   }
 }
 
+void read_token_indices(ConfigReader& reader, PeftLoraConfig& config) {
+  constexpr const char* kKey = "trainable_token_indices";
+  const auto* value = reader.find(kKey);
+  if (value == nullptr) return;
+  if (!value->is_object()) {
+    config.trainable_token_indices = reader.whole_numbers(kKey, *value);
+    return;
+  }
+  auto& by_module = config.trainable_token_indices.emplace().emplace<1>();
+  for (const auto& [module, ids] : value->items()) by_module.emplace_back(module, reader.whole_numbers(kKey, ids));
+}
+
 void read_initialisation(ConfigReader& reader, PeftLoraConfig& config, ParsedPeftConfig& parsed) {
   const auto* value = reader.find("init_lora_weights");
   if (value == nullptr) return;
@@ -122,6 +132,14 @@ void note_ignored_keys(ConfigReader& reader, ParsedPeftConfig& parsed) {
     }
   }
   parsed.unknown_keys = reader.keys_not_asked_for();
+}
+
+OrderedJson token_indices_to_json(const std::optional<TokenIndices>& indices) {
+  if (!indices) return nullptr;
+  if (const auto* ids = std::get_if<0>(&*indices)) return *ids;
+  OrderedJson map = OrderedJson::object();
+  for (const auto& [module, ids] : std::get<1>(*indices)) map.emplace(module, ids);
+  return map;
 }
 
 /// PEFT takes one expression in place of a list of one, and most of its configs hold that.
@@ -176,6 +194,7 @@ void read_shared(ConfigReader& reader, PeftLoraConfig& config, ParsedPeftConfig&
   read_dropout(reader, config);
   read_bias(reader, config);
   read_layers(reader, config);
+  read_token_indices(reader, config);
   read_initialisation(reader, config, parsed);
   read_loftq(reader, config);
 }
@@ -253,7 +272,7 @@ OrderedJson shared_to_json(const PeftLoraConfig& config) {
   json["target_modules"] = or_null(config.target_modules);
   json["target_parameters"] = nullptr;
   json["task_type"] = or_null(config.task_type);
-  json["trainable_token_indices"] = nullptr;
+  json["trainable_token_indices"] = token_indices_to_json(config.trainable_token_indices);
   json["use_bdlora"] = nullptr;
   json["use_dora"] = config.use_dora;
   json["use_qalora"] = false;
@@ -301,7 +320,7 @@ AdapterConfig read_by_type(const std::string& type, ConfigReader& reader, Parsed
   if (type == "LORA") return read_lora(reader, parsed, where);
   if (type == "ADALORA") return read_adalora(reader, parsed, where);
   if (auto other = read_other_config(type, reader)) return *std::move(other);
-  fail<FormatError>("[{}] peft_type must be LORA, ADALORA, IA3, PREFIX_TUNING, PROMPT_TUNING or P_TUNING, the methods that are built "
+  fail<FormatError>("[{}] peft_type must be LORA, ADALORA, IA3, TRAINABLE_TOKENS, PREFIX_TUNING, PROMPT_TUNING or P_TUNING, the methods that are built "
                     "here; found {:?}; use the tool that wrote it, or merge the adapter with that", where, type);
 }
 

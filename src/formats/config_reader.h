@@ -124,6 +124,15 @@ class ConfigReader {
     return *number;
   }
 
+  /// A list of them from 0 on, such as ids of tokens.
+  std::vector<int64_t> whole_numbers(const std::string& key, const OrderedJson& value) const {
+    constexpr int64_t kMost = 1 << 24;
+    check(value.is_array(), key, "be a list of whole numbers", value);
+    std::vector<int64_t> numbers;
+    for (const auto& item : value) numbers.push_back(whole_number(key, item, 0, kMost));
+    return numbers;
+  }
+
   std::string text(const std::string& key, const OrderedJson& value) const {
     check(value.is_string(), key, "be a text", value);
     return value.get<std::string>();

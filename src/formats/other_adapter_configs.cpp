@@ -30,6 +30,15 @@ PeftIa3Config read_ia3(ConfigReader& reader) {
   return config;
 }
 
+PeftTrainableTokensConfig read_trainable_tokens(ConfigReader& reader) {
+  PeftTrainableTokensConfig config;
+  read_origin(reader, config);
+  reader.read("init_weights", config.init_weights);
+  reader.read("target_modules", config.target_modules);
+  if (const auto* value = reader.find("token_indices")) config.token_indices = reader.whole_numbers("token_indices", *value);
+  return config;
+}
+
 void refuse_modules_to_save(ConfigReader& reader) {
   const auto* value = reader.find("modules_to_save");
   if (value != nullptr) reader.check(!is_truthy(*value), "modules_to_save", "be empty with virtual tokens", *value);
@@ -136,6 +145,7 @@ void read_hub_method(const OrderedJson& json, AdapterHubConfig& config, std::str
 
 std::optional<AdapterConfig> read_other_config(const std::string& type, ConfigReader& reader) {
   if (type == "IA3") return read_ia3(reader);
+  if (type == "TRAINABLE_TOKENS") return read_trainable_tokens(reader);
   if (type == "PREFIX_TUNING") return read_prefix(reader);
   if (type == "PROMPT_TUNING") return read_prompt(reader);
   if (type == "P_TUNING") return read_ptuning(reader);
@@ -167,6 +177,15 @@ std::string write_other_config(const PeftIa3Config& config) {
   json["init_ia3_weights"] = config.init_ia3_weights;
   json["modules_to_save"] = or_null(config.modules_to_save);
   json["target_modules"] = or_null(config.target_modules);
+  return text_of(sorted(json));
+}
+
+std::string write_other_config(const PeftTrainableTokensConfig& config) {
+  OrderedJson json = origin_to_json("TRAINABLE_TOKENS", config);
+  json.erase("modules_to_save");
+  json["init_weights"] = config.init_weights;
+  json["target_modules"] = or_null(config.target_modules);
+  json["token_indices"] = config.token_indices;
   return text_of(sorted(json));
 }
 

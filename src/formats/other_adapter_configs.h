@@ -23,5 +23,6 @@ std::string write_other_config(const PeftPrefixConfig& config);
 std::string write_other_config(const PeftPromptConfig& config);
 std::string write_other_config(const PeftPTuningConfig& config);
 std::string write_other_config(const AdapterHubConfig& config);
+std::string write_other_config(const PeftTrainableTokensConfig& config);
 
 }  // namespace lora::formats

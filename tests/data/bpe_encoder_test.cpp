@@ -93,7 +93,7 @@ TEST_CASE("the encoder gives the library's ids", "[data]") {
   const auto settings =
       GENERATE(Settings{}, Settings{{"byte_fallback", "true"}, {"vocab_size", "380"}},
                Settings{{"add_dummy_prefix", "false"}}, Settings{{"split_by_whitespace", "false"}},
-               Settings{{"character_coverage", "0.98"}, {"vocab_size", "60"}});
+               Settings{{"character_coverage", "0.98"}, {"vocab_size", "60"}}, Settings{{"user_defined_symbols", "ab,颜,abab,é"}});
   const Both both(train(settings));
   REQUIRE(both.encoder);
   for (const char* text : {"", " ", "  ", "a", "a ", " a", "aaaaaaaaaaaaaaaaa", "ababababab", "颜色颜色颜", "\n",
@@ -139,7 +139,7 @@ TEST_CASE("models that need more than plain pairs are left to the library", "[da
   const auto settings =
       GENERATE(Settings{{"model_type", "unigram"}, {"vocab_size", "60"}}, Settings{{"model_type", "char"}},
                Settings{{"normalization_rule_name", "nmt_nfkc"}}, Settings{{"remove_extra_whitespaces", "true"}},
-               Settings{{"treat_whitespace_as_suffix", "true"}}, Settings{{"user_defined_symbols", "ab,颜"}});
+               Settings{{"treat_whitespace_as_suffix", "true"}}, Settings{{"user_defined_symbols", "ab,a▁b"}});
   const std::string model = train(settings);
   CHECK_FALSE(Both(model).encoder);
   // The tokenizer works all the same.

@@ -143,8 +143,6 @@ TEST_CASE("what changes the maths and is not built here is refused by name", "[f
       CHECK(parse_with("\"" + std::string(key) + "\":" + unused).unknown_keys.empty());
     }
   }
-  refuse_with("trainable_token_indices", "[1]");
-  refuse_with("trainable_token_indices", "[]");
   CHECK(parse_with(R"("trainable_token_indices":null)").unknown_keys.empty());
 }
 
@@ -221,4 +219,48 @@ TEST_CASE("configs are written with PEFT's types, sorted", "[formats]") {
   config.lora_alpha = 8.5;
   config.base_model_name_or_path = "/m/\xFF";
   CHECK(parse(write_adapter_config(config)).config.lora_alpha == 8.5);
+}
+
+TEST_CASE("token indices are read and written in both of PEFT's forms", "[formats][tokens]") {
+  const auto indices_of = [](const std::string& value) {
+    const auto parsed = lora::formats::parse_adapter_config(R"({"peft_type": "LORA", "trainable_token_indices": )" + value + "}", "x");
+    return std::get<lora::formats::PeftLoraConfig>(parsed.config).trainable_token_indices;
+  };
+  CHECK(indices_of("[3, 5]") == lora::formats::TokenIndices(std::vector<int64_t>{3, 5}));
+  CHECK(indices_of("[]") == lora::formats::TokenIndices(std::vector<int64_t>{}));
+  CHECK_FALSE(indices_of("null"));
+  const auto by_module = indices_of(R"({"lm_head": [7], "embed_tokens": [3, 5]})");
+  REQUIRE(by_module);
+  CHECK(std::get<1>(*by_module)[0] == std::pair<std::string, std::vector<int64_t>>{"lm_head", {7}});
+  lora::formats::PeftLoraConfig config;
+  config.trainable_token_indices = by_module;
+  const auto again = lora::formats::parse_adapter_config(lora::formats::write_adapter_config(config), "x");
+  CHECK(std::get<lora::formats::PeftLoraConfig>(again.config).trainable_token_indices == by_module);
+  for (const char* bad : {"5", "[-1]", "[1.5]", "[\"a\"]", "{\"a\": 3}", "[99999999999]", "true"}) {
+    INFO(bad);
+    CHECK_THROWS_AS(indices_of(bad), lora::FormatError);
+  }
+}
+
+TEST_CASE("a TRAINABLE_TOKENS config has PEFT's keys", "[formats][tokens]") {
+  const std::string text = R"({
+  "auto_mapping": null,
+  "base_model_name_or_path": null,
+  "inference_mode": true,
+  "init_weights": true,
+  "peft_type": "TRAINABLE_TOKENS",
+  "peft_version": "0.21.2",
+  "revision": null,
+  "target_modules": "model.embed_tokens",
+  "task_type": "CAUSAL_LM",
+  "token_indices": [
+    3,
+    5
+  ]
+}
+)";
+  const auto parsed = lora::formats::parse_adapter_config(text, "x");
+  CHECK(parsed.unknown_keys.empty());
+  CHECK(std::get<lora::formats::PeftTrainableTokensConfig>(parsed.config).token_indices == std::vector<int64_t>{3, 5});
+  CHECK(lora::formats::write_adapter_config(parsed.config) == text);  // as PEFT 0.21.2 writes it
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <map>
+#include <numeric>
 
 #include "lora/adapters/adapter_io.h"
 #include "lora/adapters/eva.h"
@@ -44,6 +45,13 @@ BottleneckOptions bottleneck(const std::string& kind) {
   return options;
 }
 
+/// Half of the fixtures' vocabulary, so that the batch has some of them and others.
+std::vector<int64_t> some_tokens() {
+  std::vector<int64_t> ids(64);
+  std::iota(ids.begin(), ids.end(), 1);
+  return ids;
+}
+
 std::vector<Method> methods() {
   const LoraOptions base{.rank = 4, .alpha = 8};
   const auto lora = [&](auto change) {
@@ -68,7 +76,9 @@ std::vector<Method> methods() {
           {"P-tuning", PTuningOptions{.num_virtual_tokens = 4}},
           {"bottleneck, Houlsby", bottleneck("houlsby")},
           {"bottleneck, Pfeiffer", bottleneck("pfeiffer")},
-          {"bottleneck, parallel", bottleneck("parallel")}};
+          {"bottleneck, parallel", bottleneck("parallel")},
+          {"trainable tokens", TrainableTokensOptions{.token_indices = some_tokens()}, 2e-2},
+          {"LoRA and trainable tokens", lora([](auto& options) { options.token_indices = some_tokens(); })}};
 }
 
 struct Precision {

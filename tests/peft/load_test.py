@@ -16,7 +16,7 @@ import warnings
 import peft
 import torch
 from peft import PeftModel
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 PROGRAM, SOURCE = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).resolve()
 BASE = SOURCE / "tests/reference/peft/base"
@@ -43,6 +43,12 @@ CASES = {
     "adalora": "{method: adalora, init_r: 6, target_r: 2, tinit: 1, tfinal: 1, target_modules: [q_proj, v_proj, up_proj]}",
     "adalora_unpruned": "{method: adalora, init_r: 4, target_r: 4, target_modules: [q_proj]}",
     "ia3": "{method: ia3, target_modules: [k_proj, v_proj, down_proj], feedforward_modules: [down_proj]}",
+    "tokens": "{r: 4, target_modules: [q_proj], trainable_token_indices: [12, 14, 2]}",
+    "tokens_by_module": "{r: 4, target_modules: [q_proj], trainable_token_indices: {embed_tokens: [12, 14], lm_head: [53]}}",
+    "tokens_alone": "{method: trainable_tokens, trainable_token_indices: [12, 14, 2]}",
+    "tokens_adalora": "{method: adalora, init_r: 4, target_r: 2, tinit: 1, tfinal: 1, target_modules: [q_proj], trainable_token_indices: [12]}",
+    "tokens_tied": "{r: 4, target_modules: [q_proj], trainable_token_indices: [12, 14, 2]}",
+    "tokens_alone_tied": "{method: trainable_tokens, trainable_token_indices: [12, 14, 2]}",
     "prefix": "{method: prefix, num_virtual_tokens: 5}",
     "prefix_projection": "{method: prefix, num_virtual_tokens: 5, prefix_projection: true, encoder_hidden_size: 32}",
     "ptuning_v2": "{method: ptuning_v2, pre_seq_len: 4}",
@@ -56,6 +62,11 @@ PEFT_CASES = {
     "dora": lambda: peft.LoraConfig(r=4, use_dora=True, **LORA),
     "adalora": lambda: peft.AdaLoraConfig(init_r=5, target_r=3, total_step=10, **LORA),
     "ia3": lambda: peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "tokens": lambda: peft.LoraConfig(r=4, trainable_token_indices=[12, 14], **LORA),
+    "tokens_by_module": lambda: peft.LoraConfig(r=4, trainable_token_indices={"embed_tokens": [12, 14], "lm_head": [53]}, **LORA),
+    "tokens_alone": lambda: peft.TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[12, 14]),
+    "tokens_tied": lambda: peft.LoraConfig(r=4, trainable_token_indices=[12, 14], **LORA),
+    "tokens_alone_tied": lambda: peft.TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[12, 14]),
     "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     "ptuning": lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=16),
@@ -64,6 +75,21 @@ PEFT_CASES = {
 
 def run(folder, *arguments):
     subprocess.run([PROGRAM, *map(str, arguments)], cwd=folder, check=True, capture_output=True, text=True)
+
+
+def base_of(name, folder):
+    """The base, or for names with tied the same whose embedding is its head as well."""
+    if "tied" not in name:
+        return BASE
+    tied = folder / "base"
+    if not tied.exists():
+        config = LlamaConfig.from_pretrained(BASE, tie_word_embeddings=True)
+        model = LlamaForCausalLM(config)
+        state = LlamaForCausalLM.from_pretrained(BASE, dtype=torch.float32).state_dict()
+        model.load_state_dict({key: value for key, value in state.items() if key != "lm_head.weight"}, strict=False)
+        model.tie_weights()
+        model.save_pretrained(tied)
+    return tied
 
 
 def log_probabilities(model, ids):
@@ -75,7 +101,7 @@ def log_probabilities(model, ids):
 
 def check(name, adapter, folder):
     (folder / "run.yaml").write_text(
-        f"run: {{output_dir: out, device: cpu}}\nmodel: {{path: {BASE}, dtype: fp32}}\nadapter: {adapter}\n"
+        f"run: {{output_dir: out, device: cpu}}\nmodel: {{path: {base_of(name, folder)}, dtype: fp32}}\nadapter: {adapter}\n"
         "data: {format: tokens, train: {path: rows.jsonl}}\ntrain: {max_steps: 5, micro_batch: 2, optimizer: {lr: 1.0e-2}}\n")
     (folder / "rows.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in ROWS))
     run(folder, "finetune", "-c", "run.yaml", "-q")
@@ -85,7 +111,7 @@ def check(name, adapter, folder):
 def rounded_base(name, folder):
     """Plain numbers of the base in few bits that a LoftQ adapter fits."""
     if not name.startswith("loftq"):
-        return BASE
+        return None
     few_bits = folder / "out/base"
     if not few_bits.exists():
         few_bits = folder / "few_bits"
@@ -94,7 +120,8 @@ def rounded_base(name, folder):
     return folder / "rounded"
 
 
-def compare(name, folder, adapter, base_folder=BASE):
+def compare(name, folder, adapter, base_folder=None):
+    base_folder = base_folder or base_of(name, folder)
     run(folder, "score", "--model", base_folder, "--adapter", adapter, "--input", "rows.jsonl", "--output", "ours.jsonl", "-q")
     ours = [json.loads(line)["logprobs"] for line in (folder / "ours.jsonl").read_text().splitlines()]
     base = LlamaForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
@@ -112,7 +139,7 @@ def compare(name, folder, adapter, base_folder=BASE):
 def check_from_peft(name, config, folder):
     (folder / "rows.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in ROWS))
     torch.manual_seed(5)
-    model = peft.get_peft_model(LlamaForCausalLM.from_pretrained(BASE, dtype=torch.float32), config)
+    model = peft.get_peft_model(LlamaForCausalLM.from_pretrained(base_of(name, folder), dtype=torch.float32), config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "lora/adapters/trainable_tokens.h"
 #include "lora/nn/adapter.h"
 #include "lora/nn/linear.h"
 
@@ -34,6 +35,7 @@ struct AdaLoraOptions {
   std::optional<std::vector<int64_t>> layers_to_transform = {};
   std::vector<std::string> layers_pattern = {};
   std::vector<std::string> modules_to_save = {};
+  std::optional<TokenIndices> token_indices = {};  ///< rows of embeddings that train beside the updates
   /// Ranks kept by a training that is over ("<module>.lora_E" -> which of init_rank): the adapter has these, and no more
   /// allocation takes place.
   std::optional<std::map<std::string, std::vector<bool>>> rank_pattern = {};

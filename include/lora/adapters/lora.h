@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "lora/adapters/trainable_tokens.h"
 #include "lora/nn/adapter.h"
 #include "lora/nn/embedding.h"
 #include "lora/nn/linear.h"
@@ -47,6 +48,8 @@ struct LoraOptions {
   std::vector<std::pair<std::string, double>> alpha_pattern = {};
   /// Modules trained whole (a copy in fp32, stored with the adapter), by name or dot-suffix.
   std::vector<std::string> modules_to_save = {};
+  /// Rows of embeddings that train beside the updates.
+  std::optional<TokenIndices> token_indices = {};
 
   /// Written into adapter_config.json.
   std::string base_model_name = {};

@@ -16,6 +16,8 @@ namespace lora::config {
 using Names = std::variant<std::vector<std::string>, std::string>;
 /// Regular expression on module names -> value, in the order in which they are tried.
 using Patterns = std::vector<std::pair<std::string, int64_t>>;
+/// Ids of tokens of the input embedding, or by module.
+using TokenIndices = std::variant<std::vector<int64_t>, std::vector<std::pair<std::string, std::vector<int64_t>>>>;
 /// config.json's own field names -> YAML scalar text, sorted by name.
 using ModelFields = std::vector<std::pair<std::string, std::string>>;
 
@@ -71,7 +73,8 @@ struct LoftqSection {
 };
 
 struct AdapterSection {
-  /// lora | adalora | ia3 | prefix | prompt | ptuning | ptuning_v2 | bottleneck | none (the default of lora train)
+  /// lora | adalora | ia3 | trainable_tokens | prefix | prompt | ptuning | ptuning_v2 | bottleneck | none (the default of lora
+  /// train)
   std::string method = "lora";
   // Of the other keys, each belongs to some methods (see adapter_keys.h); nothing: the method's default.
   std::optional<int64_t> r;
@@ -84,6 +87,7 @@ struct AdapterSection {
   std::optional<std::string> bias;               ///< none | all | lora_only
   std::optional<Names> target_modules, exclude_modules;
   std::optional<std::vector<std::string>> modules_to_save, layers_pattern;
+  std::optional<TokenIndices> trainable_token_indices;
   std::optional<std::vector<int64_t>> layers_to_transform;
   std::optional<Patterns> rank_pattern, alpha_pattern;
   std::optional<int64_t> init_r, target_r, tinit, tfinal, deltaT, total_step;
@@ -100,6 +104,7 @@ struct AdapterSection {
   std::optional<std::string> non_linearity;
   std::optional<std::vector<int64_t>> leave_out;
   std::optional<Path> init_from;
+  std::optional<Path> tokens_from;  ///< an adapter whose rows those of trainable_token_indices start as
   QuantizationSection quantization;
   bool operator==(const AdapterSection&) const = default;
 };

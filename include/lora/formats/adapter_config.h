@@ -14,6 +14,9 @@ namespace lora::formats {
 /// Names in PEFT's two forms: a list, or one string (a regular expression).
 using AdapterNames = std::variant<std::vector<std::string>, std::string>;
 
+/// PEFT's trainable_token_indices: ids of the input embedding, or ids by module, in file order.
+using TokenIndices = std::variant<std::vector<int64_t>, std::vector<std::pair<std::string, std::vector<int64_t>>>>;
+
 /// `adapter_config.json` of PEFT with peft_type LORA, in PEFT's words and with PEFT's defaults.
 /// Source: PEFT 0.21.2 tuners/lora/config.py.
 struct PeftLoraConfig {
@@ -39,6 +42,7 @@ struct PeftLoraConfig {
   std::optional<Names> target_modules = {};  ///< absent: the model type's default
   std::optional<Names> exclude_modules = {};
   std::vector<std::string> modules_to_save = {};
+  std::optional<TokenIndices> trainable_token_indices = {};
   std::optional<std::vector<int64_t>> layers_to_transform = {};
   std::vector<std::string> layers_pattern = {};
   Patterns rank_pattern = {};  ///< in file order
@@ -97,6 +101,14 @@ struct PeftPTuningConfig {
   double encoder_dropout = 0;
 };
 
+/// peft_type TRAINABLE_TOKENS. Source: tuners/trainable_tokens/config.py.
+struct PeftTrainableTokensConfig {
+  std::optional<std::string> base_model_name_or_path = {}, task_type = {}, revision = {};
+  bool inference_mode = true, init_weights = true;
+  std::vector<int64_t> token_indices = {};
+  std::optional<AdapterNames> target_modules = {};
+};
+
 /// AdapterHub's configuration of a bottleneck adapter, which has no peft_type. Source: AdapterHub's adapter_config.json files.
 struct AdapterHubConfig {
   std::string name = "default", model_type = {}, model_name = {}, model_class = {};
@@ -109,7 +121,7 @@ struct AdapterHubConfig {
 };
 
 using AdapterConfig = std::variant<PeftLoraConfig, PeftAdaLoraConfig, PeftIa3Config, PeftPrefixConfig, PeftPromptConfig,
-                                   PeftPTuningConfig, AdapterHubConfig>;
+                                   PeftPTuningConfig, AdapterHubConfig, PeftTrainableTokensConfig>;
 
 struct ParsedPeftConfig {
   AdapterConfig config = {};

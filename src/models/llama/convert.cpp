@@ -1,13 +1,17 @@
 #include "lora/models/llama/convert.h"
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 
 #include <fstream>
 #include <span>
+#include <utility>
 
 #include "core/check.h"
 #include "formats/json.h"
 #include "lora/core/file.h"
+#include "lora/core/random.h"
+#include "lora/formats/added_tokens.h"
 #include "lora/formats/llama2c.h"
 #include "lora/io/dtype.h"
 #include "lora/io/model_files.h"
@@ -62,6 +66,82 @@ void write_config(const LlamaConfig& config, const Path& directory, const SaveOp
   if (options.copy_tokenizer_from) copy_tokenizer_files(*options.copy_tokenizer_from, directory);
 }
 
+constexpr std::string_view kEmbedding = "model.embed_tokens.weight", kHead = "lm_head.weight";
+
+bool is_table(std::string_view name) { return name == kEmbedding || name == kHead; }
+
+/// What the copy's config.json says, as long as no table grows.
+LlamaConfig converted_config(const Path& from, const SaveOptions& options) {
+  LlamaConfig config = read_llama_config(from);
+  config.dtype = options.dtype.value_or(config.dtype);
+  config.quantization = std::nullopt;  // what was in few bits is written as the numbers that it stands for
+  return config;
+}
+
+/// The stored weights under the names and shapes of `config`, whose tables have `stored_rows` rows in the files.
+std::vector<io::TensorSource> weights_of(const io::ModelFiles& files, const LlamaConfig& config, int64_t stored_rows) {
+  std::vector<io::TensorSource> tensors;
+  for (const auto& [name, shape] : llama_weight_shapes(config)) {
+    auto stored_shape = shape;
+    if (is_table(name)) stored_shape.front() = stored_rows;
+    const bool is_there = files.contains(name);
+    const auto stored = is_there ? io::stored_weight(files, name) : io::StoredWeight{};
+    require<ShapeError>(is_there && stored.shape == stored_shape,
+                        "[convert] {} must hold {} with shape [{}], as its config.json says", files.directory().string(), name,
+                        fmt::join(stored_shape, ", "));
+    const auto dtype = io::to_torch(config.dtype, "config.json");
+    tensors.push_back({name, config.dtype, shape, [&files, name = name, dtype, in_few_bits = stored.scheme.has_value()] {
+                         return in_few_bits ? ops::QuantizedTensor(io::read_quantized(files, name)).dequantize(dtype) : files.read(name);
+                       }});
+  }
+  return tensors;
+}
+
+/// Drawn row by row, each from a seed of its own.
+void fill_random(const Tensor& rows_ND, double deviation, uint64_t seed) {
+  for (int64_t i = 0; i < rows_ND.size(0); ++i) {
+    rows_ND[i].normal_(0, deviation, at::detail::createCPUGenerator(mix_seed({seed, static_cast<uint64_t>(i)})));
+  }
+}
+
+void fill_means(const Tensor& rows_ND, const Tensor& old_VD, const data::ExtendedTokenizer& tokenizer) {
+  for (size_t i = 0; i < tokenizer.old_pieces.size(); ++i) {
+    require<DataError>(!tokenizer.old_pieces[i].empty(), "[new rows] a token must have old pieces whose mean it starts as; {:?} has none; "
+                       "use random rows", tokenizer.tokens[i]);
+    rows_ND[static_cast<int64_t>(i)].copy_(old_VD.index_select(0, at::tensor(tokenizer.old_pieces[i], at::kLong)).to(at::kFloat).mean(0));
+  }
+}
+
+/// The table in `dtype` with rows for the new tokens in the places of their ids, rounded once.
+Tensor grown_table(const Tensor& old_VD, int64_t num_rows, at::ScalarType dtype, const VocabularyGrowth& growth, uint64_t seed) {
+  const int64_t first = growth.tokenizer.first_id, end = growth.tokenizer.vocab_size();
+  const Tensor used_VD = old_VD.slice(0, 0, first);
+  const Tensor new_ND = at::empty({end - first, old_VD.size(1)}, at::kFloat);
+  if (growth.new_rows == "mean") {
+    fill_means(new_ND, used_VD, growth.tokenizer);
+  } else {
+    fill_random(new_ND, used_VD.to(at::kFloat).std().item<double>(), seed);
+  }
+  const Tensor grown_VD = at::empty({num_rows, old_VD.size(1)}, dtype);
+  grown_VD.slice(0, 0, old_VD.size(0)).copy_(old_VD);
+  if (num_rows > old_VD.size(0)) grown_VD.slice(0, old_VD.size(0)).copy_(used_VD.to(at::kFloat).mean(0));
+  grown_VD.slice(0, first, end).copy_(new_ND);
+  return grown_VD;
+}
+
+/// tokenizer.model anew, and the tokens in what transformers keeps beside it (the copies of which are in the directory).
+void write_tokenizer(const data::ExtendedTokenizer& tokenizer, const Path& directory) {
+  const formats::AddedTokens tokens{tokenizer.first_id, tokenizer.tokens};
+  const auto change = [&](const char* name, auto add) {
+    const Path file = directory / name;
+    if (std::filesystem::exists(file)) write_file_atomically(file, add(read_file(file), tokens, name));
+  };
+  change("tokenizer.json", formats::add_to_tokenizer_json);
+  change("added_tokens.json", formats::add_to_added_tokens_json);
+  change("tokenizer_config.json", formats::add_to_tokenizer_config);
+  write_file_atomically(directory / "tokenizer.model", tokenizer.model);
+}
+
 }  // namespace
 
 Tensor meta_to_hf_rotary(const Tensor& weight, int64_t heads) {
@@ -102,23 +182,43 @@ LlamaConfig convert_llama2c(const Path& file, const Path& directory, const SaveO
 }
 
 LlamaConfig convert_hf(const Path& from, const Path& directory, const SaveOptions& options) {
-  LlamaConfig config = read_llama_config(from);
-  config.dtype = options.dtype.value_or(config.dtype);
-  config.quantization = std::nullopt;  // what was in few bits is written as the numbers that it stands for
+  const LlamaConfig config = converted_config(from, options);
   const io::ModelFiles files(from);
-  std::vector<io::TensorSource> tensors;
-  for (const auto& [name, shape] : llama_weight_shapes(config)) {
-    const bool is_there = files.contains(name);
-    const auto stored = is_there ? io::stored_weight(files, name) : io::StoredWeight{};
-    require<ShapeError>(is_there && stored.shape == shape, "[convert] {} must hold {} with shape [{}], as its config.json says",
-                        from.string(), name, fmt::join(shape, ", "));
+  io::save_model_files(directory, weights_of(files, config, config.vocab_size), options.shard_bytes);
+  write_config(config, directory, options);
+  return config;
+}
+
+int64_t grown_vocabulary(const LlamaConfig& config, const VocabularyGrowth& growth) {
+  require<ConfigError>(growth.new_rows == "mean" || growth.new_rows == "random", "[new rows] new rows must be mean or random; found {}",
+                       growth.new_rows);
+  require<ConfigError>(growth.multiple >= 1 && growth.multiple <= 1 << 20, "[new rows] the number of rows must be made a multiple of "
+                       "1 to {}; found {}", 1 << 20, growth.multiple);
+  require<ShapeError>(growth.tokenizer.first_id <= config.vocab_size,
+                      "[new rows] the model must have a row for every piece of the tokenizer; found {} rows and {} pieces; use the "
+                      "model's own tokenizer", config.vocab_size, growth.tokenizer.first_id);
+  const int64_t needed = growth.tokenizer.vocab_size();
+  if (needed <= config.vocab_size) return config.vocab_size;
+  return (needed + growth.multiple - 1) / growth.multiple * growth.multiple;
+}
+
+LlamaConfig convert_hf_with_tokens(const Path& from, const Path& directory, const VocabularyGrowth& growth, const SaveOptions& options) {
+  LlamaConfig config = converted_config(from, options);
+  const int64_t old_rows = std::exchange(config.vocab_size, grown_vocabulary(config, growth));
+  check_llama_config(config, "new tokens");
+  const io::ModelFiles files(from);
+  auto tensors = weights_of(files, config, old_rows);
+  for (auto& tensor : tensors) {
+    if (!is_table(tensor.name)) continue;
+    const uint64_t seed = mix_seed({growth.seed, tensor.name == kHead});
     const auto dtype = io::to_torch(config.dtype, "config.json");
-    tensors.push_back({name, config.dtype, shape, [&files, name = name, dtype, in_few_bits = stored.scheme.has_value()] {
-                         return in_few_bits ? ops::QuantizedTensor(io::read_quantized(files, name)).dequantize(dtype) : files.read(name);
-                       }});
+    tensor.read = [read = tensor.read, rows = config.vocab_size, dtype, &growth, seed] {
+      return grown_table(read(), rows, dtype, growth, seed);
+    };
   }
   io::save_model_files(directory, tensors, options.shard_bytes);
   write_config(config, directory, options);
+  write_tokenizer(growth.tokenizer, directory);
   return config;
 }
 

@@ -1,0 +1,206 @@
+#include "lora/config/stages.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <optional>
+#include <utility>
+
+#include "config/dump.h"
+#include "config/overrides.h"
+#include "config/reader.h"
+#include "config/scalar.h"
+#include "config/whole.h"
+#include "core/check.h"
+#include "lora/core/error.h"
+#include "lora/core/file.h"
+#include "lora/formats/yaml.h"
+
+namespace lora::config {
+namespace {
+
+using Stage = StagedConfig::Stage;
+
+constexpr std::string_view kStages = "stages";
+constexpr std::array<std::string_view, 7> kSections = {"adapter", "freeze", "data", "train", "checkpoint", "generate", "log"};
+/// What a run's own folder holds besides its stages.
+constexpr std::array<std::string_view, 6> kTakenNames = {"adapter", "model", "cache", "checkpoints", "config", "report"};
+
+/// One entry of `stages` in the file: its sections.
+struct StageTree {
+  std::string name, place;
+  YamlNode sections;
+};
+
+bool is_folder_name(std::string_view name) {
+  const bool has_plain = std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '-'; });
+  return !name.empty() && name.size() <= 64 && has_plain && std::ranges::find(kTakenNames, name) == kTakenNames.end();
+}
+
+StageTree read_stage(const YamlNode& node, const Source& file) {
+  const std::string place = file.place_of(node);
+  require<ConfigError>(node.kind == YamlNode::Kind::kMap, "[{}] a stage must be a map with a name and sections; found {}", place,
+                       shown(flow_text(node)));
+  const YamlNode* name = node.find("name");
+  require<ConfigError>(name != nullptr && name->kind == YamlNode::Kind::kScalar && is_folder_name(name->scalar),
+                       "[{}] a stage must have a name of letters, digits, _ and -, which its folder gets, other than {}; found {}", place,
+                       fmt::join(kTakenNames, ", "), name == nullptr ? "none" : shown(flow_text(*name)));
+  StageTree stage{name->scalar, place, node};
+  std::erase_if(stage.sections.entries, [](const auto& entry) { return entry.first == "name"; });
+  for (const auto& [section, value] : stage.sections.entries) {
+    require<ConfigError>(std::ranges::find(kSections, section) != kSections.end(),
+                         "[{}] a stage may have the sections {}; found {}; put what all stages share beside stages",
+                         file.place_of(value), fmt::join(kSections, ", "), shown(section));
+  }
+  return stage;
+}
+
+/// Takes `stages` out of the file's tree.
+std::vector<StageTree> take_stages(YamlNode& root, const Source& file) {
+  const YamlNode* node = root.find(kStages);
+  if (node == nullptr) return {};
+  require<ConfigError>(node->kind == YamlNode::Kind::kSequence && !node->items.empty(), "[{}] stages must be a list of stages; found {}",
+                       file.place_of(*node), shown(flow_text(*node)));
+  std::vector<StageTree> stages;
+  for (const YamlNode& item : node->items) {
+    stages.push_back(read_stage(item, file));
+    const auto same = std::ranges::count_if(stages, [&](const auto& stage) { return stage.name == stages.back().name; });
+    require<ConfigError>(same == 1, "[{}] stages must have different names; found {} again", stages.back().place, stages.back().name);
+  }
+  std::erase_if(root.entries, [](const auto& entry) { return entry.first == kStages; });
+  return stages;
+}
+
+/// Overrides of all stages, and those of one by its name.
+struct Overrides {
+  std::vector<YamlNode> common;
+  std::map<std::string, std::vector<YamlNode>> by_stage;
+};
+
+Overrides read_overrides(const std::vector<std::string>& texts, const std::vector<StageTree>& stages) {
+  Overrides overrides;
+  for (const std::string& text : texts) {
+    YamlNode tree = parse_override(text);
+    const YamlNode* of_stages = tree.find(kStages);
+    if (of_stages == nullptr) {
+      overrides.common.push_back(std::move(tree));
+      continue;
+    }
+    const bool has_stage = of_stages->kind == YamlNode::Kind::kMap && of_stages->entries.front().second.kind == YamlNode::Kind::kMap;
+    const std::string name = has_stage ? of_stages->entries.front().first : "";
+    const bool is_known = std::ranges::any_of(stages, [&](const auto& stage) { return stage.name == name; });
+    require<ConfigError>(is_known, "[--set] a key of a stage is stages.NAME.section.key with the name of a stage; found {}", shown(text));
+    overrides.by_stage[name].push_back(of_stages->entries.front().second);
+  }
+  return overrides;
+}
+
+/// Where the trained values of `before` go on in the stage after it.
+void continue_from(const Stage& before, const StageTree& tree, const RunConfig& common, RunConfig& next) {
+  const AdapterSection& trained = before.config.adapter;
+  AdapterSection& adapter = next.adapter;
+  require<ConfigError>(adapter.init_from == common.adapter.init_from && adapter.tokens_from == common.adapter.tokens_from,
+                       "[{}] a later stage must start from the stage before it; found init_from or tokens_from; remove the key", tree.place);
+  require<ConfigError>(before.config.freeze.train.empty(), "[{}] a stage before another must train its adapter alone, which the next one "
+                       "starts from; found freeze.train in {}; free base weights in the last stage", tree.place, before.name);
+  const Path saved = before.config.run.output_dir / "adapter";
+  adapter.init_from.reset();
+  adapter.tokens_from.reset();
+  if (adapter.method == trained.method) {
+    adapter.init_from = saved;
+    return;
+  }
+  const bool takes_rows = adapter.method == "lora" || adapter.method == "adalora";
+  require<ConfigError>(trained.method == "trainable_tokens" && !trained.target_modules && takes_rows,
+                       "[{}] what stage {} trains must have a place in stage {}: an adapter of the same method, or trainable_tokens of the "
+                       "input embedding before lora or adalora; found {} before {}; train the first apart, merge it, and use the result as "
+                       "model.path", tree.place, before.name, tree.name, trained.method, adapter.method);
+  if (!adapter.trainable_token_indices) adapter.trainable_token_indices = trained.trainable_token_indices;
+  require<ConfigError>(adapter.trainable_token_indices && adapter.trainable_token_indices == trained.trainable_token_indices,
+                       "[{}] adapter.trainable_token_indices must be those of stage {}; found others; give them once, beside stages",
+                       tree.place, before.name);
+  adapter.tokens_from = saved;
+}
+
+/// What a stage's part of the run file has to say: neither what is common, nor what follows from its place among the stages.
+RunConfig without_derived(RunConfig config, const RunConfig& common, bool is_first) {
+  config.run = common.run;
+  if (config.data.cache_dir == common.run.output_dir / "cache") config.data.cache_dir = common.data.cache_dir;
+  if (is_first) return config;
+  config.adapter.init_from = common.adapter.init_from;
+  config.adapter.tokens_from = common.adapter.tokens_from;
+  return config;
+}
+
+}  // namespace
+
+StagedConfig load_staged_config(const Path& file, const std::vector<std::string>& overrides, const Path& override_base,
+                                std::string_view command) {
+  std::string text;
+  try {
+    text = read_file(file, formats::YamlLimits{}.max_bytes);
+  } catch (const IoError& error) {
+    throw ConfigError(error.what());  // a run file that cannot be read is wrong usage
+  }
+  return parse_staged_config(text, file.string(), std::filesystem::absolute(file).parent_path(), overrides, override_base, command);
+}
+
+StagedConfig parse_staged_config(std::string_view text, std::string_view name, const Path& base,
+                                 const std::vector<std::string>& overrides, const Path& override_base, std::string_view command) {
+  const Source file{std::string(name), std::filesystem::absolute(base)};
+  YamlNode root = formats::parse_yaml(text, name);
+  const auto trees = take_stages(root, file);
+  StagedConfig staged;
+  if (trees.empty()) {
+    staged.common = parse_run_config(text, name, base, overrides, override_base, command);
+    staged.stages.push_back({"", staged.common});
+    return staged;
+  }
+  require<ConfigError>(command == "finetune", "[{}] stages are run by lora finetune; found them with lora {}", trees.front().place, command);
+  const Overrides given = read_overrides(overrides, trees);
+  const Source command_line{"--set", std::filesystem::absolute(override_base), false};
+  const auto read = [&](const StageTree* stage, RunConfig& config, Places& places) {
+    read_tree(root, file, config, places);
+    if (stage != nullptr) read_tree(stage->sections, file, config, places);
+    for (const YamlNode& tree : given.common) read_tree(tree, command_line, config, places);
+    if (stage == nullptr || !given.by_stage.contains(stage->name)) return;
+    for (const YamlNode& tree : given.by_stage.at(stage->name)) read_tree(tree, command_line, config, places);
+  };
+  Places places_of_common;
+  read(nullptr, staged.common, places_of_common);
+  const Path output = staged.common.run.output_dir;
+  require<ConfigError>(staged.common.run.resume == "auto" || staged.common.run.resume == "none",
+                       "[{}] run.resume must be auto or none with stages; found {}", name, staged.common.run.resume);
+  for (const StageTree& tree : trees) {
+    Stage stage{tree.name, {}};
+    Places places;
+    read(&tree, stage.config, places);
+    if (!staged.stages.empty()) continue_from(staged.stages.back(), tree, staged.common, stage.config);
+    check_whole(stage.config, places, name, command);
+    stage.config.run.mode = command;
+    stage.config.run.output_dir = output / tree.name;
+    stage.config.data.cache_dir = stage.config.data.cache_dir.value_or(output / "cache");
+    staged.stages.push_back(std::move(stage));
+  }
+  return staged;
+}
+
+std::string dump_staged_config(const StagedConfig& staged) {
+  if (!staged.is_staged()) return dump_run_config(staged.common);
+  std::string text = dump_run_config(staged.common) + "stages:\n";
+  const auto common = flatten(staged.common);
+  for (const Stage& stage : staged.stages) {
+    std::vector<FlatKey> own;
+    const auto keys = flatten(without_derived(stage.config, staged.common, &stage == &staged.stages.front()));
+    for (size_t i = 0; i < keys.size(); ++i) {  // the schema fixes keys and order
+      if (keys[i].text != common[i].text) own.push_back(keys[i]);
+    }
+    text += fmt::format("  - name: {}\n{}", stage.name, write_keys(own, 2));
+  }
+  return text;
+}
+
+}  // namespace lora::config

@@ -1,0 +1,127 @@
+#include "lora/config/stages.h"
+
+#include "config/parse.h"
+#include "support.h"
+
+using lora::config::parse_staged_config;
+using lora::config::StagedConfig;
+using Catch::Matchers::ContainsSubstring;
+
+namespace {
+
+const std::string kStaged = kMinimal +
+                            "adapter: {trainable_token_indices: [7, 8]}\n"
+                            "train: {max_steps: 9, micro_batch: 2}\n"
+                            "stages:\n"
+                            "  - name: embeddings\n"
+                            "    adapter: {method: trainable_tokens}\n"
+                            "    train: {optimizer: {lr: 1.0e-2}}\n"
+                            "  - name: lora\n"
+                            "    adapter: {r: 4}\n"
+                            "    train: {max_steps: 5}\n";
+
+StagedConfig staged(const std::string& text, const std::vector<std::string>& overrides = {}, std::string_view command = "finetune") {
+  return parse_staged_config(text, "run.yaml", "/runs/a", overrides, "/cwd", command);
+}
+
+std::string error_of_stages(const std::string& text, const std::vector<std::string>& overrides = {}, std::string_view command = "finetune") {
+  try {
+    staged(text, overrides, command);
+  } catch (const lora::ConfigError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+std::string with_stages(const std::string& stages) { return kMinimal + "stages:\n" + stages; }
+
+}  // namespace
+
+TEST_CASE("stages are the common file with their sections over it, one after another", "[config][stages]") {
+  const auto run = staged(kStaged);
+  REQUIRE(run.is_staged());
+  REQUIRE(run.stages.size() == 2);
+  const auto& first = run.stages[0].config;
+  const auto& second = run.stages[1].config;
+  CHECK(run.stages[0].name == "embeddings");
+  CHECK(first.run.output_dir == "/runs/a/out/embeddings");
+  CHECK(second.run.output_dir == "/runs/a/out/lora");
+  CHECK(first.adapter.method == "trainable_tokens");
+  CHECK(first.train.optimizer.lr == 1e-2);
+  CHECK(first.train.max_steps == 9);
+  CHECK_FALSE(first.adapter.tokens_from);
+  CHECK(second.adapter.method == "lora");
+  CHECK(second.adapter.trainable_token_indices == first.adapter.trainable_token_indices);
+  CHECK(second.adapter.tokens_from == lora::Path("/runs/a/out/embeddings/adapter"));
+  CHECK(second.train.max_steps == 5);
+  CHECK(second.train.micro_batch == 2);
+  CHECK(second.data.cache_dir == lora::Path("/runs/a/out/cache"));
+  CHECK(second.run.mode == "finetune");
+}
+
+TEST_CASE("a file without stages is one run as ever", "[config][stages]") {
+  const auto run = staged(kMinimal);
+  CHECK_FALSE(run.is_staged());
+  CHECK(run.stages.at(0).config == parse(kMinimal));
+  CHECK(dump_staged_config(run) == dump_run_config(run.common));
+}
+
+TEST_CASE("a dumped staged run is the same run", "[config][stages]") {
+  const auto run = staged(kStaged, {"stages.lora.train.max_steps=6", "train.micro_batch=3"});
+  const auto again = parse_staged_config(dump_staged_config(run), "config.yaml", "/elsewhere", {}, "/cwd", "finetune");
+  REQUIRE(again.stages.size() == 2);
+  for (size_t i = 0; i < 2; ++i) CHECK(again.stages[i].config == run.stages[i].config);
+  CHECK(dump_staged_config(again) == dump_staged_config(run));
+}
+
+TEST_CASE("overrides are of all stages, or of one", "[config][stages]") {
+  const auto run = staged(kStaged, {"train.max_steps=3", "stages.lora.train.max_steps=4"});
+  CHECK(run.stages[0].config.train.max_steps == 3);
+  CHECK(run.stages[1].config.train.max_steps == 4);
+  CHECK_THAT(error_of_stages(kStaged, {"stages.nope.train.max_steps=4"}), ContainsSubstring("stages.NAME.section.key"));
+  CHECK_THAT(error_of_stages(kStaged, {"stages=4"}), ContainsSubstring("stages.NAME.section.key"));
+  CHECK_THAT(error_of_stages(kStaged, {"stages.lora.train.max_stepz=4"}), ContainsSubstring("max_steps"));
+}
+
+TEST_CASE("an adapter of the same method goes on", "[config][stages]") {
+  const auto run = staged(with_stages("  - {name: a}\n  - {name: b, train: {max_steps: 3}}\n"));
+  CHECK(run.stages[1].config.adapter.init_from == lora::Path("/runs/a/out/a/adapter"));
+  CHECK_FALSE(run.stages[1].config.adapter.tokens_from);
+}
+
+TEST_CASE("stages that cannot be are refused with their line", "[config][stages]") {
+  const auto says = [](const std::string& stages, const char* what) {
+    INFO(stages);
+    CHECK_THAT(error_of_stages(with_stages(stages)), ContainsSubstring(what));
+  };
+  says("  - {train: {max_steps: 1}}\n", "[run.yaml:7] a stage must have a name");
+  says("  - {name: adapter}\n", "other than adapter");
+  says("  - {name: ../x}\n", "must have a name");
+  says("  - {name: a}\n  - {name: a}\n", "found a again");
+  says("  - {name: a, model: {path: b}}\n", "a stage may have the sections adapter");
+  says("  - {name: a, train: {max_stepz: 1}}\n", "train.max_steps");
+  says("  - 3\n", "must be a map");
+  says("  - {name: a}\n  - {name: b, adapter: {init_from: x}}\n", "found init_from");
+  says("  - {name: a, freeze: {train: [norm]}}\n  - {name: b}\n", "freeze.train in a");
+  says("  - {name: a}\n  - {name: b, adapter: {method: ia3}}\n", "what stage a trains must have a place in stage b");
+  says("  - {name: a, adapter: {method: trainable_tokens, trainable_token_indices: [1]}}\n"
+       "  - {name: b, adapter: {trainable_token_indices: [2]}}\n", "must be those of stage a");
+  CHECK_THAT(error_of_stages(kMinimal + "stages: {}\n"), ContainsSubstring("must be a list of stages"));
+  CHECK_THAT(error_of_stages(kStaged, {}, "train"), ContainsSubstring("lora finetune alone") || ContainsSubstring("lora train"));
+  CHECK_THAT(error_of(kStaged), ContainsSubstring("config.yaml in the folder of a stage"));
+  CHECK_THAT(error_of_stages(kStaged, {"run.resume=/x/checkpoints/step-1"}), ContainsSubstring("auto or none"));
+}
+
+TEST_CASE("trainable tokens alone need a list, and tokens_from needs tokens", "[config][tokens]") {
+  CHECK_THAT(error_of(kMinimal + "adapter: {method: trainable_tokens}\n"), ContainsSubstring("trainable_token_indices"));
+  CHECK_THAT(error_of(kMinimal + "adapter: {method: trainable_tokens, trainable_token_indices: {lm_head: [1]}}\n"), ContainsSubstring("one list"));
+  CHECK_THAT(error_of(kMinimal + "adapter: {trainable_token_indices: []}\n"), ContainsSubstring("must name a token"));
+  CHECK_THAT(error_of(kMinimal + "adapter: {trainable_token_indices: [-1]}\n"), ContainsSubstring("run.yaml:6"));
+  CHECK_THAT(error_of(kMinimal + "adapter: {trainable_token_indices: {lm_head: 3}}\n"), ContainsSubstring("lm_head must be a list"));
+  CHECK_THAT(error_of(kMinimal + "adapter: {method: ia3, trainable_token_indices: [1]}\n"), ContainsSubstring("trainable_tokens"));
+  CHECK_THAT(error_of(kMinimal + "adapter: {tokens_from: x}\n"), ContainsSubstring("needs trainable_token_indices beside it"));
+  const auto config = parse(kMinimal + "adapter: {trainable_token_indices: {lm_head: [3], embed_tokens: [4, 5]}}\n");
+  const auto again = lora::config::parse_run_config(dump_run_config(config), "c", "/x", {}, "/x", "finetune");
+  CHECK(again.adapter.trainable_token_indices == config.adapter.trainable_token_indices);
+  CHECK(std::get<1>(*config.adapter.trainable_token_indices)[1].second == std::vector<int64_t>{4, 5});
+}
