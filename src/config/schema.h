@@ -22,7 +22,7 @@ namespace lora::config {
 template <class Visitor>
 void describe_run(Visitor& v, RunSection& run) {
   const auto harmless = with_effect(Effect::kNone);
-  v.key("mode", run.mode, one_of({"train", "finetune"}).with_effect(Effect::kNone));
+  v.key("mode", run.mode, one_of({"train", "finetune", "eval", "predict"}).with_effect(Effect::kNone));
   v.key("output_dir", run.output_dir, harmless);
   v.key("seed", run.seed, at_least(0));
   v.key("resume", run.resume,
@@ -43,19 +43,21 @@ void describe_field(Visitor& v, std::string_view name, ModelFields& fields, cons
   set_field(fields, name, value ? std::optional(write_value(*value, rule)) : std::nullopt);
 }
 
-/// The fields of a Llama config.json that fresh weights may set.
+/// The fields of config.json (Llama's, then ChatGLM's own) that fresh weights may set; the architecture knows its own.
 template <class Visitor>
 void describe_fields(Visitor& v, ModelFields& fields) {
   constexpr double kMax = std::numeric_limits<int32_t>::max();
   for (const auto* name :
        {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"}) {
+        "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "num_layers", "inner_hidden_size",
+        "max_sequence_length", "residual_alpha_layers"}) {
     describe_field<int64_t>(v, name, fields, between(1, kMax));
   }
-  for (const auto* name : {"bos_token_id", "eos_token_id", "pad_token_id"}) {
+  for (const auto* name : {"bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "gmask_token_id"}) {
     describe_field<int64_t>(v, name, fields, between(0, kMax));
   }
   describe_field<double>(v, "rms_norm_eps", fields, greater_than(0));
+  describe_field<double>(v, "layernorm_epsilon", fields, greater_than(0));
   describe_field<double>(v, "rope_theta", fields, greater_than(0));
   describe_field<double>(v, "initializer_range", fields, at_least(0));
   for (const auto* name : {"tie_word_embeddings", "attention_bias", "mlp_bias"}) {
@@ -73,7 +75,6 @@ void describe_model(Visitor& v, ModelSection& model) {
   v.key("offload", model.offload, one_of({"none", "cpu", "disk"}).with_effect(Effect::kNone));
   v.only("fp32_modules", "[]");
   v.only("rope_inv_freq_dtype", "null");
-  v.only("residual_alpha_layers", "null");
 }
 
 template <class Visitor>
@@ -256,7 +257,16 @@ void describe_train(Visitor& v, TrainSection& train) {
   v.key("offload_activations", train.offload_activations, with_effect(Effect::kNone));
 }
 
-/// Several processes and the metrics of generated text: settings that only their defaults fit.
+template <class Visitor>
+void describe_eval(Visitor& v, EvalSection& eval) {
+  const std::vector<std::string>& names = known_names().metrics;
+  v.key("metrics", eval.metrics, one_of({names.begin(), names.end()}).with_effect(Effect::kNone));
+  v.key("segmenter", eval.segmenter, one_of({"char", "whitespace", "dict"}).with_effect(Effect::kNone));
+  v.key("dictionary", eval.dictionary, with_effect(Effect::kNone));
+  v.key("max_new_tokens", eval.max_new_tokens, at_least(1).with_effect(Effect::kNone));
+}
+
+/// Several processes: settings that only their defaults fit.
 template <class Visitor>
 void describe_parts_to_come(Visitor& v) {
   v.section("parallel", [&] {
@@ -266,11 +276,6 @@ void describe_parts_to_come(Visitor& v) {
     v.only("timeout_seconds", "600");
     v.only("connect_timeout_seconds", "300");
     v.only("interface", "null");
-  });
-  v.section("eval", [&] {
-    v.only("metrics", "[rouge, bleu4]");
-    v.only("segmenter", "char");
-    v.only("max_new_tokens", "256");
   });
 }
 
@@ -297,12 +302,17 @@ void describe(Visitor& v, RunConfig& config) {
     v.key("keep", config.checkpoint.keep, at_least(1).with_effect(Effect::kNone));
     v.key("save_optimizer", config.checkpoint.save_optimizer, harmless);
   });
+  v.section("eval", [&] { describe_eval(v, config.eval); });
   v.section("generate", [&] {
     v.key("temperature", config.generate.temperature, at_least(0));
     v.key("top_p", config.generate.top_p, Rule{.least = 0, .most = 1, .least_is_open = true});
     v.key("top_k", config.generate.top_k, at_least(0));
     v.key("max_new_tokens", config.generate.max_new_tokens, at_least(1));
     v.key("prompt_lookup_num_tokens", config.generate.prompt_lookup_num_tokens, at_least(0).with_effect(Effect::kNone));
+    v.key("repetition_penalty", config.generate.repetition_penalty, greater_than(0));
+    v.key("num_beams", config.generate.num_beams, between(1, 1000));
+    v.key("length_penalty", config.generate.length_penalty);
+    v.key("batch_size", config.generate.batch_size, between(1, 4096).with_effect(Effect::kNone));
   });
   v.section("log", [&] {
     v.key("metrics", config.log.metrics,

@@ -35,13 +35,29 @@ class WholeCheck {
   std::string_view name_;
 };
 
-void check_required(const WholeCheck& check, const RunConfig& config) {
+bool trains(std::string_view mode) { return mode == "train" || mode == "finetune"; }
+
+void check_required(const WholeCheck& check, const RunConfig& config, std::string_view mode) {
   check.required(!config.run.output_dir.empty(), "run.output_dir", "run: {output_dir: out}");
   check.required(config.model.path || config.model.arch, "model.path or model.arch",
                  "model: {path: DIRECTORY}");
   check.required(!config.data.format.empty(), "data.format", "data: {format: alpaca}");
-  check.required(config.data.train.path.has_value(), "data.train.path",
-                 "data: {train: {path: train.json}}");
+  if (trains(mode)) {
+    check.required(config.data.train.path.has_value(), "data.train.path", "data: {train: {path: train.json}}");
+  } else {
+    check.required(config.data.eval.path.has_value(), "data.eval.path", "data: {eval: {path: dev.json}}");
+  }
+}
+
+void check_evaluation(const WholeCheck& check, const RunConfig& config, std::string_view mode) {
+  if (trains(mode)) return;
+  check.holds(config.data.format != "records" || mode == "eval", "data.format",
+              "must have text for lora predict; found records; name the file that they were made of");
+  check.holds((config.eval.segmenter == "dict") == config.eval.dictionary.has_value(), "eval.dictionary",
+              fmt::format("belongs to eval.segmenter dict, which needs it; found segmenter {} and {} dictionary", config.eval.segmenter,
+                          config.eval.dictionary ? "a" : "no"));
+  check.holds(config.generate.num_beams == 1 || config.generate.temperature == 0, "generate.num_beams",
+              fmt::format("searches at generate.temperature 0; found temperature {}; set it to 0", config.generate.temperature));
 }
 
 void check_model(const WholeCheck& check, const ModelSection& model) {
@@ -55,7 +71,7 @@ void check_model(const WholeCheck& check, const ModelSection& model) {
 }
 
 void check_offload(const WholeCheck& check, const RunConfig& config, std::string_view mode) {
-  check.holds(config.model.offload == "none" || mode == "finetune", "model.offload",
+  check.holds(config.model.offload == "none" || mode != "train", "model.offload",
               fmt::format("streams the frozen base of lora finetune; found {} with lora {}, which trains the base; remove "
                           "the key", config.model.offload, mode));
   check.holds(!config.train.offload_activations || config.train.recompute != "none", "train.offload_activations",
@@ -109,7 +125,7 @@ void check_quantization(const WholeCheck& check, const RunConfig& config, std::s
   const int64_t block = quantization.block_size.value_or(QuantizationScheme{}.block_size);
   check.holds(is_quantized_block_size(block), section + ".block_size",
               fmt::format("must be a power of two from 32 to 4096; found {}", block));
-  check.holds(mode == "finetune" && config.adapter.method != "none", bits,
+  check.holds(mode != "train" && config.adapter.method != "none", bits,
               fmt::format("keeps the frozen base of an adapter in few bits; found lora {} with adapter.method {}; remove the key",
                           mode, config.adapter.method));
   check.holds(config.model.offload == "none", "model.offload",
@@ -174,7 +190,7 @@ void check_whole(const RunConfig& config, const Places& places, std::string_view
   check.holds(mode == command, "run.mode",
               fmt::format("must equal the sub-command {}; found {}; run lora {} or remove the key",
                           command, mode, mode));
-  check_required(check, config);
+  check_required(check, config, mode);
   check_model(check, config.model);
   check_adapter(check, config.adapter);
   check_more_adapters(check, config);
@@ -183,6 +199,7 @@ void check_whole(const RunConfig& config, const Places& places, std::string_view
   check_offload(check, config, mode);
   check_quantization(check, config, mode);
   check_starts(check, config);
+  check_evaluation(check, config, mode);
 }
 
 }  // namespace lora::config

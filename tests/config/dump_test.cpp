@@ -111,7 +111,8 @@ RunConfig unusual() {
   c.train.log_interval = 2;
   c.train.eval_interval = 6;
   c.checkpoint = {1, 3, false};
-  c.generate = {0, 1, 5, 6, 7};
+  c.generate = {0, 1, 5, 6, 7, 1.1, 0.5, 2, 8};
+  c.eval = {{"exact_match"}, "dict", "/d/words.txt", 12};
   c.log = {"sub dir/m:1.jsonl", false, 0};
   return c;
 }

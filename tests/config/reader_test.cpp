@@ -147,8 +147,8 @@ TEST_CASE("other bad values of the required sections", "[config]") {
       {"run: {output_dir: o, device: cuda:-1}", "run.device", "found cuda:-1"},
       {"run: {output_dir: o, seed: -1}", "run.seed", "must be at least 0"},
       {"run: {output_dir: o, resume: false}", "run.resume", "must be text; found false"},
-      {"run: {output_dir: o, mode: eval}", "run.mode",
-       "must be one of train, finetune; found eval"},
+      {"run: {output_dir: o, mode: serve}", "run.mode",
+       "must be one of train, finetune, eval, predict; found serve"},
       {"run: {output_dir: null}", "run.output_dir", "must be text; found nothing"},
       {"model: {arch: bert}", "model.arch", "must be one of llama, glm; found bert"},
       {"model: {arch: llama, hidden_size: 64.0}", "model.hidden_size", "must be an integer"},
@@ -174,7 +174,6 @@ TEST_CASE("parts that this version does not have accept their off state only", "
   const auto [key, off, other] = GENERATE(table<std::string, std::string, std::string>({
       {"model.fp32_modules", "[]", "[norm]"},
       {"model.rope_inv_freq_dtype", "null", "fp32"},
-      {"model.residual_alpha_layers", "null", "28"},
       {"data.eval.shuffle", "false", "true"},
       {"parallel.data", "1", "2"},
       {"parallel.tensor", "1", "2"},
@@ -184,9 +183,6 @@ TEST_CASE("parts that this version does not have accept their off state only", "
       {"parallel.timeout_seconds", "600", "60"},
       {"parallel.connect_timeout_seconds", "300", "60"},
       {"parallel.interface", "null", "eth0"},
-      {"eval.metrics", "[rouge, bleu4]", "[rouge]"},
-      {"eval.segmenter", "char", "word"},
-      {"eval.max_new_tokens", "256", "255"},
       {"log.tensorboard", "false", "true"},
   }));
   CHECK(error_of(kMinimal, {key + "=" + off}) == "");

@@ -7,7 +7,8 @@ namespace lora::config {
 
 /// Names that a run file may use and that programs can add to.
 struct KnownNames {
-  std::vector<std::string> architectures = {"llama", "glm"};  ///< of model.arch
+  std::vector<std::string> architectures = {"llama", "glm"};               ///< of model.arch
+  std::vector<std::string> metrics = {"rouge", "bleu4", "exact_match"};  ///< of eval.metrics
 };
 
 /// Of this process; to be added to before the first run file is read.

@@ -208,7 +208,18 @@ struct CheckpointSection {
 struct GenerateSection {
   double temperature = 0.95, top_p = 0.7;
   int64_t top_k = 0, max_new_tokens = 256, prompt_lookup_num_tokens = 3;
+  double repetition_penalty = 1, length_penalty = 1;
+  int64_t num_beams = 1, batch_size = 32;
   bool operator==(const GenerateSection&) const = default;
+};
+
+/// How lora eval scores generated text.
+struct EvalSection {
+  std::vector<std::string> metrics = {"rouge", "bleu4"};  ///< empty: loss alone
+  std::string segmenter = "char";                         ///< char | whitespace | dict
+  std::optional<Path> dictionary;                         ///< of dict
+  int64_t max_new_tokens = 256;
+  bool operator==(const EvalSection&) const = default;
 };
 
 struct LogSection {
@@ -229,6 +240,7 @@ struct RunConfig {
   DataSection data;
   TrainSection train;
   CheckpointSection checkpoint;
+  EvalSection eval;
   GenerateSection generate;
   LogSection log;
   bool operator==(const RunConfig&) const = default;
@@ -236,7 +248,7 @@ struct RunConfig {
 
 /// Reads a run file. `overrides` are `a.b.c=value` texts (the value is YAML), applied on top; their
 /// relative paths count from `override_base` while those of the file count from the file's folder.
-/// Every path in the result is absolute. `command` is the sub-command (train or finetune); empty: the
+/// Every path in the result is absolute. `command` is the sub-command (train, finetune, eval or predict); empty: the
 /// one that run.mode names, without it train for adapter.method none and finetune otherwise. Throws
 /// ConfigError (unknown key with the nearest one, wrong type, out of range, duplicate, missing
 /// file).
