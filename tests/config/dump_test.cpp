@@ -75,6 +75,7 @@ RunConfig unusual() {
   c.adapter.non_linearity = "gelu_new";
   c.adapter.leave_out = std::vector<int64_t>{1};
   c.adapter.init_from = "/from";
+  c.adapter.trainable_token_indices = lora::config::TokenIndices(std::vector<int64_t>{3, 5});
   c.freeze.train = std::vector<std::string>{"^bias$"};
   c.freeze.freeze = std::vector<std::string>{"a b", "\t", "c\\d"};
   c.data.format = "tokens";
@@ -119,8 +120,12 @@ RunConfig unusual() {
 
 RunConfig fresh() {
   return parse(
-      "adapter: {quantization: {bits: 4, type: fp4, double: true, block_size: 128},\n"
-      "          also: {z-2: {method: prefix, num_virtual_tokens: 3}, a_1: {r: 2}}}\n"
+      "adapter: {quantization: {bits: 4, type: fp4, double: true, block_size: 128}, tokens_from: rows,
+"
+      "  trainable_token_indices: {embed_tokens: [3, 5]},
+"
+      "          also: {z-2: {method: prefix, num_virtual_tokens: 3}, a_1: {r: 2}}}
+"
       "run: {output_dir: o}\ndata: {format: text, train: {path: t}}\n"
       "model: {arch: llama, preset: tiny, vocab_size: 300, hidden_size: 8, intermediate_size: 9, "
       "num_hidden_layers: 1,\n"

@@ -105,7 +105,7 @@ TEST_CASE("PEFT's trained tokens give its logits here, merged too, and unmerging
   CHECK(at::equal(model->lm_head->weight, head));
   CHECK(largest_difference(model->forward(batch), logits) < 1e-5);
   adapters.set_enabled(false);
-  CHECK(at::equal(model->forward(batch), base_logits));
+  CHECK(largest_difference(model->forward(batch), base_logits) < 1e-5);  // taking LoRA out of a weight is not exact
 }
 
 TEST_CASE("configs of trainable tokens are PEFT's", "[parity][tokens]") {
@@ -128,7 +128,7 @@ TEST_CASE("tokens on a bf16 base train in fp32 and are rounded in the forward pa
   CHECK(rows.scalar_type() == at::kFloat);
   {
     const torch::NoGradGuard no_grad;
-    rows.add_(1e-5);  // less than bf16 tells apart
+    rows.mul_(1 + 1e-4);  // less than bf16 tells apart
     const at::Tensor ids = at::tensor({5, 6, 7}, at::kLong);
     CHECK(at::equal(model->model->embed_tokens->forward(ids), model->input_embeddings().index_select(0, ids)));
   }

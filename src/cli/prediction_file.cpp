@@ -1,0 +1,69 @@
+#include "cli/prediction_file.h"
+
+#include <fstream>
+#include <utility>
+
+#include "core/check.h"
+#include "formats/json.h"
+#include "lora/core/error.h"
+#include "lora/core/file.h"
+
+namespace lora::cli {
+namespace {
+
+using formats::OrderedJson;
+
+std::string line_of(const Prediction& one) {
+  return OrderedJson{{"row", one.row}, {"prompt", one.prompt}, {"prediction", one.prediction}, {"reference", one.reference}}.dump() + "\n";
+}
+
+Prediction parse(const std::string& line, const std::string& where) {
+  const auto json = formats::parse_json(line, where);
+  return {.row = json.at("row").get<int64_t>(),
+          .prompt = json.at("prompt").get<std::string>(),
+          .prediction = json.at("prediction").get<std::string>(),
+          .reference = json.at("reference").get<std::string>()};
+}
+
+/// The whole lines of a file that an interrupted run left, as far as they are predictions.
+std::map<int64_t, Prediction> read_part(const Path& part, const std::string& identity) {
+  std::map<int64_t, Prediction> predictions;
+  std::ifstream stream(part);
+  std::string line;
+  if (!std::getline(stream, line) || line != identity) return predictions;
+  while (std::getline(stream, line) && !stream.eof()) {
+    try {
+      Prediction one = parse(line, part.string());
+      predictions.emplace(one.row, std::move(one));
+    } catch (const std::exception&) {  // damaged: the row is predicted anew
+      break;
+    }
+  }
+  return predictions;
+}
+
+}  // namespace
+
+PredictionFile::PredictionFile(Path file, const std::string& identity) : file_(std::move(file)), part_(file_.string() + ".part") {
+  predictions_ = read_part(part_, identity);
+  std::string kept = identity + "\n";
+  for (const auto& [row, one] : predictions_) kept += line_of(one);
+  write_file_atomically(part_, kept);
+}
+
+void PredictionFile::add(const Prediction& prediction) {
+  std::ofstream stream(part_, std::ios::app);
+  stream << line_of(prediction);
+  stream.flush();
+  require<IoError>(stream.good(), "[predictions] {} must be writable; a line could not be added; is the disk full?", part_.string());
+  predictions_.insert_or_assign(prediction.row, prediction);
+}
+
+void PredictionFile::finish() {
+  std::string text;
+  for (const auto& [row, one] : predictions_) text += line_of(one);
+  write_file_atomically(file_, text);
+  std::filesystem::remove(part_);
+}
+
+}  // namespace lora::cli
