@@ -13,6 +13,7 @@ using Action = std::function<int()>;
 /// Each adds one sub-command (or two, train and finetune) with its help, options and example; when it is chosen
 /// `action` is set.
 void add_training_commands(CLI::App& program, Action& action);
+void add_evaluation_commands(CLI::App& program, Action& action);
 void add_generate_command(CLI::App& program, Action& action);
 void add_score_command(CLI::App& program, Action& action);
 void add_merge_command(CLI::App& program, Action& action);

@@ -83,6 +83,7 @@ int run_program(int argc, char** argv) {
   register_architectures();
   Action action;
   add_training_commands(program, action);
+  add_evaluation_commands(program, action);
   add_generate_command(program, action);
   add_score_command(program, action);
   add_merge_command(program, action);
