@@ -172,9 +172,12 @@ int64_t hidden_size(const nn::CausalLMImpl& model) {
   return shape ? shape->hidden : 0;
 }
 
-MethodOptions method_options(const RunConfig& config, const config::AdapterSection& section,
+MethodOptions method_options(const RunConfig& config, const config::AdapterSection& given,
                              const nn::CausalLMImpl& model, const data::Tokenizer* tokenizer, int64_t total_steps) {
-  const std::string& method = section.method;
+  const std::string& method = given.method;
+  config::AdapterSection section = given;
+  const bool is_low_rank = method == "lora" || method == "adalora";
+  if (is_low_rank && !section.target_modules && !model.default_targets().empty()) section.target_modules = model.default_targets();
   if (method == "adalora") return adalora_options(section, total_steps);
   if (method == "ia3") return ia3_options(section);
   if (method == "trainable_tokens") return token_options(section);

@@ -40,6 +40,9 @@ class GivenKeys {
   }
   template <class T>
   void key(std::string_view, const T&, const Rule& = {}) {}
+  /// What is inside belongs to an init, which has its own rule.
+  template <class Body>
+  void section(std::string_view, const Body&) {}
 
   std::vector<std::string> names;
 };
