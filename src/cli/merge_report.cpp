@@ -28,18 +28,25 @@ Batch batch_of(const Tensor& ids_1S, const at::Device& device) {
   return batch;
 }
 
-/// Token ids spread over the vocabulary, the same on every machine.
+/// An id that no model gives a meaning among `reserved`.
+int64_t drawn_id(SplitMix64& random, int64_t vocabulary, const std::vector<int64_t>& reserved) {
+  const auto id = static_cast<int64_t>(random.below(static_cast<uint64_t>(vocabulary)));
+  return std::ranges::find(reserved, id) == reserved.end() ? id : drawn_id(random, vocabulary, reserved);
+}
+
+/// Token ids spread over the vocabulary, the same on every machine; where rows need tokens between prompt and answer, with these
+/// in the middle.
 std::vector<Tensor> built_in_rows(const nn::CausalLMImpl& model) {
   constexpr int64_t kRows = 4, kLength = 32;
   const int64_t length = std::min(kLength, model.max_positions());
+  const std::vector<int64_t> middle = model.answer_start();
   SplitMix64 random(0);
   std::vector<Tensor> rows;
   for (int64_t row = 0; row < kRows; ++row) {
-    Tensor ids = at::empty({1, length}, at::kLong);
-    for (int64_t i = 0; i < length; ++i) {
-      ids.data_ptr<int64_t>()[i] = static_cast<int64_t>(random.below(static_cast<uint64_t>(model.vocab_size())));
-    }
-    rows.push_back(ids);
+    std::vector<int64_t> ids;
+    for (int64_t i = 0; i < length; ++i) ids.push_back(drawn_id(random, model.vocab_size(), middle));
+    std::ranges::copy(middle, ids.begin() + length / 2);
+    rows.push_back(at::tensor(ids, at::kLong).unsqueeze(0));
   }
   return rows;
 }

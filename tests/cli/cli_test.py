@@ -476,6 +476,109 @@ class CliTest(unittest.TestCase):
         self.with_method(self.METHODS["loftq"])
         self.assertIn("before they are quantised", self.finetune("--set", f"model.path={REFERENCE / 'bnb4_dq'}", code=2))
 
+    def evaluation(self, rows=6):
+        quickstart = SOURCE / "quickstart"
+        lines = (quickstart / "data/dev.jsonl").read_text().splitlines()
+        self.write("train.jsonl", "\n".join(lines[-8:]) + "\n")
+        self.write("dev.jsonl", "\n".join(lines[:rows]) + "\n")
+        self.write("run.yaml", f"""
+run: {{output_dir: out, device: cpu, seed: 0}}
+model: {{path: {quickstart / "base"}, dtype: fp32}}
+adapter: {{r: 4, target_modules: [q_proj, v_proj]}}
+data: {{format: adgen, train: {{path: train.jsonl}}, eval: {{path: dev.jsonl}}, max_source_length: 48, max_target_length: 64}}
+train: {{max_steps: 2, micro_batch: 2, optimizer: {{lr: 1.0e-2}}}}
+eval: {{metrics: [rouge, bleu4, exact_match], max_new_tokens: 8}}
+generate: {{temperature: 0, max_new_tokens: 8, batch_size: 3}}
+log: {{samples: 0}}
+""")
+        return quickstart / "base", [json.loads(line) for line in lines[:rows]]
+
+    def test_eval_measures_loss_and_answers(self):
+        base, rows = self.evaluation()
+        self.finetune()
+        result = json.loads(self.run_command("eval", "-c", "run.yaml", "--json"))
+        self.assertEqual(result, json.loads((self.folder / "out/eval.json").read_text()))
+        self.write_rows("scored.jsonl", [{"prompt": row["content"], "completion": row["summary"]} for row in rows])
+        self.run_command("score", "--model", base, "--adapter", "out/adapter", "--input", "scored.jsonl", "--output", "s.jsonl", "--dtype", "fp32", "-q")
+        scores = [json.loads(line) for line in (self.folder / "s.jsonl").read_text().splitlines()]
+        targets = sum(score["num_targets"] for score in scores)
+        self.assertEqual((result["rows"], result["targets"]), (6, targets))
+        self.assertAlmostEqual(result["loss"], -sum(score["sum_logprob"] for score in scores) / targets, delta=1e-4)
+        self.assertAlmostEqual(result["perplexity"], math.exp(result["loss"]), delta=1e-6)
+        self.assertEqual([name for name in result if "-" in name], ["rouge-1", "rouge-2", "rouge-l", "bleu-4", "exact-match"])
+        predictions = [json.loads(line) for line in (self.folder / "out/predictions.jsonl").read_text().splitlines()]
+        self.assertEqual([one["row"] for one in predictions], [1, 2, 3, 4, 5, 6])
+        for one, row in zip(predictions, rows, strict=True):
+            self.assertEqual((one["prompt"], one["reference"]), (row["content"], row["summary"]))
+            alone = self.run_command("generate", "--model", base, "--adapter", "out/adapter", "--dtype", "fp32", "--prompt", row["content"],
+                                     "--max-new-tokens", 8, "--temperature", 0)
+            self.assertEqual(one["prediction"], alone.rstrip("\n"))
+        self.assertIn("existing output", self.run_command("eval", "-c", "run.yaml", code=2))
+        loss_alone = json.loads(self.run_command("eval", "-c", "run.yaml", "--json", "--set", "eval.metrics=[]", "--overwrite"))
+        self.assertEqual(loss_alone, {name: result[name] for name in ("loss", "perplexity", "rows", "targets")})
+        self.assertNotEqual(json.loads(self.run_command("eval", "-c", "run.yaml", "--json", "--set", "run.output_dir=base_alone", "--set",
+                                                        "eval.metrics=[]"))["loss"], result["loss"])
+
+    def test_predictions_go_on_where_they_were_stopped(self):
+        self.evaluation(rows=24)
+        self.run_command("predict", "-c", "run.yaml", "--set", "run.output_dir=whole")
+        whole = (self.folder / "whole/predictions.jsonl").read_text()
+        self.assertEqual(len(whole.splitlines()), 24)
+        part = self.folder / "parts/predictions.jsonl.part"
+        words = [PROGRAM, "predict", "-c", "run.yaml", "--set", "run.output_dir=parts", "--set", "generate.batch_size=1"]
+        process = subprocess.Popen(words, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (not part.exists() or part.read_text().count("\n") < 4):
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        if part.exists():  # else it was faster than the signal
+            with open(part, "a") as file:
+                file.write('{"row": 3, "prompt": "cut')
+        result = lora("predict", "-c", "run.yaml", "--set", "run.output_dir=parts", cwd=self.folder)
+        self.assertEqual(result.returncode, 0 if part.exists() or "existing" not in result.stderr else 2, result.stderr)
+        self.assertEqual((self.folder / "parts/predictions.jsonl").read_text(), whole)
+        self.assertFalse(part.exists())
+
+    def test_evaluation_refuses_what_it_cannot_do(self):
+        self.evaluation()
+        for words, reason in ((("--set", "data.eval.path=null"), "data.eval.path must be given"),
+                              (("--set", "eval.metrics=[rogue]"), "did you mean rouge?"),
+                              (("--set", "eval.segmenter=dict"), "eval.dictionary"),
+                              (("--set", "generate.num_beams=2", "--set", "generate.temperature=1"), "generate.num_beams")):
+            self.assertIn(reason, self.run_command("eval", "-c", "run.yaml", *words, code=2))
+        self.run_command("eval", "-c", "run.yaml", "--adapter", "nowhere", code=1)
+        self.run_command("predict", "-c", "run.yaml", "--set", "data.format=tokens", code=2)
+
+    GLM = SOURCE / "tests/reference/glm"
+
+    def test_chatglm_is_tuned_scored_merged_and_generates(self):
+        config = json.loads((self.GLM / "config.json").read_text())
+        gmask, sop, eop = (config[name] for name in ("gmask_token_id", "bos_token_id", "eos_token_id"))
+        rows = [[5, 6, gmask, sop, 7, 8, 9, eop], [5, 9, 6, gmask, sop, 8, 7, eop]]
+        self.write_rows("rows.jsonl", [{"input_ids": row, "labels": [-100] * (row.index(sop) + 1) + row[row.index(sop) + 1:]} for row in rows])
+        for name, adapter in (("lora", "{r: 4}"), ("ptuning_v2", "{method: ptuning_v2, pre_seq_len: 3}"), ("all", "{r: 2, target_modules: all-linear}")):
+            with self.subTest(name):
+                self.write("run.yaml", RUN_FILE.format(base=self.GLM).replace("{r: 4, lora_alpha: 8, target_modules: [q_proj, v_proj]}", adapter))
+                self.finetune("--set", f"run.output_dir={name}", "--set", "train.max_steps=8")
+                losses = [line["loss"] for line in self.metrics(name)]
+                self.assertLess(losses[-1], losses[0])
+                self.run_command("score", "--model", self.GLM, "--adapter", f"{name}/adapter", "--input", "rows.jsonl", "--output", f"{name}.jsonl", "-q")
+                self.run_command("generate", "--model", self.GLM, "--adapter", f"{name}/adapter", "--prompt-ids", f"5,6,{gmask},{sop}",
+                                 "--max-new-tokens", 3)
+        config = json.loads((self.folder / "lora/adapter/adapter_config.json").read_text())
+        self.assertEqual(config["target_modules"], ["query_key_value"])
+        self.run_command("merge", "--model", self.GLM, "--adapter", "lora/adapter", "--output", "merged")
+        for folder, adapter in ((self.GLM, ("--adapter", "lora/adapter")), ("merged", ())):
+            self.run_command("score", "--model", folder, *adapter, "--input", "rows.jsonl", "--output", "s.jsonl", "--overwrite", "-q")
+            scores = [json.loads(line)["sum_logprob"] for line in (self.folder / "s.jsonl").read_text().splitlines()]
+            if adapter:
+                expected = scores
+        for score, other in zip(scores, expected, strict=True):
+            self.assertAlmostEqual(score, other, delta=1e-4)
+        self.write_rows("rows.jsonl", [{"input_ids": [5, 6, 7]}])
+        self.assertIn("<sop>", self.finetune("--set", "run.output_dir=bad", code=1))
+        self.assertIn("widths", self.run_command("plan", "-c", "run.yaml", "--memory", "1GiB", code=2))
+
     def test_ranks_are_in_the_metrics_and_the_report(self):
         self.with_method(self.METHODS["adalora"])
         self.finetune("--set", "train.max_steps=6")

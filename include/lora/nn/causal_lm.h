@@ -47,6 +47,8 @@ class CausalLMImpl : public torch::nn::Module {
   virtual at::ScalarType stored_dtype() const;
   /// Tokens that end a text.
   virtual std::vector<int64_t> end_ids() const { return {}; }
+  /// Tokens between prompt and answer that every row must have once; empty: rows are what they are.
+  virtual std::vector<int64_t> answer_start() const { return {}; }
   /// Hugging Face's words for what this is, as adapter files of some kinds name it: "llama", "LlamaForCausalLM".
   virtual std::string model_type() const { return {}; }
   virtual std::string model_class() const { return {}; }

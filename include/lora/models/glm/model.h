@@ -132,6 +132,7 @@ class ChatGlmForConditionalGenerationImpl : public nn::CausalLMImpl {
   nn::PredictingStates predicting_states(const Batch& batch) override;
   at::ScalarType stored_dtype() const override;
   std::vector<int64_t> end_ids() const override { return {config.eos_token_id}; }
+  std::vector<int64_t> answer_start() const override { return {config.gmask_token_id, config.bos_token_id}; }
   nn::Linear head() override { return lm_head; }
   nn::LinearGroup* head_group() override { return &head_group_; }
   int64_t vocab_size() const override { return config.vocab_size; }
