@@ -661,7 +661,7 @@ class Rehearsal {
     if (in_.micro_batch > 1 || in_.packed_rows || N_ > T_) flow.hold(T_ * D_ * compute_);  // of the targets alone
     if (N_ > T_) flow.hold(T_ * D_ * compute_);                        // with those before first tokens
     flow.hold(T_ * 4 * 8);                                             // labels, their places
-    if (shapes_.head.rank > 0 || shapes_.head_has_bias) {
+    if (shapes_.head.rank > 0 || shapes_.head.dropouts > 0 || shapes_.head_has_bias) {
       whole_logits();
     } else {
       logits_by_chunks();
