@@ -61,6 +61,7 @@ void KvCache::select_rows(const std::vector<int64_t>& rows) {
     held.key_BGSK = with_rows(held.key_BGSK, used, rows);
     held.value_BGSK = with_rows(held.value_BGSK, used, rows);
   }
+  if (notes) notes = notes->with_rows(rows);
 }
 
 void KvCache::drop_first(int64_t count) {
@@ -73,6 +74,7 @@ void KvCache::drop_first(int64_t count) {
     held.value_BGSK = without(held.value_BGSK, used, begin, end);
   }
   length_ -= count;
+  if (notes) notes = notes->without_first(count);
 }
 
 }  // namespace lora::nn

@@ -4,6 +4,7 @@
 
 #include "catch.h"
 #include "lora/core/error.h"
+#include "lora/generate/complete_all.h"
 #include "lora/generate/generate.h"
 #include "lora/generate/score.h"
 #include "models/glm_model.h"
@@ -81,5 +82,27 @@ TEST_CASE("glm scores an answer's tokens by one pass", "[generate]") {
       if (rows[r].labels[i] != kIgnoreLabel) sum += logprobs[static_cast<int64_t>(i) - 1][ids[i]].item<double>();
     }
     CHECK(scores[r].sum_logprob == Approx(sum).epsilon(1e-5));
+  }
+}
+
+TEST_CASE("glm completes many prompts as each alone, whoever leaves or changes places", "[generate]") {
+  const auto model = tiny_glm(33);
+  std::vector<generate::PromptRow> prompts;
+  for (int64_t row = 0; row < 9; ++row) prompts.push_back({.row = row + 1, .ids = prompt_of(2 + (row * 5) % 9)});
+  generate::GenerateOptions greedy_options{.max_new_tokens = 12, .stop_ids = {kEop, kSop}}, beams = greedy_options, sampled = greedy_options;
+  beams.beams.num_beams = 3;
+  sampled.sampling = {.temperature = 1.5, .top_k = 8};
+  sampled.seed = 7;
+  for (const auto& options : {greedy_options, beams, sampled}) {
+    const auto together = generate::complete_all(*model, prompts, options, {.max_sequences = 6}, at::kCPU);
+    REQUIRE(together.size() == prompts.size());
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      auto own = options;
+      own.seed = generate::row_seed(options.seed, prompts[i].row);
+      const auto alone = generate::complete(*model, prompts[i].ids, own, at::kCPU);
+      CAPTURE(i, options.beams.num_beams, options.sampling.temperature);
+      CHECK(together[i].token_ids == alone.token_ids);
+      CHECK(together[i].score == Approx(alone.score).margin(1e-4));
+    }
   }
 }

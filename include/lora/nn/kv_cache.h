@@ -11,6 +11,9 @@ namespace lora::nn {
 /// What a model has to know of the sequences in a cache beside their keys and values; each model derives its own.
 struct CacheNotes {
   virtual ~CacheNotes() = default;
+  /// The notes of a cache after KvCache::select_rows, and after drop_first.
+  virtual std::shared_ptr<const CacheNotes> with_rows(const std::vector<int64_t>& rows) const = 0;
+  virtual std::shared_ptr<const CacheNotes> without_first(int64_t count) const = 0;
 };
 
 /// Keys and values of the tokens seen so far, per layer, for generation; virtual tokens (nn/prompt.h) stand before them.

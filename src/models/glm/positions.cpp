@@ -101,6 +101,19 @@ struct Collected {
 
 }  // namespace
 
+std::shared_ptr<const nn::CacheNotes> PromptNotes::with_rows(const std::vector<int64_t>& rows) const {
+  auto notes = std::make_shared<PromptNotes>(*this);
+  notes->places.clear();
+  for (const int64_t row : rows) notes->places.push_back(places.at(static_cast<size_t>(row)));
+  return notes;
+}
+
+std::shared_ptr<const nn::CacheNotes> PromptNotes::without_first(int64_t count) const {
+  auto notes = std::make_shared<PromptNotes>(*this);
+  for (PromptPlace& place : notes->places) place.begin -= count;
+  return notes;
+}
+
 std::vector<PromptPlace> prompt_places(const Batch& batch, const GlmConfig& config) {
   const Tensor ids_BS = on_host(batch.host_ids_BS.defined() ? batch.host_ids_BS : batch.input_ids_BS);
   if (!batch.segment_lengths.empty()) return places_in_packed_row(batch, row_of(ids_BS, 0), config);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -26,6 +27,9 @@ struct PromptPlace {
 
 /// What a cache remembers of its rows.
 struct PromptNotes : nn::CacheNotes {
+  std::shared_ptr<const nn::CacheNotes> with_rows(const std::vector<int64_t>& rows) const override;
+  std::shared_ptr<const nn::CacheNotes> without_first(int64_t count) const override;
+
   std::vector<PromptPlace> places;
   int64_t num_embedded = 0;  ///< embeddings of virtual tokens before each
 };
