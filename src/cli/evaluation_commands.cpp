@@ -14,6 +14,7 @@
 #include "cli/signals.h"
 #include "core/check.h"
 #include "formats/json.h"
+#include "lora/adapters/adapter_io.h"
 #include "lora/core/file.h"
 #include "lora/core/log.h"
 #include "lora/core/random.h"

@@ -120,12 +120,9 @@ RunConfig unusual() {
 
 RunConfig fresh() {
   return parse(
-      "adapter: {quantization: {bits: 4, type: fp4, double: true, block_size: 128}, tokens_from: rows,
-"
-      "  trainable_token_indices: {embed_tokens: [3, 5]},
-"
-      "          also: {z-2: {method: prefix, num_virtual_tokens: 3}, a_1: {r: 2}}}
-"
+      "adapter: {quantization: {bits: 4, type: fp4, double: true, block_size: 128}, tokens_from: rows,\n"
+      "          trainable_token_indices: {embed_tokens: [3, 5]},\n"
+      "          also: {z-2: {method: prefix, num_virtual_tokens: 3}, a_1: {r: 2}}}\n"
       "run: {output_dir: o}\ndata: {format: text, train: {path: t}}\n"
       "model: {arch: llama, preset: tiny, vocab_size: 300, hidden_size: 8, intermediate_size: 9, "
       "num_hidden_layers: 1,\n"
