@@ -149,10 +149,10 @@ TEST_CASE("a pattern that matches no target is warned about", "[adapters]") {
   TargetRule options{.targets = Names{"q_proj"}};
   const auto targets = adapters::select_targets(model, adapters::base_modules(model), options);
   CHECK(captured_log([&] {
-          adapters::warn_unused_patterns({{"q_proj", 4}}, "rank_pattern", targets);
+          adapters::warn_unused_patterns<int64_t>({{"q_proj", 4}}, "rank_pattern", targets);
         }).empty());
   CHECK(contains(captured_log([&] {
-                   adapters::warn_unused_patterns({{"up_proj", 4}}, "rank_pattern", targets);
+                   adapters::warn_unused_patterns<int64_t>({{"up_proj", 4}}, "rank_pattern", targets);
                  }),
                  "rank_pattern match no adapted module: \"up_proj\""));
 }
