@@ -62,11 +62,13 @@ TEST_CASE("a packed batch is one row; no sequence is taught by the one before it
   const std::vector<const data::Example*> rows = {&a, &b};
   const Batch batch = data::collate_packed(rows, 99, 4);
   CHECK(at::equal(batch.input_ids_BS, at::tensor({5, 6, 7, 8, 9, 99, 99, 99}, at::kLong).view({1, 8})));
-  CHECK(at::equal(batch.labels_BS, at::tensor({-100, 6, 7, -100, -100, -100, -100, -100}, at::kLong).view({1, 8})));
+  CHECK(at::equal(batch.labels_BS, at::tensor({5, 6, 7, 8, -100, -100, -100, -100}, at::kLong).view({1, 8})));
   CHECK(batch.segment_lengths == std::vector<int64_t>{3, 2, 3});
   CHECK(batch.rows == std::vector<int64_t>{4, 9});
   CHECK(batch.num_tokens == 5);
   CHECK(batch.num_targets == 2);
+  CHECK(batch.num_first_targets == 2);
+  CHECK(at::equal(targets_of(batch).label_T, at::tensor({6, 7}, at::kLong)));
   CHECK(data::collate_packed(rows, 99).segment_lengths == std::vector<int64_t>{3, 2});
 }
 

@@ -244,7 +244,7 @@ TEST_CASE("glm: logits and losses are the reference's, in both variants", "[glm]
       CHECK(difference(model->forward(batch), expected.at(std::string("out.logits.") + name)) < 2e-5);
       const double sum = nn::causal_lm_loss_sum(*model, batch).item<double>();
       const auto loss = [&](const char* kind) { return std::stod(losses.at(std::string(kind) + "_" + name).get<std::string>()); };
-      const auto targets = static_cast<double>(targets_of(batch.labels_BS).label_T.numel());
+      const auto targets = static_cast<double>(targets_of(batch).label_T.numel());
       CHECK(std::abs(sum / targets - loss("loss_valid_tokens")) < 1e-6);
       CHECK(std::abs(sum / static_cast<double>(batch.input_ids_BS.numel()) - loss("loss_all_positions")) < 1e-6);
     }
