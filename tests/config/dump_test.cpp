@@ -130,7 +130,9 @@ RunConfig fresh() {
       "rms_norm_eps: 1.0e-6,\n"
       "  rope_theta: 1e6, tie_word_embeddings: true, initializer_range: 0.02, bos_token_id: 1, "
       "eos_token_id: 2,\n"
-      "  pad_token_id: 0, attention_bias: false, mlp_bias: true}");
+      "  pad_token_id: 0, attention_bias: false, mlp_bias: true,\n"
+      "  num_layers: 2, inner_hidden_size: 16, max_sequence_length: 65, residual_alpha_layers: 3, mask_token_id: 3, "
+      "gmask_token_id: 4,\n  layernorm_epsilon: 1.0e-6}");
 }
 
 }  // namespace
