@@ -46,14 +46,18 @@ struct Question {
   std::string text, reference;
 };
 
+/// Whether the rows are questions with answers.
+bool has_answers(const RunConfig& config) {
+  const auto& format = config.data.format;
+  return format == "adgen" || format == "completion" || format == "alpaca" || format == "chat";
+}
+
 /// Model, adapters and data of one evaluation.
 class Evaluation {
  public:
   Evaluation(RunConfig config, const std::string& adapter);
 
   train::EvalResult loss();
-  /// Whether the rows are questions with answers.
-  bool has_answers() const;
   /// Generates what is not in `file` yet, row by row into it and `scores` (may be null).
   void predict(PredictionFile& file, ScoringThread* scores);
   /// Tells runs apart whose predictions would differ.
@@ -85,7 +89,7 @@ Evaluation::Evaluation(RunConfig config, const std::string& adapter) : config_(s
   model_->eval();
   if (tokenizer_ != nullptr) pad_id_ = std::max<int64_t>(tokenizer_->pad_id(), 0);
   data::DatasetOptions options = dataset_options(config_, *model_);
-  options.keep_text_pairs = has_answers() ? std::numeric_limits<int64_t>::max() : 0;
+  options.keep_text_pairs = has_answers(config_) ? std::numeric_limits<int64_t>::max() : 0;
   rows_ = data::load_dataset(*config_.data.eval.path, options, tokenizer_.get());
   log::info(fmt::format("{}: {} rows, {} truncated, {} bad", config_.data.eval.path->filename().string(), rows_.num_rows,
                         rows_.num_truncated, rows_.num_bad_rows));
@@ -110,11 +114,6 @@ void Evaluation::load_adapters(const std::string& given) {
   if (sets.empty()) log::info("no adapter: the model alone");
   if (sets.size() > 1) activate_together(*model_, sets);
   adapters_ = sets;
-}
-
-bool Evaluation::has_answers() const {
-  const auto& format = config_.data.format;
-  return format == "adgen" || format == "completion" || format == "alpaca" || format == "chat";
 }
 
 train::EvalResult Evaluation::loss() {
@@ -243,7 +242,7 @@ int run_eval(Evaluation& evaluation, bool overwrite, bool print_json) {
   const Path output = require_place(config.run.output_dir / "eval.json", overwrite);
   const auto loss = evaluation.loss();
   OrderedJson result = {{"loss", loss.loss}, {"perplexity", std::exp(loss.loss)}, {"rows", loss.rows}, {"targets", loss.targets}};
-  if (evaluation.has_answers() && !config.eval.metrics.empty()) {
+  if (has_answers(config) && !config.eval.metrics.empty()) {
     ScoringThread scores(make_metrics(config.eval), evaluation.row_numbers());
     PredictionFile predictions(config.run.output_dir / "predictions.jsonl", evaluation.identity());
     const Stopwatch watch;
@@ -263,8 +262,6 @@ int run_eval(Evaluation& evaluation, bool overwrite, bool print_json) {
 
 int run_predict(Evaluation& evaluation, bool overwrite) {
   const RunConfig& config = evaluation.config();
-  require<ConfigError>(evaluation.has_answers(), "[data.format] lora predict answers rows of adgen, alpaca, chat and completion; found {}",
-                       config.data.format);
   const Path output = require_place(config.run.output_dir / "predictions.jsonl", overwrite);
   PredictionFile predictions(output, evaluation.identity());
   evaluation.predict(predictions, nullptr);
@@ -277,6 +274,8 @@ int EvaluationCommand::run() const {
   auto all_overrides = overrides;
   if (!device.empty()) all_overrides.push_back("run.device=" + device);
   auto config = config::load_run_config(run_file, all_overrides, std::filesystem::current_path(), name);
+  require<ConfigError>(name == "eval" || has_answers(config),
+                       "[data.format] lora predict answers rows of adgen, alpaca, chat and completion; found {}", config.data.format);
   catch_stop_signals();
   seed_generators(static_cast<uint64_t>(config.run.seed));
   Evaluation evaluation(std::move(config), adapter);

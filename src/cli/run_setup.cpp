@@ -448,7 +448,10 @@ std::shared_ptr<const data::Tokenizer> make_tokenizer(const RunConfig& config) {
 int64_t row_room(const RunConfig& config, const nn::CausalLMImpl& model) {
   int64_t taken = num_virtual_tokens(config.adapter, hidden_size(model));
   for (const auto& one : config.more_adapters) taken += num_virtual_tokens(one.adapter, hidden_size(model));
-  return model.max_positions() - taken;
+  const int64_t room = model.max_positions() - taken;
+  require<ConfigError>(room >= 2, "[adapter.num_virtual_tokens] virtual tokens must leave room for rows in the model's {} positions; found {}; "
+                       "use fewer", model.max_positions(), taken);
+  return room;
 }
 
 data::DatasetOptions dataset_options(const RunConfig& config, const nn::CausalLMImpl& model) {

@@ -384,7 +384,7 @@ class CliTest(unittest.TestCase):
                          "--max-new-tokens", 3)
         twice = ("--model", BASE, "--adapter", names[0], "--adapter", names[0])
         self.assertIn("one prefix may be active at a time", self.run_command("generate", *twice, "--prompt-ids", "1", code=2))
-        self.assertIn("prefix", self.run_command("merge", "--model", BASE, "--adapter", names[1], "--adapter", names[0], "--output", "m",
+        self.assertIn("no weight can hold", self.run_command("merge", "--model", BASE, "--adapter", names[1], "--adapter", names[0], "--output", "m",
                                                  code=2))
         self.assertFalse((self.folder / "m").exists())
 
@@ -400,7 +400,7 @@ class CliTest(unittest.TestCase):
         self.assertEqual(report["adapter"], list(both[1::2]))
 
     def test_methods_that_exclude_each_other_are_refused(self):
-        for adapter, reason in (("{method: prefix, also: {other: {method: ptuning_v2}}}", "one prefix may be active at a time"),
+        for adapter, reason in (("{method: prefix, also: {other: {method: ptuning_v2, pre_seq_len: 3}}}", "one prefix may be active at a time"),
                                 ("{method: prompt, also: {other: {method: ptuning}}}", "one prompt of embeddings"),
                                 ("{target_modules: [v_proj], also: {scales: {method: ia3}}}", "must not share a layer"),
                                 ("{method: prefix, also: {my_lora: {r: 2}}}", "must not contain"),
@@ -548,6 +548,7 @@ log: {{samples: 0}}
             self.assertIn(reason, self.run_command("eval", "-c", "run.yaml", *words, code=2))
         self.run_command("eval", "-c", "run.yaml", "--adapter", "nowhere", code=1)
         self.run_command("predict", "-c", "run.yaml", "--set", "data.format=tokens", code=2)
+        self.assertIn("leave room", self.finetune("--set", "adapter={method: prefix, target_modules: null, r: null, num_virtual_tokens: 255}", code=2))
 
     GLM = SOURCE / "tests/reference/glm"
 
