@@ -18,7 +18,9 @@
 #include "lora/io/dtype.h"
 #include "lora/io/safetensors.h"
 #include "lora/lora.h"
+#include "lora/models/glm.h"
 #include "lora/models/llama.h"
+#include "lora/models/registry.h"
 #include "lora/ops/shared_cores.h"
 
 namespace {
@@ -55,7 +57,7 @@ class Run {
     at::set_num_threads(options.threads);
     const auto dtype = io::to_torch(parse_float_dtype(options.dtype, "--dtype"), "--dtype");
     device_ = parse_device(options.device);
-    model_ = llama::load(options.model, {.device = device_, .dtype = dtype, .quantization = scheme_of(options.quantize)});
+    model_ = models::architecture_of(options.model).load(options.model, {.device = device_, .dtype = dtype, .quantization = scheme_of(options.quantize)});
     model_->fast_paths.release_plain = true;
     if (!options.adapter.empty()) adapters_ = load_adapter(*model_, options.adapter);
     const auto dataset = data::load_dataset(options.rows, {.format = "tokens"}, nullptr);
@@ -147,7 +149,9 @@ class Run {
 
  private:
   void build_products() {
-    const auto& config = model_->config;
+    const auto llama = std::dynamic_pointer_cast<llama::LlamaForCausalLMImpl>(model_);
+    if (!llama) throw ConfigError("[products] only a Llama's products are known; found " + model_->model_type());
+    const auto& config = llama->config;
     const int64_t hidden = config.hidden_size, inner = config.intermediate_size, heads = config.num_attention_heads * config.head_dim,
                   keys = config.num_key_value_heads * config.head_dim;
     for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
@@ -229,7 +233,7 @@ class Run {
   at::Device device_ = at::kCPU;
   std::vector<std::function<void()>> products_;
   std::vector<int32_t> first_row_;
-  std::shared_ptr<llama::LlamaForCausalLMImpl> model_;
+  std::shared_ptr<nn::CausalLMImpl> model_;
   AdapterSet adapters_;
   Batch batch_;
   std::optional<train::Trainer> trainer_;
@@ -241,6 +245,8 @@ class Run {
 int main(int argc, char** argv) {
   prepare_memory();
   const ops::SharedCores shared_cores;
+  models::register_model(llama::architecture());
+  models::register_model(glm::architecture());
   Options options;
   CLI::App program{"Training steps on request, for benchmarks/compare.py"};
   program.add_option("--model", options.model)->required();

@@ -3,6 +3,7 @@
 
   make_data.py text --output pretrain.jsonl [--megabytes 30]   general text, one {"text": ...} per line
   make_data.py rows --output DIR [--train 4000] [--dev 200]    DIR/train.jsonl and DIR/dev.jsonl, ADGEN rows
+  make_data.py catalogue --output FILE [--count 20000]         rows for the small ChatGLM of glm/, none of whose attributes are dev.jsonl's
 """
 
 import argparse
@@ -11,6 +12,7 @@ import pathlib
 import random
 
 from ads import write_rows
+from catalogue import write_catalogue
 from goods import Chooser
 from prose import write_documents
 
@@ -38,6 +40,12 @@ def make_rows(arguments):
     write_jsonl(arguments.output / "dev.jsonl", dev)
 
 
+def make_catalogue(arguments):
+    choose = Chooser(random.Random(arguments.seed + 2))
+    held_out = (pathlib.Path(__file__).parent / "data/dev.jsonl").read_text(encoding="utf-8").splitlines()
+    write_jsonl(arguments.output, write_catalogue(choose, arguments.count, {json.loads(line)["content"] for line in held_out}))
+
+
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -48,7 +56,10 @@ def parse_arguments():
     rows.add_argument("--train", type=int, default=4000)
     rows.add_argument("--dev", type=int, default=200)
     rows.set_defaults(run=make_rows)
-    for command in (text, rows):
+    catalogue = commands.add_parser("catalogue")
+    catalogue.add_argument("--count", type=int, default=20000)
+    catalogue.set_defaults(run=make_catalogue)
+    for command in (text, rows, catalogue):
         command.add_argument("--output", type=pathlib.Path, required=True)
         command.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

@@ -21,6 +21,7 @@
 #include "lora/core/stopwatch.h"
 #include "lora/data/glm_adgen.h"
 #include "lora/eval/metric_set.h"
+#include "lora/formats/jsonl.h"
 #include "lora/generate/complete_all.h"
 #include "lora/ops/device.h"
 #include "lora/train/evaluate.h"
@@ -35,6 +36,7 @@ struct EvaluationCommand {
   std::string name;  ///< eval or predict
   std::string run_file, adapter, device;
   std::vector<std::string> overrides;
+  std::string predictions;  ///< of eval: answers that are there already
   bool overwrite = false, json = false;
 
   int run() const;
@@ -237,6 +239,38 @@ eval::MetricSet make_metrics(const config::EvalSection& section) {
   return {eval::MetricRegistry(), section.metrics, options};
 }
 
+/// eval.json in the output directory, and the same on the screen.
+int write_result(const Path& output, const OrderedJson& result, bool print_json) {
+  write_file_atomically(output, result.dump(2) + "\n");
+  if (print_json) {
+    fmt::print("{}\n", result.dump());
+    return kDone;
+  }
+  for (const auto& [name, value] : result.items()) {
+    fmt::print("{:<20}{}\n", name, value.is_number_float() ? fmt::format("{:.4f}", value.get<double>()) : value.dump());
+  }
+  return kDone;
+}
+
+/// Metrics of answers that `lora predict` or another tool wrote; no model is needed.
+int score_predictions(const RunConfig& config, const Path& file, bool overwrite, bool print_json) {
+  require<ConfigError>(!config.eval.metrics.empty(), "[eval.metrics] --predictions needs metrics of texts; found none; name rouge or bleu4");
+  const Path output = require_place(config.run.output_dir / "eval.json", overwrite);
+  eval::MetricSet metrics = make_metrics(config.eval);
+  formats::LineReader lines(file);
+  int64_t rows = 0;
+  while (const auto line = lines.next()) {
+    if (line->empty()) continue;
+    const auto [prediction, reference] = read_answer(*line, fmt::format("{}:{}", file.string(), lines.line_number()));
+    metrics.add(prediction, reference);
+    ++rows;
+  }
+  require<DataError>(rows > 0, "[eval] --predictions must hold a line of JSON per row; {} is empty", file.string());
+  OrderedJson result = {{"rows", rows}};
+  for (const auto& score : metrics.scores()) result[score.name] = score.value;
+  return write_result(output, result, print_json);
+}
+
 int run_eval(Evaluation& evaluation, bool overwrite, bool print_json) {
   const RunConfig& config = evaluation.config();
   const Path output = require_place(config.run.output_dir / "eval.json", overwrite);
@@ -251,13 +285,7 @@ int run_eval(Evaluation& evaluation, bool overwrite, bool print_json) {
     result["generation_seconds"] = watch.seconds();
     predictions.finish();
   }
-  write_file_atomically(output, result.dump(2) + "\n");
-  if (print_json) {
-    fmt::print("{}\n", result.dump());
-  } else {
-    for (const auto& [name, value] : result.items()) fmt::print("{:<20}{}\n", name, value.is_number_float() ? fmt::format("{:.4f}", value.get<double>()) : value.dump());
-  }
-  return kDone;
+  return write_result(output, result, print_json);
 }
 
 int run_predict(Evaluation& evaluation, bool overwrite) {
@@ -276,6 +304,7 @@ int EvaluationCommand::run() const {
   auto config = config::load_run_config(run_file, all_overrides, std::filesystem::current_path(), name);
   require<ConfigError>(name == "eval" || has_answers(config),
                        "[data.format] lora predict answers rows of adgen, alpaca, chat and completion; found {}", config.data.format);
+  if (!predictions.empty()) return score_predictions(config, predictions, overwrite, json);
   catch_stop_signals();
   seed_generators(static_cast<uint64_t>(config.run.seed));
   Evaluation evaluation(std::move(config), adapter);
@@ -293,7 +322,10 @@ void add_evaluation_command(CLI::App& program, Action& action, const std::string
   command->add_option("--adapter", state->adapter, "Adapter directory (PEFT layout)");
   command->add_option("--device", state->device, "auto, cpu, cuda or cuda:N, over run.device");
   command->add_flag("--overwrite", state->overwrite, "Replace an existing result");
-  if (name == "eval") command->add_flag("--json", state->json, "Print the result as JSON");
+  if (name == "eval") {
+    command->add_option("--predictions", state->predictions, "Score the answers of this file (JSON lines of lora predict) instead of a model's");
+    command->add_flag("--json", state->json, "Print the result as JSON");
+  }
   add_log_options(*command);
   command->callback([state, &action] { action = [state] { return state->run(); }; });
 }

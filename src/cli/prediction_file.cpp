@@ -44,6 +44,15 @@ std::map<int64_t, Prediction> read_part(const Path& part, const std::string& ide
 
 }  // namespace
 
+std::pair<std::string, std::string> read_answer(const std::string& line, const std::string& where) {
+  const auto json = formats::parse_json(line, where);
+  const auto is_text = [&](const char* key) { return json.is_object() && json.contains(key) && json.at(key).is_string(); };
+  for (const auto& [prediction, reference] : {std::pair{"prediction", "reference"}, std::pair{"predict", "label"}}) {
+    if (is_text(prediction) && is_text(reference)) return {json.at(prediction).get<std::string>(), json.at(reference).get<std::string>()};
+  }
+  fail<FormatError>("[{}] a line must hold the texts \"prediction\" and \"reference\" (or \"predict\" and \"label\"); it has neither", where);
+}
+
 PredictionFile::PredictionFile(Path file, const std::string& identity) : file_(std::move(file)), part_(file_.string() + ".part") {
   predictions_ = read_part(part_, identity);
   std::string kept = identity + "\n";

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 
 #include "lora/core/path.h"
 
@@ -13,6 +14,10 @@ struct Prediction {
   int64_t row = 0;  ///< number in the data, from 1
   std::string prompt, prediction, reference;
 };
+
+/// Prediction and reference of a line: {"prediction", "reference"} as here, or {"predict", "label"} as LLaMA-Factory writes them.
+/// Throws FormatError beginning with `where`.
+std::pair<std::string, std::string> read_answer(const std::string& line, const std::string& where);
 
 /// Predictions in the order in which they come, kept beside the file until all are there. What an interrupted run with the same
 /// `identity` (of model, data and options) left is used again; a line that was cut short is not.
