@@ -30,9 +30,9 @@ step() {
 
 python3 quickstart/make_data.py catalogue --output "$work/catalogue.jsonl"
 step train -c quickstart/glm/train_base.yaml --set run.resume=none --overwrite
-step prepare -c "$run_file" --overwrite
-step finetune -c "$run_file" --set run.resume=none --set data.format=records --set "data.train.path=$work/finetune/records/train" \
-  --set "data.eval.path=$work/finetune/records/eval" --overwrite
+step prepare -c "$run_file" --set "run.output_dir=$work/prepared" --overwrite
+step finetune -c "$run_file" --set run.resume=none --set data.format=records --set "data.train.path=$work/prepared/records/train" \
+  --set "data.eval.path=$work/prepared/records/eval" --overwrite
 step eval -c "$run_file" --set adapter.method=none --set "run.output_dir=$work/untuned" --overwrite
 step eval -c "$run_file" --overwrite
 

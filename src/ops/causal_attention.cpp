@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "lora/ops/ops.h"
+#include "lora/ops/prefix_attention.h"
 #include "ops/apply.h"
 #include "ops/rows.h"
 #include "ops/sequence_attention.h"
@@ -75,13 +76,6 @@ void check_contexts(const std::vector<int64_t>& contexts, const std::vector<int6
   for (size_t i = 0; fits && i < lengths.size(); ++i) fits = contexts[i] >= 0 && contexts[i] <= lengths[i];
   require<ShapeError>(fits, "[ops.attention] contexts must be one per sequence and no longer than it; found {} for sequences of {}",
                       fmt::join(contexts, ", "), fmt::join(lengths, ", "));
-}
-
-/// Which keys each query sees, (B, 1, S, S): those before it, itself, and its sequence's context.
-Tensor seen_with_contexts(const std::vector<int64_t>& contexts, int64_t length, const at::Device& device) {
-  const Tensor position_S = at::arange(length, at::TensorOptions(device).dtype(at::kLong));
-  const Tensor context_B111 = at::tensor(contexts, at::kLong).to(device).view({-1, 1, 1, 1});
-  return at::logical_or(position_S <= position_S.unsqueeze(1), position_S < context_B111);
 }
 
 /// The kernels read and write without looking.
@@ -153,13 +147,14 @@ Tensor causal_attention(const Heads& heads, bool fused, const std::vector<int64_
   const bool shares_heads = q_BHSK.is_cuda() && q_BHSK.element_size() == 2;
   const Tensor k = shares_heads ? heads.k_BGSK : repeat_heads(heads.k_BGSK, count);
   const Tensor v = shares_heads ? heads.v_BGSK : repeat_heads(heads.v_BGSK, count);
-  if (!contexts.empty()) check_contexts(contexts, std::vector<int64_t>(static_cast<size_t>(q_BHSK.size(0)), q_BHSK.size(2)));
-  const auto seen = contexts.empty() ? std::nullopt
-                                     : std::optional(seen_with_contexts(contexts, q_BHSK.size(2), q_BHSK.device()));
+  if (!contexts.empty()) {
+    check_contexts(contexts, std::vector<int64_t>(static_cast<size_t>(q_BHSK.size(0)), q_BHSK.size(2)));
+    return prefix_attention({q_BHSK, repeat_heads(heads.k_BGSK, count), repeat_heads(heads.v_BGSK, count)},
+                            contexts_of(contexts, q_BHSK.device()));
+  }
   const Tensor out_BHSK =
-      at::scaled_dot_product_attention(q_BHSK, k, v, seen, /*dropout_p=*/0.0,
-                                       /*is_causal=*/!seen && q_BHSK.size(2) > 1, /*scale=*/std::nullopt,
-                                       /*enable_gqa=*/k.size(1) != count);
+      at::scaled_dot_product_attention(q_BHSK, k, v, std::nullopt, /*dropout_p=*/0.0, /*is_causal=*/q_BHSK.size(2) > 1,
+                                       /*scale=*/std::nullopt, /*enable_gqa=*/k.size(1) != count);
   return heads_joined(out_BHSK);
 }
 

@@ -151,6 +151,7 @@ Tensor GlmAttentionImpl::attend(ops::Heads heads, const AttentionContext& contex
     std::tie(heads.k_BGSK, heads.v_BGSK) = context.cache->append(layer_, heads.k_BGSK, heads.v_BGSK);
   }
   if (context.mask.defined()) return masked_attention(heads, context.mask);
+  if (context.shared.longest > 0) return ops::prefix_attention(heads, context.shared);
   if (!is_first) return ops::attend_to_cache(heads, context.fast.fused_attention);
   if (!context.lengths.empty()) return attend_one_by_one(heads, context);
   return ops::causal_attention(heads, context.fast.fused_attention, context.contexts);
@@ -254,8 +255,10 @@ nn::PredictingStates GlmModelImpl::forward(const Batch& given, nn::KvCache* cach
   const bool sees_cached_prefix = cache != nullptr && first == 0 && cache->virtual_tokens() > 0;
   const bool has_kernel = fast.fused_attention && ops::attends_joined(device, dtype);
   const bool has_contexts = first == 0 && context.lengths.empty();  // of packed rows each sequence is attended by itself
-  if (real_BT.defined() || sees_cached_prefix || (has_contexts && !has_kernel)) {
+  if (real_BT.defined() || sees_cached_prefix) {
     context.mask = attention_mask(context.contexts, real_BT, first, lead + length, cache != nullptr ? cache->virtual_tokens() : 0, device);
+  } else if (has_contexts && !has_kernel) {
+    context.shared = ops::contexts_of(context.contexts, device);
   }
   context.joined = has_kernel && fast.fused_rotary && cache == nullptr && !context.mask.defined();
   context.cache = cache;

@@ -14,6 +14,7 @@
 #include "lora/nn/norm.h"
 #include "lora/nn/rotary.h"
 #include "lora/ops/ops.h"
+#include "lora/ops/prefix_attention.h"
 
 /// ChatGLM-6B (the first version), with the module names of its published ChatGLMForConditionalGeneration, so that checkpoints
 /// and adapters need no renaming.
@@ -27,6 +28,7 @@ struct AttentionContext {
   Tensor cos, sin;                 ///< rotary tables (B, 1, S, K/2): the first half turns by the position in the sequence
   Tensor mask;                     ///< bool, true = may look; undefined: contexts and order say it all
   std::vector<int64_t> contexts;   ///< how many first places of each sequence all its tokens see
+  ops::Contexts shared;            ///< the same on the device, where no kernel of ours attends to a first pass; longest 0 otherwise
   std::vector<int64_t> lengths;    ///< of a packed row's sequences; empty: not packed
   nn::KvCache* cache = nullptr;
   nn::FastPaths fast;
