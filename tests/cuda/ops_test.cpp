@@ -9,6 +9,7 @@
 
 #include "cuda/gpu.h"
 #include "lora/ops/batch.h"
+#include "lora/ops/prefix_attention.h"
 #include "lora/ops/segments.h"
 #include "ops/rows.h"
 
@@ -214,5 +215,17 @@ TEST_CASE("gpu: AdamW of many parameters at once", "[cuda]") {
         CHECK(at::equal(ours[i].parameter, ours[i].master.to(dtype)));
       }
     }
+  }
+}
+
+TEST_CASE("gpu: prefix attention", "[cuda]") {
+  LORA_SKIP_WITHOUT_GPU();
+  at::manual_seed(11);
+  for (const auto& contexts : {std::vector<int64_t>{40, 97}, {64, 64}, {130, 1}}) {
+    const auto attend = [&](const Tensors& in) {
+      return Tensors{ops::prefix_attention({in[0], in[1], in[2]}, ops::contexts_of(contexts, in[0].device()))};
+    };
+    const auto drawn = [] { return at::randn({2, 4, 130, 64}); };
+    check_on_gpu(attend, attend, {drawn(), drawn(), drawn()});
   }
 }
