@@ -519,6 +519,58 @@ log: {{samples: 0}}
         self.assertNotEqual(json.loads(self.run_command("eval", "-c", "run.yaml", "--json", "--set", "run.output_dir=base_alone", "--set",
                                                         "eval.metrics=[]"))["loss"], result["loss"])
 
+    def test_answers_of_a_file_are_scored_as_those_of_a_model(self):
+        self.evaluation()
+        result = json.loads(self.run_command("eval", "-c", "run.yaml", "--json"))
+        texts = [json.loads(line) for line in (self.folder / "out/predictions.jsonl").read_text().splitlines()]
+        self.write_rows("factory.jsonl", [{"prompt": "", "predict": one["prediction"], "label": one["reference"]} for one in texts])
+        for file in ("out/predictions.jsonl", "factory.jsonl"):
+            scored = json.loads(self.run_command("eval", "-c", "run.yaml", "--json", "--predictions", file, "--set", "run.output_dir=scored",
+                                                 "--set", "model.path=nowhere", "--overwrite"))
+            self.assertEqual(scored, {name: value for name, value in result.items() if name == "rows" or "-" in name})
+            self.assertEqual(scored, json.loads((self.folder / "scored/eval.json").read_text()))
+        for lines, reason in (("", "is empty"), ('{"prediction": "a"}\n', "bad.jsonl:1"), ('{"prediction": "a", "reference": "b"}\n[1]\n', "bad.jsonl:2")):
+            self.write("bad.jsonl", lines)
+            self.assertIn(reason, self.run_command("eval", "-c", "run.yaml", "--predictions", "bad.jsonl", "--set", "run.output_dir=bad", code=1))
+        self.run_command("eval", "-c", "run.yaml", "--predictions", "nowhere.jsonl", "--set", "run.output_dir=bad", code=1)
+        self.assertFalse((self.folder / "bad/eval.json").exists())
+
+    def test_the_adgen_recipe_runs_from_rows_to_predictions(self):
+        rows = pathlib.Path(os.environ.get("LORA_TEST_DATA", "/nowhere")) / "data/adgen/dev.json"
+        if not rows.exists():
+            print("skipped: ADGEN rows are looked for below LORA_TEST_DATA")
+            return
+        lines = rows.read_text().splitlines()
+        self.write("train.json", "\n".join(lines[:970]) + "\n")
+        self.write("dev.json", "\n".join(lines[970:]) + "\n")
+        self.write("run.yaml", f"""
+run: {{output_dir: out, device: cpu, seed: 0}}
+model: {{arch: glm, vocab_size: 1344, hidden_size: 32, num_layers: 2, num_attention_heads: 4, inner_hidden_size: 128,
+        max_sequence_length: 512, mask_token_id: 1000, gmask_token_id: 1001, bos_token_id: 1004, eos_token_id: 1005, pad_token_id: 3}}
+adapter: {{method: none}}
+tokenizer: {{path: {SOURCE / "tests/reference/glm_tokenizer/v2/ice_text.model"}}}
+data: {{format: adgen, train: {{path: train.json}}, eval: {{path: dev.json}}, max_source_length: 64, max_target_length: 64}}
+train: {{max_steps: 3, micro_batch: 8}}
+eval: {{max_new_tokens: 8}}
+generate: {{temperature: 0, max_new_tokens: 8}}
+log: {{samples: 0}}
+""")
+        self.run_command("train", "-c", "run.yaml", "--set", "run.output_dir=base")
+        model = ("--set", "model={path: base/model, arch: null, " + ", ".join(f"{key}: null" for key in (
+            "vocab_size", "hidden_size", "num_layers", "num_attention_heads", "inner_hidden_size", "max_sequence_length", "mask_token_id",
+            "gmask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")) + "}", "--set", "adapter={method: lora, r: 4}")
+        self.assertIn("970", self.run_command("prepare", "-c", "run.yaml"))
+        records = self.folder / "out/records"
+        self.finetune(*model, "--set", "run.output_dir=tuned", "--set", "data.format=records", "--set", f"data.train.path={records / 'train'}",
+                      "--set", f"data.eval.path={records / 'eval'}", "--set", "train.max_steps=-1", "--set", "train.epochs=1",
+                      "--set", "data.loader.drop_last=false")
+        self.assertEqual(len(self.metrics("tuned")), 122)  # 970 rows, 8 a step: none is dropped
+        result = json.loads(self.run_command("eval", "-c", "run.yaml", *model, "--adapter", "tuned/adapter", "--json", "--set", "run.output_dir=eval"))
+        self.assertEqual(result["rows"], 100)
+        self.run_command("predict", "-c", "run.yaml", *model, "--adapter", "tuned/adapter", "--set", "run.output_dir=predict")
+        predictions = [json.loads(line) for line in (self.folder / "predict/predictions.jsonl").read_text().splitlines()]
+        self.assertEqual([one["prompt"] for one in predictions], [json.loads(line)["content"] for line in lines[970:]])
+
     def test_predictions_go_on_where_they_were_stopped(self):
         self.evaluation(rows=24)
         self.run_command("predict", "-c", "run.yaml", "--set", "run.output_dir=whole")
