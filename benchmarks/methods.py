@@ -3,14 +3,12 @@
 
 usage: methods.py --ours build/release/bin/bench_lora_step --inputs DIR [--methods dora adalora] [--threads 1 2] [--rounds 9]
 
-Prints a line per method and number of threads: median seconds of a step, and the share of plain LoRA's tokens per second that is
-kept (medians, and the median of pairs). CPU seconds with one thread, else wall-clock ones.
+Prints a line per method and number of threads, see compare_steps in side.py.
 """
 import argparse
 import pathlib
-import statistics
 
-from side import Side
+from side import Side, compare_steps
 
 
 def compare(method, args, threads):
@@ -18,20 +16,7 @@ def compare(method, args, threads):
               "--threads", str(threads), "--adapter"]
     sides = [Side("lora", [*shared, str(args.inputs / "adapter")], threads),
              Side(method, [*shared, str(args.inputs / f"adapter_{method}")], threads)]
-    for side in sides:
-        side.first_step()
-        side.measure("step 1")
-        side.forget()
-    for _ in range(args.rounds):
-        for side in sides:
-            side.measure("step 1")
-    clock = "cpu" if threads == 1 else "wall"
-    plain, other = (getattr(side, clock) for side in sides)
-    pairs = statistics.median(p / o for p, o in zip(plain, other))
-    for side in sides:
-        side.close()
-    print(f"{method:<8} {threads} thread(s): LoRA {statistics.median(plain):.3f} s, {method} {statistics.median(other):.3f} s ({clock}); "
-          f"speed kept {statistics.median(plain) / statistics.median(other):.2f}, pairs {pairs:.2f}", flush=True)
+    print(f"{method:<8} {compare_steps(sides, threads, args.rounds)}", flush=True)
 
 
 def main():

@@ -3,14 +3,12 @@
 
 usage: models.py --ours build/release/bin/bench_lora_step --inputs DIR [--threads 1 2] [--rounds 9]
 
-Prints a line per number of threads: median seconds of a step over as many tokens, and the share of the Llama's speed that the ChatGLM
-has (medians, and the median of pairs). CPU seconds with one thread, else wall-clock ones.
+Prints a line per number of threads, see compare_steps in side.py.
 """
 import argparse
 import pathlib
-import statistics
 
-from side import Side
+from side import Side, compare_steps
 
 
 def compare(args, threads):
@@ -19,21 +17,7 @@ def compare(args, threads):
                            "--rows", str(args.inputs / rows), "--threads", str(threads)], threads)
 
     sides = [side("llama", "model", "adapter", "rows.jsonl"), side("glm", "glm_model", "glm_adapter", "glm_rows.jsonl")]
-    for one in sides:
-        one.first_step()
-        one.measure("step 1")
-        one.forget()
-    for _ in range(args.rounds):
-        for one in sides:
-            one.measure("step 1")
-    clock = "cpu" if threads == 1 else "wall"
-    llama, glm = (getattr(one, clock) for one in sides)
-    pairs = statistics.median(a / b for a, b in zip(llama, glm))
-    for one in sides:
-        one.close()
-    print(f"{threads} thread(s): Llama {statistics.median(llama):.3f} s, ChatGLM {statistics.median(glm):.3f} s ({clock}); "
-          f"speed {statistics.median(llama) / statistics.median(glm):.2f}, pairs {pairs:.2f}; memory "
-          f"{sides[0].peak_memory_bytes / 2**20:.0f} and {sides[1].peak_memory_bytes / 2**20:.0f} MiB", flush=True)
+    print(compare_steps(sides, threads, args.rounds), flush=True)
 
 
 def main():

@@ -4,35 +4,19 @@
 usage: quantized.py --ours build/release/bin/bench_lora_step --inputs DIR [--types nf4 int8] [--threads 1 2] [--rounds 9]
                     [--adapter adapter] [--rows rows.jsonl]
 
-Prints a line per type and number of threads: median seconds of a step, the share of the plain base's speed that is kept
-(medians, and the median of pairs), and either side's largest resident set. CPU seconds with one thread, else wall-clock ones.
+Prints a line per type and number of threads, see compare_steps in side.py.
 """
 import argparse
 import pathlib
-import statistics
 
-from side import Side
+from side import Side, compare_steps
 
 
 def compare(quantized, args, threads):
     shared = [args.ours, "--lr", "1e-12", "--model", str(args.inputs / "model"), "--rows", str(args.inputs / args.rows),
               "--threads", str(threads), "--adapter", str(args.inputs / args.adapter)]
     sides = [Side("plain", shared, threads), Side(quantized, [*shared, "--quantize", quantized], threads)]
-    for side in sides:
-        side.first_step()
-        side.measure("step 1")
-        side.forget()
-    for _ in range(args.rounds):
-        for side in sides:
-            side.measure("step 1")
-    clock = "cpu" if threads == 1 else "wall"
-    plain, few = (getattr(side, clock) for side in sides)
-    pairs = statistics.median(p / f for p, f in zip(plain, few))
-    for side in sides:
-        side.close()
-    print(f"{quantized:<5} {threads} thread(s): plain {statistics.median(plain):.3f} s, {quantized} {statistics.median(few):.3f} s ({clock}); "
-          f"speed kept {statistics.median(plain) / statistics.median(few):.2f}, pairs {pairs:.2f}; memory "
-          f"{sides[0].peak_memory_bytes / 2**20:.0f} and {sides[1].peak_memory_bytes / 2**20:.0f} MiB", flush=True)
+    print(f"{quantized:<5} {compare_steps(sides, threads, args.rounds)}", flush=True)
 
 
 def main():

@@ -1,11 +1,23 @@
 #include "lora/adapters/method_config.h"
 
 #include <set>
+#include <tuple>
+#include <utility>
 
 #include "core/check.h"
 
 namespace lora {
 namespace {
+
+/// What options and a file name differently and mean alike: pairs of members, each written once for both ways.
+template <class Options, class Config, class... Members>
+void take(Options& options, const Config& config, const std::tuple<Members...>& pairs) {
+  std::apply([&](const auto&... pair) { ((options.*pair.first = config.*pair.second), ...); }, pairs);
+}
+template <class Options, class Config, class... Members>
+void give(Config& config, const Options& options, const std::tuple<Members...>& pairs) {
+  std::apply([&](const auto&... pair) { ((config.*pair.second = options.*pair.first), ...); }, pairs);
+}
 
 std::optional<formats::PeftLoraConfig::Names> unless_empty(
     const formats::PeftLoraConfig::Names& names) {
@@ -19,7 +31,20 @@ std::string known_init(const std::string& init) {
   return known.contains(init) ? init : "true";
 }
 
-/// Keys that LoRA and AdaLoRA share, into options of either.
+/// Keys that LoRA and AdaLoRA share.
+template <class Options>
+constexpr auto shared_members() {
+  using Config = formats::PeftLoraConfig;
+  return std::tuple{std::pair{&Options::alpha, &Config::lora_alpha},
+                    std::pair{&Options::dropout, &Config::lora_dropout},
+                    std::pair{&Options::bias, &Config::bias},
+                    std::pair{&Options::layers_to_transform, &Config::layers_to_transform},
+                    std::pair{&Options::layers_pattern, &Config::layers_pattern},
+                    std::pair{&Options::modules_to_save, &Config::modules_to_save},
+                    std::pair{&Options::token_indices, &Config::trainable_token_indices}};
+}
+
+/// The same into options of either.
 template <class Options>
 void take_shared(Options& options, const formats::PeftLoraConfig& config) {
   require<FormatError>(!config.lora_bias,
@@ -30,15 +55,9 @@ void take_shared(Options& options, const formats::PeftLoraConfig& config) {
                        "[adapter_config.json] fan_in_fan_out must be false; found true, which is "
                        "for transposed weights "
                        "(Conv1D); use a model with ordinary linear layers");
-  options.alpha = config.lora_alpha;
-  options.dropout = config.lora_dropout;
-  options.bias = config.bias;
+  take(options, config, shared_members<Options>());
   if (config.target_modules) options.targets = *config.target_modules;
   if (config.exclude_modules) options.exclude = *config.exclude_modules;
-  options.layers_to_transform = config.layers_to_transform;
-  options.layers_pattern = config.layers_pattern;
-  options.modules_to_save = config.modules_to_save;
-  options.token_indices = config.trainable_token_indices;
   options.base_model_name = config.base_model_name_or_path.value_or("");
 }
 
@@ -48,46 +67,32 @@ formats::PeftLoraConfig shared_config(const Options& options) {
   if (!options.base_model_name.empty()) config.base_model_name_or_path = options.base_model_name;
   config.task_type = "CAUSAL_LM";
   config.inference_mode = true;
-  config.lora_alpha = options.alpha;
-  config.lora_dropout = options.dropout;
-  config.bias = options.bias;
   config.target_modules = options.targets;
   config.exclude_modules = unless_empty(options.exclude);
-  config.layers_to_transform = options.layers_to_transform;
-  config.layers_pattern = options.layers_pattern;
-  config.modules_to_save = options.modules_to_save;
-  config.trainable_token_indices = options.token_indices;
+  give(config, options, shared_members<Options>());
   return config;
 }
+
+constexpr auto kAdaLora = [] {
+  using Options = AdaLoraOptions;
+  using Config = formats::PeftAdaLoraConfig;
+  return std::tuple{std::pair{&Options::init_rank, &Config::init_r},         std::pair{&Options::target_rank, &Config::target_r},
+                    std::pair{&Options::initial_steps, &Config::tinit},      std::pair{&Options::final_steps, &Config::tfinal},
+                    std::pair{&Options::interval, &Config::deltaT},          std::pair{&Options::beta1, &Config::beta1},
+                    std::pair{&Options::beta2, &Config::beta2},              std::pair{&Options::orth_reg_weight, &Config::orth_reg_weight},
+                    std::pair{&Options::total_steps, &Config::total_step},   std::pair{&Options::rank_pattern, &Config::rank_pattern}};
+}();
 
 AdaLoraOptions options_of(const formats::PeftAdaLoraConfig& config) {
   AdaLoraOptions options;
   take_shared(options, config.lora);
-  options.init_rank = config.init_r;
-  options.target_rank = config.target_r;
-  options.initial_steps = config.tinit;
-  options.final_steps = config.tfinal;
-  options.interval = config.deltaT;
-  options.beta1 = config.beta1;
-  options.beta2 = config.beta2;
-  options.orth_reg_weight = config.orth_reg_weight;
-  options.total_steps = config.total_step;
-  options.rank_pattern = config.rank_pattern;
+  take(options, config, kAdaLora);
   return options;
 }
 
 formats::PeftAdaLoraConfig config_of(const AdaLoraOptions& options) {
   formats::PeftAdaLoraConfig config{.lora = shared_config(options)};
-  config.init_r = options.init_rank;
-  config.target_r = options.target_rank;
-  config.tinit = options.initial_steps;
-  config.tfinal = options.final_steps;
-  config.deltaT = options.interval;
-  config.beta1 = options.beta1;
-  config.beta2 = options.beta2;
-  config.orth_reg_weight = options.orth_reg_weight;
-  config.total_step = options.total_steps;
-  config.rank_pattern = options.rank_pattern;
+  give(config, options, kAdaLora);
   return config;
 }
 
@@ -167,56 +172,54 @@ formats::PeftPromptConfig config_of(const PromptOptions& options) {
   return config;
 }
 
+constexpr auto kPTuning = [] {
+  using Options = PTuningOptions;
+  using Config = formats::PeftPTuningConfig;
+  return std::tuple{std::pair{&Options::encoder, &Config::encoder_reparameterization_type},
+                    std::pair{&Options::encoder_hidden_size, &Config::encoder_hidden_size},
+                    std::pair{&Options::encoder_num_layers, &Config::encoder_num_layers},
+                    std::pair{&Options::encoder_dropout, &Config::encoder_dropout}};
+}();
+
 PTuningOptions options_of(const formats::PeftPTuningConfig& config) {
   auto options = prompt_options_of<PTuningOptions>(config.prompt);
-  options.encoder = config.encoder_reparameterization_type;
-  options.encoder_hidden_size = config.encoder_hidden_size;
-  options.encoder_num_layers = config.encoder_num_layers;
-  options.encoder_dropout = config.encoder_dropout;
+  take(options, config, kPTuning);
   return options;
 }
 
 formats::PeftPTuningConfig config_of(const PTuningOptions& options) {
   formats::PeftPTuningConfig config{.prompt = prompt_config_of(options)};
-  config.encoder_reparameterization_type = options.encoder;
-  config.encoder_hidden_size = options.encoder_hidden_size;
-  config.encoder_num_layers = options.encoder_num_layers;
-  config.encoder_dropout = options.encoder_dropout;
+  give(config, options, kPTuning);
   return config;
 }
 
+constexpr auto kBottleneck = [] {
+  using Options = BottleneckOptions;
+  using Config = formats::AdapterHubConfig;
+  return std::tuple{std::pair{&Options::mh_adapter, &Config::mh_adapter},
+                    std::pair{&Options::output_adapter, &Config::output_adapter},
+                    std::pair{&Options::reduction_factor, &Config::reduction_factor},
+                    std::pair{&Options::non_linearity, &Config::non_linearity},
+                    std::pair{&Options::original_ln_before, &Config::original_ln_before},
+                    std::pair{&Options::is_parallel, &Config::is_parallel},
+                    std::pair{&Options::dropout, &Config::dropout},
+                    std::pair{&Options::leave_out, &Config::leave_out}};
+}();
+
 BottleneckOptions options_of(const formats::AdapterHubConfig& config) {
   BottleneckOptions options;
-  options.mh_adapter = config.mh_adapter;
-  options.output_adapter = config.output_adapter;
-  options.reduction_factor = config.reduction_factor;
-  options.non_linearity = config.non_linearity;
-  options.original_ln_before = config.original_ln_before;
-  options.is_parallel = config.is_parallel;
+  take(options, config, kBottleneck);
   options.scaling = config.scaling.value_or(1);
   options.learn_scaling = !config.scaling;
-  options.dropout = config.dropout;
   options.init = config.init_weights == "zero" ? "zero" : "bert";  // how it began is over
-  options.leave_out = config.leave_out;
   return options;
 }
 
 formats::AdapterHubConfig config_of(const BottleneckOptions& options) {
   formats::AdapterHubConfig config;
-  config.mh_adapter = options.mh_adapter;
-  config.output_adapter = options.output_adapter;
-  config.reduction_factor = options.reduction_factor;
-  config.non_linearity = options.non_linearity;
-  config.original_ln_before = options.original_ln_before;
-  config.is_parallel = options.is_parallel;
-  if (options.learn_scaling) {
-    config.scaling = std::nullopt;
-  } else {
-    config.scaling = options.scaling;
-  }
-  config.dropout = options.dropout;
+  give(config, options, kBottleneck);
+  config.scaling = options.learn_scaling ? std::nullopt : std::optional(options.scaling);
   config.init_weights = options.init;
-  config.leave_out = options.leave_out;
   return config;
 }
 
