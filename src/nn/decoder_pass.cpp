@@ -25,6 +25,22 @@ std::map<const at::TensorImpl*, LinearImpl*> layers_in_few_bits(torch::nn::Modul
 
 }  // namespace
 
+Residual recomputed(const Residual& stream, const DecoderContext& context, const PrefixKeys& prefix, const PartOfStream& body) {
+  std::vector<Tensor> inputs = {stream.x_BSD};
+  const bool is_pending = stream.pending_BSD.defined(), has_prefix = prefix.k_GPK.defined();
+  if (is_pending) inputs.push_back(stream.pending_BSD);
+  if (has_prefix) inputs.insert(inputs.end(), {prefix.k_GPK, prefix.v_GPK});
+  const auto outputs = recomputed(
+      [body, is_pending, has_prefix](const std::vector<Tensor>& given) {
+        const size_t end = given.size();
+        const PrefixKeys keys = has_prefix ? PrefixKeys{given[end - 2], given[end - 1]} : PrefixKeys();
+        const Residual result = body(Residual{given[0], is_pending ? given[1] : Tensor()}, keys);
+        return std::vector<Tensor>{result.x_BSD, result.pending_BSD};
+      },
+      inputs, context.activations);
+  return {outputs[0], outputs[1]};
+}
+
 VirtualTokens virtual_tokens(const PromptSlotImpl* prompts, const KvCache* cache, at::ScalarType dtype) {
   VirtualTokens tokens;
   if (prompts == nullptr || (cache != nullptr && cache->virtual_tokens() > 0)) return tokens;

@@ -1,17 +1,39 @@
-// What decoder models share around their layers: virtual tokens before sequences, packed rows, fresh weights.
+// What decoder models share around their layers: the way through them, virtual tokens before sequences, packed rows, fresh weights.
 #pragma once
 
+#include <torch/nn/modules/container/modulelist.h>
+
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "lora/nn/causal_lm.h"
+#include "lora/nn/decoder_stream.h"
 #include "lora/nn/kv_cache.h"
 #include "lora/nn/prompt.h"
 #include "lora/ops/batch.h"
 
 // Legend: B batch, S sequence, T keys, D model, G key/value heads, P virtual tokens, K head size, N real tokens.
 namespace lora::nn {
+
+/// body(stream, prefix), computed again in the backward pass, where gradients reach both. `prefix`: of one layer; may be empty.
+using PartOfStream = std::function<Residual(const Residual& stream, const PrefixKeys& prefix)>;
+Residual recomputed(const Residual& stream, const DecoderContext& context, const PrefixKeys& prefix, const PartOfStream& body);
+
+/// The stream through all layers, whose kind is `Layer`, each computed again in the backward pass where the context says so.
+/// `prefixes`: one per layer, used where the context counts them.
+template <class Layer, class Context>
+Residual through_layers(const torch::nn::ModuleList& layers, Residual stream, const Context& context,
+                        const std::vector<PrefixKeys>& prefixes) {
+  for (size_t i = 0; i < layers->size(); ++i) {
+    auto* layer = layers[i]->template as<Layer>();
+    const PrefixKeys prefix = context.num_prefixed > 0 ? prefixes.at(i) : PrefixKeys();
+    const auto pass = [layer, context](const Residual& part, const PrefixKeys& keys) { return layer->forward(part, context, keys); };
+    stream = context.recompute == Recompute::kFull ? recomputed(stream, context, prefix, pass) : pass(stream, prefix);
+  }
+  return stream;
+}
 
 /// What stands before the tokens of a pass, in the compute type; nothing of what a cache holds already.
 struct VirtualTokens {

@@ -25,24 +25,6 @@ nn::Linear linear(int64_t in, int64_t out, const nn::ParameterOptions& parameter
 
 double residual_scale(const GlmConfig& config) { return std::sqrt(2.0 * static_cast<double>(config.residual_alpha_layers)); }
 
-/// nn::recomputed for a part of the stream.
-template <class Body>
-Residual recomputed(const Residual& stream, const AttentionContext& context, const nn::PrefixKeys& prefix, Body body) {
-  std::vector<Tensor> inputs = {stream.x_BSD};
-  const bool is_pending = stream.pending_BSD.defined(), has_prefix = prefix.k_GPK.defined();
-  if (is_pending) inputs.push_back(stream.pending_BSD);
-  if (has_prefix) inputs.insert(inputs.end(), {prefix.k_GPK, prefix.v_GPK});
-  const auto outputs = nn::recomputed(
-      [body, is_pending, has_prefix](const std::vector<Tensor>& given) {
-        const size_t end = given.size();
-        const nn::PrefixKeys keys = has_prefix ? nn::PrefixKeys{given[end - 2], given[end - 1]} : nn::PrefixKeys();
-        const Residual result = body(Residual{given[0], is_pending ? given[1] : Tensor()}, keys);
-        return std::vector<Tensor>{result.x_BSD, result.pending_BSD};
-      },
-      inputs, context.activations);
-  return {outputs[0], outputs[1]};
-}
-
 /// Rows that hold a prefix's keys and values, and queries that nobody reads, before those of each sequence: what all tokens
 /// see is then one context.
 Tensor with_prefix_rows(const Tensor& qkv_BSW, const nn::PrefixKeys& prefix, const AttentionContext& context) {
@@ -194,7 +176,7 @@ Residual GlmLayerImpl::forward(const Residual& stream, const AttentionContext& c
   const Tensor normed_BSD = input_layernorm->forward_sum(stream.x_BSD, stream.pending_BSD, alpha_, context.fast);
   const Residual attended{normed_BSD, adapted(attention_adapters, attention->forward(normed_BSD, context, prefix), normed_BSD)};
   if (context.recompute != nn::Recompute::kSelective) return feed_forward(attended, context.fast);
-  return recomputed(attended, context, {}, [this, fast = context.fast](const Residual& half, const nn::PrefixKeys&) {
+  return nn::recomputed(attended, context, {}, [this, fast = context.fast](const Residual& half, const nn::PrefixKeys&) {
     return feed_forward(half, fast);
   });
 }
@@ -266,7 +248,7 @@ nn::PredictingStates GlmModelImpl::forward(const Batch& given, nn::KvCache* cach
   context.recompute = recompute;
   context.activations = activations;
 
-  const Residual stream = through_layers({prompted.x_BSD, Tensor()}, context, tokens.by_layer);
+  const Residual stream = nn::through_layers<GlmLayerImpl>(layers, {prompted.x_BSD, Tensor()}, context, tokens.by_layer);
   if (cache != nullptr) {
     cache->advance_virtual(tokens.embedded());
     cache->advance(length);
@@ -274,21 +256,6 @@ nn::PredictingStates GlmModelImpl::forward(const Batch& given, nn::KvCache* cach
   const Tensor states_BSD = final_layernorm->forward_sum(stream.x_BSD, stream.pending_BSD, residual_scale(config_), fast)
                                 .to(stream.pending_BSD.scalar_type());
   return nn::taken_apart(states_BSD, prompted, tokens.embedded());
-}
-
-Residual GlmModelImpl::through_layers(Residual stream, const AttentionContext& context, const std::vector<nn::PrefixKeys>& prefixes) {
-  for (size_t i = 0; i < layers->size(); ++i) {
-    auto* layer = layers[i]->as<GlmLayerImpl>();
-    const nn::PrefixKeys prefix = context.num_prefixed > 0 ? prefixes.at(i) : nn::PrefixKeys();
-    if (context.recompute == nn::Recompute::kFull) {
-      stream = recomputed(stream, context, prefix, [layer, context](const Residual& part, const nn::PrefixKeys& keys) {
-        return layer->forward(part, context, keys);
-      });
-    } else {
-      stream = layer->forward(stream, context, prefix);
-    }
-  }
-  return stream;
 }
 
 bool GlmModelImpl::keeps_rows_apart(const nn::FastPaths& fast) const {

@@ -64,24 +64,6 @@ Tensor positions_of(const Batch& batch, const ops::Segments& segments, int64_t f
   return at::arange(first, first + table_length(segments, length), batch.input_ids_BS.options()).unsqueeze(0);
 }
 
-/// nn::recomputed for a part of the stream.
-template <class Body>
-Residual recomputed(const Residual& stream, const AttentionContext& context, const PrefixKeys& prefix, Body body) {
-  std::vector<Tensor> inputs = {stream.x_BSD};
-  const bool is_pending = stream.pending_BSD.defined(), has_prefix = prefix.k_GPK.defined();
-  if (is_pending) inputs.push_back(stream.pending_BSD);
-  if (has_prefix) inputs.insert(inputs.end(), {prefix.k_GPK, prefix.v_GPK});
-  const auto outputs = nn::recomputed(
-      [body, is_pending, has_prefix](const std::vector<Tensor>& given) {
-        const size_t end = given.size();
-        const PrefixKeys keys = has_prefix ? PrefixKeys{given[end - 2], given[end - 1]} : PrefixKeys();
-        const Residual result = body(Residual{given[0], is_pending ? given[1] : Tensor()}, keys);
-        return std::vector<Tensor>{result.x_BSD, result.pending_BSD};
-      },
-      inputs, context.activations);
-  return {outputs[0], outputs[1]};
-}
-
 /// (B, S, H K). mask: bool, true = may look; undefined: causal, or everything.
 Tensor masked_attention(const ops::Heads& heads, const Tensor& mask, bool causal) {
   const int64_t num_heads = heads.q_BHSK.size(1);
@@ -203,7 +185,7 @@ Residual LlamaDecoderLayerImpl::forward(const Residual& stream, const AttentionC
   const auto [x_BSD, normed_BSD] = input_layernorm->forward_sum(stream.x_BSD, stream.pending_BSD, context.fast);
   const Residual attended{x_BSD, attention_adapters->forward(self_attn->forward(normed_BSD, context, prefix), x_BSD)};
   if (context.recompute != nn::Recompute::kSelective) return feed_forward(attended, context.fast);
-  return recomputed(attended, context, {}, [this, fast = context.fast](const Residual& half, const PrefixKeys&) {
+  return nn::recomputed(attended, context, {}, [this, fast = context.fast](const Residual& half, const PrefixKeys&) {
     return feed_forward(half, fast);
   });
 }
@@ -262,18 +244,7 @@ nn::PredictingStates LlamaModelImpl::forward(const Batch& given, nn::KvCache* ca
   context.recompute = recompute;
   context.activations = activations;
 
-  Residual stream{prompted.x_BSD, Tensor()};
-  for (size_t i = 0; i < layers->size(); ++i) {
-    auto* layer = layers[i]->as<LlamaDecoderLayerImpl>();
-    const PrefixKeys prefix = context.num_prefixed > 0 ? tokens.by_layer.at(i) : PrefixKeys();
-    if (recompute == nn::Recompute::kFull) {
-      stream = recomputed(stream, context, prefix, [layer, context](const Residual& part, const PrefixKeys& keys) {
-        return layer->forward(part, context, keys);
-      });
-    } else {
-      stream = layer->forward(stream, context, prefix);
-    }
-  }
+  const Residual stream = nn::through_layers<LlamaDecoderLayerImpl>(layers, {prompted.x_BSD, Tensor()}, context, tokens.by_layer);
   if (cache != nullptr) {
     cache->advance_virtual(num_embedded);
     cache->advance(length - num_embedded);

@@ -10,6 +10,7 @@
 #include "lora/models/glm/config.h"
 #include "lora/nn/block_output.h"
 #include "lora/nn/causal_lm.h"
+#include "lora/nn/decoder_stream.h"
 #include "lora/nn/embedding.h"
 #include "lora/nn/norm.h"
 #include "lora/nn/rotary.h"
@@ -23,27 +24,17 @@ namespace lora::glm {
 
 using at::Tensor;
 
-/// What every layer of one forward pass shares.
-struct AttentionContext {
-  Tensor cos, sin;                 ///< rotary tables (B, 1, S, K/2): the first half turns by the position in the sequence
-  Tensor mask;                     ///< bool, true = may look; undefined: contexts and order say it all
-  std::vector<int64_t> contexts;   ///< how many first places of each sequence all its tokens see
-  ops::Contexts shared;            ///< the same on the device, where no kernel of ours attends to a first pass; longest 0 otherwise
-  std::vector<int64_t> lengths;    ///< of a packed row's sequences; empty: not packed
-  nn::KvCache* cache = nullptr;
-  nn::FastPaths fast;
-  nn::Recompute recompute = nn::Recompute::kNone;
-  std::shared_ptr<nn::ActivationStore> activations;  ///< where recomputation keeps its inputs; null: on the device
-  bool joined = false;             ///< attention straight from the projections (ops::joined_attention)
-  int64_t num_prefixed = 0;        ///< prefix places before each sequence's own, where there is no cache to hold them
-  Tensor source_N, real_N;         ///< of a packed row: what stands at its longer rows' places, and where its own tokens do
-};
+/// Here the stream is the input of the last block, normalised: the model adds to it, times sqrt(2 layers), and not to what was
+/// normalised.
+using nn::Residual;
 
-/// The stream between layers: the input of the last block, normalised, and what the block adds to it, not yet added. The
-/// model adds it to the normalised input times sqrt(2 layers), not to what was normalised.
-struct Residual {
-  Tensor x_BSD;
-  Tensor pending_BSD;  ///< undefined: nothing, and x stands as it is
+/// What every layer of one forward pass shares. The first half of the rotary tables turns by the position in the sequence, the second
+/// by that in the answer.
+struct AttentionContext : nn::DecoderContext {
+  std::vector<int64_t> contexts;  ///< how many first places of each sequence all its tokens see
+  ops::Contexts shared;           ///< the same on the device, where no kernel of ours attends to a first pass; longest 0 otherwise
+  std::vector<int64_t> lengths;   ///< of a packed row's sequences; empty: not packed
+  Tensor source_N, real_N;        ///< of a packed row with a prefix: what stands at its longer rows' places, and where its own tokens do
 };
 
 class GlmAttentionImpl : public torch::nn::Module {
@@ -113,8 +104,6 @@ class GlmModelImpl : public torch::nn::Module {
   nn::LayerNorm final_layernorm{nullptr};
 
  private:
-  Residual through_layers(Residual stream, const AttentionContext& context, const std::vector<nn::PrefixKeys>& prefixes);
-
   GlmConfig config_;
   nn::RotaryTable rotary_;  ///< of half a head
 };

@@ -7,6 +7,7 @@
 #include "lora/models/llama/config.h"
 #include "lora/nn/block_output.h"
 #include "lora/nn/causal_lm.h"
+#include "lora/nn/decoder_stream.h"
 #include "lora/nn/embedding.h"
 #include "lora/nn/norm.h"
 #include "lora/nn/rotary.h"
@@ -19,27 +20,14 @@ namespace lora::llama {
 
 using at::Tensor;
 
-/// What every layer of one forward pass shares.
-struct AttentionContext {
-  Tensor cos, sin;               ///< rotary tables (B or 1, 1, S, K/2)
-  Tensor mask;                   ///< bool, true = may look; undefined: plain causal, or everything when not `causal`
-  bool causal = true;
-  nn::KvCache* cache = nullptr;
-  nn::FastPaths fast;
-  nn::Recompute recompute = nn::Recompute::kNone;
-  std::shared_ptr<nn::ActivationStore> activations;  ///< where recomputation keeps its inputs; null: on the device
-  ops::Segments segments;        ///< of a packed row; empty: not packed
-  bool joined = false;           ///< attention straight from the projections (ops::joined_attention)
-  int64_t num_prefixed = 0;      ///< virtual keys before each sequence's own, where there is no cache to hold them
-};
-
+using nn::Residual;
 /// Apart from the context, since gradients reach them through recomputation.
 using nn::PrefixKeys;
 
-/// The stream of hidden states between layers: what is there, and what the last block adds to it, not yet added.
-struct Residual {
-  Tensor x_BSD;
-  Tensor pending_BSD;  ///< undefined: nothing
+/// What every layer of one forward pass shares.
+struct AttentionContext : nn::DecoderContext {
+  bool causal = true;      ///< without a mask: plain causal, or everything
+  ops::Segments segments;  ///< of a packed row; empty: not packed
 };
 
 class LlamaAttentionImpl : public torch::nn::Module {
