@@ -2,7 +2,7 @@
 """Tunes the quick start's model fully and by every method, and says what each costs and brings.
 
 usage: survey.py --lora build/release/bin/lora --bench build/release/bin/bench_lora_step --output DIR
-                 [--methods lora dora ...] [--steps 500] [--rounds 9] [--threads 2]
+                 [--methods lora dora ...] [--steps 500] [--rounds 41] [--threads 2]
 
 The runs are those of configs/train_full.yaml and configs/methods/*.yaml, of --steps steps each. Writes DIR/survey.md, one line per
 method, and DIR/survey.json with command, commit and machine:
@@ -13,8 +13,8 @@ method, and DIR/survey.json with command, commit and machine:
   has risen by is what the model forgot
 - tokens/s: of training, the median of the steps after the first ten
 - memory: the run's largest resident set
-- decoding: tokens/s with the adapter and, where a weight can hold it, after `lora merge`, as shares of the base model's, decoded
-  in turn in the same minute
+- decoding: tokens per CPU second of one thread with the adapter and, where a weight can hold it, after `lora merge`, as shares of
+  the base model's, decoded in turn
 """
 import argparse
 import json
@@ -124,15 +124,15 @@ class Survey:
         return -sum(score["sum_logprob"] for score in scores) / sum(score["num_targets"] for score in scores)
 
     def decoding(self, model, adapter=None):
-        words = [str(self.args.bench), "--model", str(model), "--rows", str(self.tokens), "--dtype", "fp32", "--threads", str(self.args.threads)]
-        return Side("decoding", words + (["--adapter", str(adapter)] if adapter else []), self.args.threads)
+        words = [str(self.args.bench), "--model", str(model), "--rows", str(self.tokens), "--dtype", "fp32", "--threads", "1"]
+        return Side("decoding", words + (["--adapter", str(adapter)] if adapter else []), 1)
 
     def decoding_shares(self, sides):
         """Speeds of decoding as shares of the first side's: the medians of pairs."""
         for _ in range(self.args.rounds + 1):
             for side in sides:
                 answer = side.measure(f"generate {NEW_TOKENS}")
-                side.seconds_per_token = getattr(side, "seconds_per_token", []) + [answer["wall"] / len(answer["tokens"])]
+                side.seconds_per_token = getattr(side, "seconds_per_token", []) + [answer["cpu"] / len(answer["tokens"])]
         for side in sides:
             side.close()
         base = sides[0].seconds_per_token[1:]
@@ -186,7 +186,7 @@ def main():
     parser.add_argument("--output", required=True, type=pathlib.Path)
     parser.add_argument("--methods", nargs="+", choices=CASES, default=list(CASES), metavar="METHOD")
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     args.lora, args.bench, args.output = (path.resolve() for path in (args.lora, args.bench, args.output))

@@ -596,18 +596,22 @@ AdapterSet inject_any(torch::nn::Module& model, const MethodOptions& options, co
       "adapter_config.json",
       wanted);
   const AdapterSet set = carry_out(std::move(plan), std::move(state), model);
-  const auto* adalora = std::get_if<AdaLoraOptions>(&set.options());
-  if (adalora != nullptr && !as_stored && !adalora->rank_pattern) {
-    RankAllocator::Modules modules;
-    for (const auto& slot : set.slots()) {
-      if (auto linear = std::dynamic_pointer_cast<AdaLoraLinear>(slot.adapter)) modules.emplace_back(slot.path, std::move(linear));
-    }
-    set.state().allocator = std::make_shared<RankAllocator>(*adalora, std::move(modules));
-  }
+  if (!as_stored) allocate_ranks(set);
   return set;
 }
 
 }  // namespace
+
+void allocate_ranks(const AdapterSet& adapters) {
+  const auto* options = std::get_if<AdaLoraOptions>(&adapters.options());
+  if (options == nullptr || options->rank_pattern) return;
+  check_adalora(*options, /*for_training=*/true);
+  RankAllocator::Modules modules;
+  for (const auto& slot : adapters.slots()) {
+    if (auto linear = std::dynamic_pointer_cast<AdaLoraLinear>(slot.adapter)) modules.emplace_back(slot.path, std::move(linear));
+  }
+  adapters.state().allocator = std::make_shared<RankAllocator>(*options, std::move(modules));
+}
 
 void adapters::refit_lora(torch::nn::Module& model, const AdapterSet& set, const LoraOptions& options,
                           const std::function<bool(const std::string&)>& keeps) {

@@ -209,6 +209,14 @@ void require_agrees(const config::AdapterSection& section, const LoraOptions& sa
 void require_agrees(const config::AdapterSection& section, const AdaLoraOptions& saved) {
   require_same_tokens(section, saved.token_indices);
   require_same("init_r", section.init_r, saved.init_rank);
+  require_same("target_r", section.target_r, saved.target_rank);
+  require_same("tinit", section.tinit, saved.initial_steps);
+  require_same("tfinal", section.tfinal, saved.final_steps);
+  require_same("deltaT", section.deltaT, saved.interval);
+  require_same("total_step", section.total_step, saved.total_steps);
+  require_same("beta1", section.beta1, saved.beta1);
+  require_same("beta2", section.beta2, saved.beta2);
+  require_same("orth_reg_weight", section.orth_reg_weight, saved.orth_reg_weight);
   require_same("lora_alpha", section.lora_alpha, saved.alpha);
   require_same("bias", section.bias, saved.bias);
   require_same("target_modules", section.target_modules, saved.targets);
@@ -262,7 +270,9 @@ AdapterSet load_initial_adapter(const config::AdapterSection& section, nn::Causa
   require<ConfigError>(is_method(section.method, saved), "[adapter.method] the method must be that of adapter.init_from, {}; found {}",
                        method_name(saved), section.method);
   std::visit([&](const auto& options) { require_agrees(section, options); }, saved);
-  return adapter_from_files(model, files, name);
+  const AdapterSet adapters = adapter_from_files(model, files, name);
+  allocate_ranks(adapters);
+  return adapters;
 }
 
 /// Whether a run finds the adapter's form or values when it begins: eva or loftq.

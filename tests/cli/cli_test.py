@@ -145,17 +145,24 @@ class CliTest(unittest.TestCase):
         self.assertEqual((config["peft_type"], config["r"], config["target_modules"]), ("LORA", 4, ["q_proj", "v_proj"]))
 
     def test_steps_equal_peft(self):
-        expected = json.loads((LORA / "expected.json").read_text())
-        # The fixture's batch, its padding left out.
+        # The fixtures' batch, its padding left out.
         self.write_rows("rows.jsonl", [
             {"input_ids": [1, 12, 14, 53, 14, 16, 80, 76, 43, 88, 42, 103],
              "labels": [-100] * 3 + [53, 14, 16, 80, 76, 43, 88, 42, 103]},
             {"input_ids": [1, 122, 102, 21, 10, 101, 70, 81, 6], "labels": [-100] * 3 + [21, 10, 101, 70, 81, 6]}])
-        self.finetune("--set", "adapter={init_from: %s}" % (LORA / "init"), "--set", "adapter.r=4", "--set",
-                      "train.max_steps=10", "--set", "train.clip_norm=0", "--set", "train.optimizer.weight_decay=0.01",
-                      "--set", "train.optimizer.no_decay=[]")
-        for line, loss in zip(self.metrics(), expected["step_losses"], strict=True):
-            self.assertAlmostEqual(line["loss"], loss, delta=2e-4)
+        for case, method in (("lora", "lora"), ("rslora", "lora"), ("dora", "lora"), ("lora_embedding", "lora"), ("lora_modules_to_save", "lora"),
+                             ("lora_all_linear_patterns", "lora"), ("adalora", "adalora"), ("prefix", "prefix"), ("prompt", "prompt")):
+            with self.subTest(case):
+                expected = json.loads((REFERENCE / case / "expected.json").read_text())
+                steps = expected["steps"] if case == "adalora" else [{"loss": loss} for loss in expected["step_losses"]]
+                self.finetune("--set", "adapter={method: %s, r: null, lora_alpha: null, target_modules: null, init_from: %s}" % (
+                    method, REFERENCE / case / "init"), "--set", f"run.output_dir={case}", "--set", f"train.max_steps={len(steps)}",
+                    "--set", "train.clip_norm=0", "--set", "train.optimizer.weight_decay=0.01", "--set", "train.optimizer.no_decay=[]")
+                for line, step in zip(self.metrics(case), steps, strict=True):
+                    self.assertAlmostEqual(line["loss"] + line.get("reg_loss", 0), step["loss"], delta=2e-5)
+                    self.assertEqual(line.get("rank_budget"), step.get("budget"))
+        self.assertIn("adapter.tinit", self.finetune("--set", "adapter={method: adalora, r: null, lora_alpha: null, target_modules: null, tinit: 1, "
+                                                     "init_from: %s}" % (REFERENCE / "adalora/init"), "--set", "run.output_dir=other", code=2))
 
     def test_the_same_run_again_is_finished(self):
         self.finetune()

@@ -15,6 +15,8 @@
 
 namespace lora {
 
+class AdapterSet;
+
 /// AdaLoRA (Zhang et al. 2023): updates B diag(E) A whose ranks are allocated while training, with PEFT's meaning of every
 /// option.
 struct AdaLoraOptions {
@@ -108,5 +110,9 @@ class RankAllocator {
   std::map<std::string, Averages> averages_;  ///< by "<module>.lora_A" ...
   std::optional<std::vector<std::vector<bool>>> kept_;
 };
+
+/// Lets the ranks of an AdaLoRA that came from files be allocated from step 1 on, as those of a fresh one are. Does nothing for other
+/// methods, and where the file says which ranks a finished training kept. Throws ConfigError as check_adalora does.
+void allocate_ranks(const AdapterSet& adapters);
 
 }  // namespace lora
