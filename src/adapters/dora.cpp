@@ -61,7 +61,17 @@ void DoraLinear::reset_magnitude(nn::LinearImpl& layer) {
   lora_magnitude_vector.copy_(at::linalg_vector_norm(sum, 2, {1}));
 }
 
-at::Tensor DoraLinear::rows_for_scale() const { return factors().a_RI.detach(); }
+std::array<nn::WeightStamp, 3> DoraLinear::stamps() const {
+  return {nn::stamp_of(lora_A), nn::stamp_of(lora_B), nn::stamp_of(lora_magnitude_vector)};
+}
+
+std::shared_ptr<const DoraLinear::KeptScale> DoraLinear::kept_now() const {
+  if (at::GradMode::is_enabled()) return nullptr;
+  auto kept = kept_.load();
+  return kept && kept->stamps == stamps() ? kept : nullptr;
+}
+
+at::Tensor DoraLinear::rows_for_scale() const { return kept_now() ? at::Tensor() : factors().a_RI.detach(); }
 
 at::Tensor DoraLinear::row_lengths(const at::Tensor& rows_RO) const {
   const torch::NoGradGuard no_grad;
@@ -70,8 +80,15 @@ at::Tensor DoraLinear::row_lengths(const at::Tensor& rows_RO) const {
 }
 
 at::Tensor DoraLinear::output_scale(const at::Tensor& rows_RO, nn::LinearImpl& layer) {
-  if (!is_measured(layer)) measure(layer);
-  return ratio(lora_magnitude_vector, row_lengths(rows_RO));
+  const bool has_rows = rows_RO.defined() && rows_RO.size(0) > 0;
+  if (!is_measured(layer)) {
+    measure(layer);
+  } else if (const auto kept = has_rows ? nullptr : kept_now()) {
+    return kept->scale_O;
+  }
+  const at::Tensor scale_O = ratio(lora_magnitude_vector, row_lengths(has_rows ? rows_RO : layer.times_weight(factors().a_RI.detach())));
+  if (!at::GradMode::is_enabled()) kept_ = std::make_shared<const KeptScale>(KeptScale{stamps(), scale_O});
+  return scale_O;
 }
 
 at::Tensor DoraLinear::apply(const at::Tensor& x, const at::Tensor& y, nn::LinearImpl& layer) {
@@ -80,7 +97,7 @@ at::Tensor DoraLinear::apply(const at::Tensor& x, const at::Tensor& y, nn::Linea
   at::Tensor rows_RO;
   {
     const torch::NoGradGuard no_grad;
-    rows_RO = layer.times_weight(rows_for_scale());
+    rows_RO = layer.times_weight(factors().a_RI);
   }
   const at::Tensor scale_O = output_scale(rows_RO, layer);
   const at::Tensor dropped = x * mask;

@@ -142,10 +142,11 @@ Tensor LinearGroup::forward(const Tensor& given_x, const FastPaths& fast) {
 Tensor LinearGroup::scaled_outputs(const Tensor& y, const ops::FrozenWeights& weights, const AdaptersByLayer& scaling) {
   std::vector<Tensor> rows, scales(layers_.size()), shifts(layers_.size());
   for (const auto& [i, adapter] : scaling) {
-    const Tensor rows_RI = adapter->rows_for_scale();
-    rows.push_back(rows_RI.defined() ? rows_RI : at::empty({0, layers_[i]->options.in_features}, y.options()));
+    const Tensor own_RI = adapter->rows_for_scale();
+    rows.push_back(own_RI.defined() ? own_RI : at::empty({0, layers_[i]->options.in_features}, y.options()));
   }
-  const Tensor rows_RO = products_of(at::cat(rows), y.scalar_type(), weights);
+  const Tensor rows_RI = at::cat(rows);
+  const Tensor rows_RO = rows_RI.size(0) > 0 ? products_of(rows_RI, y.scalar_type(), weights) : at::empty({0, y.size(-1)}, y.options());
   int64_t row = 0;
   for (size_t k = 0; k < scaling.size(); ++k) {
     const auto& [i, adapter] = scaling[k];

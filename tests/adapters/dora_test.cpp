@@ -148,6 +148,32 @@ TEST_CASE("a weight that changes is measured again", "[adapters]") {
   CHECK(difference(layer->forward(x), by_definition(x, layer, *dora)) < 1e-5);
 }
 
+TEST_CASE("without gradients DoRA finds its scale once, and anew when anything it came from changes", "[adapters]") {
+  at::manual_seed(6);
+  std::vector<nn::Linear> layers = {linear(8, 6, true), linear(8, 4, true)};
+  const auto first = attached(layers[0]), last = attached(layers[1]);
+  nn::LinearGroup group(layers);
+  const at::Tensor x = at::randn({3, 8});
+  const auto check = [&] {
+    const at::Tensor wanted = at::cat({by_definition(x, layers[0], *first), by_definition(x, layers[1], *last)}, 1);
+    CHECK(difference(group.forward(x, {}), wanted) < 1e-5);
+    CHECK(difference(layers[0]->forward(x), by_definition(x, layers[0], *first)) < 1e-5);
+  };
+  {
+    const torch::NoGradGuard no_grad;
+    CHECK(first->rows_for_scale().defined());
+    check();
+    CHECK(!first->rows_for_scale().defined());
+    check();
+    for (const at::Tensor& changed : {first->lora_A, last->lora_B, first->lora_magnitude_vector, layers[0]->weight, layers[1]->weight}) {
+      changed.mul_(1.5);
+      check();
+    }
+  }
+  CHECK(first->rows_for_scale().defined());
+  CHECK(group.forward(x, {}).requires_grad());
+}
+
 TEST_CASE("rows of zeros stay zeros", "[adapters]") {
   auto layer = linear(6, 5, false);
   {

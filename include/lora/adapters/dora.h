@@ -1,5 +1,9 @@
 #pragma once
 
+#include <array>
+#include <atomic>
+#include <memory>
+
 #include "lora/adapters/lora.h"
 
 namespace lora {
@@ -8,7 +12,8 @@ namespace lora {
 /// rows (a constant in the backward pass), the output is (magnitude / n) * (V x) + bias. magnitude (out), fp32, starts as n.
 ///
 /// n is found from the factors, without making B A: n^2 = |W|^2 + 2 s sum(W A^T * B) + s^2 sum(B (A A^T) * B), products
-/// with W being a few rows more in the layer's own product. Under dropout V x is computed apart, from the dropped input.
+/// with W being a few rows more in the layer's own product. Without gradients the scale is kept until somebody changes what it was
+/// found from, so that generating finds it once. Under dropout V x is computed apart, from the dropped input.
 /// Source: PEFT 0.21 tuners/lora/dora.py; equation 5 and section 4.3 of the paper.
 class DoraLinear : public LoraLinear {
  public:
@@ -31,6 +36,16 @@ class DoraLinear : public LoraLinear {
   bool is_measured(const nn::LinearImpl& layer) const;
   at::Tensor row_lengths(const at::Tensor& rows_RO) const;
 
+  /// magnitude / n, and the tensors that it was found from besides the layer's weight.
+  struct KeptScale {
+    std::array<nn::WeightStamp, 3> stamps;
+    at::Tensor scale_O;
+  };
+  std::array<nn::WeightStamp, 3> stamps() const;
+  /// Null: none, or one of other values.
+  std::shared_ptr<const KeptScale> kept_now() const;
+
+  std::atomic<std::shared_ptr<const KeptScale>> kept_;  ///< threads may generate with one adapter
   at::Tensor base_lengths_;  ///< |W|^2 per row (a buffer)
   std::optional<nn::WeightStamp> seen_;  ///< of the weight when its rows were measured
 };
