@@ -1,8 +1,8 @@
-// A program with all commands of lora for a model and rows of its own: what the library does not know is registered, then main
-// is one call. own_model.yaml is a run file for it.
+// All commands of lora with a model, rows and a metric of one's own, which own_model.yaml names.
 #include <lora/cli/program.h>
 #include <lora/core/file.h>
 #include <lora/data/format_registry.h>
+#include <lora/eval/metric_registry.h>
 #include <lora/models/registry.h>
 #include <lora/nn/embedding.h>
 #include <torch/nn/modules/container/modulelist.h>
@@ -48,10 +48,12 @@ void save(nn::CausalLMImpl& model, const Path& directory, const nn::SaveOptions&
   write_file_atomically(directory / "config.json", R"({"model_type": "pairs"})");
   if (options.copy_tokenizer_from) nn::copy_tokenizer_files(*options.copy_tokenizer_from, directory);
 }
+std::vector<double> same_letter(std::string_view a, std::string_view b) { return {a.substr(0, 1) == b.substr(0, 1) ? 1.0 : 0.0}; }
 int main(int argc, char** argv) {
   const auto make = [](const models::FreshModel& fresh) { return std::make_shared<PairModel>(fresh.parameters); };
   const auto read = [](const data::Row& row, const data::Tokenizer*) { return data::TextPair{row.text("q") + "\n", row.text("a")}; };
   models::register_model({.name = "pairs", .load = load, .make = make, .save = save});
   data::register_data_format({.name = "qa", .version = "1", .read = read});
+  eval::register_metric("letter", [](const eval::MetricOptions&) { return eval::mean_of_rows({"letter"}, same_letter); });
   return cli::run_program(argc, argv);
 }

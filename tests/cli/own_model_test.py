@@ -46,7 +46,7 @@ class OwnModelTest(unittest.TestCase):
         self.assertTrue((self.folder / "out/adapter/adapter_model.safetensors").exists())
         result = json.loads((self.folder / "out/eval.json").read_text() if self.with_run_file("eval", *base) else "{}")
         self.assertEqual(result["rows"], 12)
-        self.assertIn("exact-match", result)
+        self.assertEqual([name for name in result if name in ("exact-match", "letter")], ["exact-match", "letter"])
         predictions = [json.loads(line) for line in (self.folder / "out/predictions.jsonl").read_text().splitlines()]
         self.assertEqual((predictions[0]["prompt"], predictions[0]["reference"]), ("color of snow\n", "white"))
         self.run_command("generate", "--model", "base/model", "--adapter", "out/adapter", "--prompt", "color of snow\n", "--max-new-tokens", 4)
@@ -85,6 +85,7 @@ class OwnModelTest(unittest.TestCase):
     def test_unknown_names_are_usage_errors(self):
         error = self.with_run_file("finetune", "data.format=qq", code=2)
         self.assertIn("did you mean qa?", error)
+        self.assertIn("did you mean letter?", self.with_run_file("eval", "eval.metrics=[leter]", code=2))
         self.assertIn("did you mean pairs?", self.with_run_file("finetune", "model.arch=pair", code=2))
 
 
