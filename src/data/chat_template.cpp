@@ -155,6 +155,7 @@ PromptTemplate model_template(const Tokenizer& tokenizer) {
 
 Example encode_chat(const std::vector<Message>& messages, const Tokenizer& tokenizer, const PromptTemplate& form) {
   if (form.rounds) return encode_glm_chat(messages, tokenizer);
+  formats::check_prompt_template(form, "chat");
   const auto [system, turns] = turns_of(messages);
   for (const Message& message : messages) check_content(message, form);
   Writer writer(form);

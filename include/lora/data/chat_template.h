@@ -23,7 +23,8 @@ formats::PromptTemplate model_template(const Tokenizer& tokenizer);
 /// Template chatglm gives encode_glm_chat's row with any tokenizer. With ChatGLM's tokenizer a row of every template is
 /// `prompt [gMASK] <sop> answer <eop>`, where earlier answers are part of the prompt: a row has one [gMASK].
 ///
-/// Throws DataError when roles do not alternate, the conversation is empty, or a content holds what the template reserves.
+/// Throws DataError when roles do not alternate, the conversation is empty, or a content holds what the template reserves;
+/// ConfigError for a template that check_prompt_template refuses.
 Example encode_chat(const std::vector<Message>& messages, const Tokenizer& tokenizer, const formats::PromptTemplate& form);
 
 /// In the template of the tokenizer's model.
