@@ -19,6 +19,7 @@
 #include "lora/core/log.h"
 #include "lora/core/random.h"
 #include "lora/core/stopwatch.h"
+#include "lora/data/format_registry.h"
 #include "lora/data/glm_adgen.h"
 #include "lora/eval/metric_set.h"
 #include "lora/formats/jsonl.h"
@@ -49,9 +50,14 @@ struct Question {
 };
 
 /// Whether the rows are questions with answers.
-bool has_answers(const RunConfig& config) {
-  const auto& format = config.data.format;
-  return format == "adgen" || format == "completion" || format == "alpaca" || format == "chat";
+bool has_answers(const RunConfig& config) { return data::has_answers(config.data.format); }
+
+/// The tokens of a row before the last run of targets: earlier answers of a conversation are part of the question.
+std::vector<int64_t> question_ids(const data::Example& example) {
+  const auto is_target = [](int32_t label) { return label != kIgnoreLabel; };
+  const auto end = std::find_if(example.labels.rbegin(), example.labels.rend(), is_target);
+  const auto begin = std::find_if_not(end, example.labels.rend(), is_target);
+  return {example.input_ids.begin(), example.input_ids.begin() + (example.labels.rend() - begin)};
 }
 
 /// Model, adapters and data of one evaluation.
@@ -123,7 +129,7 @@ train::EvalResult Evaluation::loss() {
   return train::evaluate(*model_, rows_, config_.train.micro_batch, device_, amp, pad_id_);
 }
 
-/// The row's tokens up to its first target; ChatGLM's recipe for ADGEN cuts texts by its own rule.
+/// What the last answer of a row follows; ChatGLM's recipe for ADGEN cuts texts by its own rule.
 Question Evaluation::question(int64_t row) const {
   const auto& text = rows_.text_pairs.at(static_cast<size_t>(row));
   Question question{.prompt = {.row = rows_.number(row), .ids = {}}, .text = text.prompt, .reference = text.response};
@@ -134,9 +140,7 @@ Question Evaluation::question(int64_t row) const {
     question.reference = readable_text(*tokenizer_, encoded.reference_ids);
     return question;
   }
-  const auto example = rows_.example(row);
-  const auto answer = std::ranges::find_if(example.labels, [](int32_t label) { return label != kIgnoreLabel; });
-  question.prompt.ids.assign(example.input_ids.begin(), example.input_ids.begin() + (answer - example.labels.begin()));
+  question.prompt.ids = question_ids(rows_.example(row));
   return question;
 }
 
@@ -303,7 +307,8 @@ int EvaluationCommand::run() const {
   if (!device.empty()) all_overrides.push_back("run.device=" + device);
   auto config = config::load_run_config(run_file, all_overrides, std::filesystem::current_path(), name);
   require<ConfigError>(name == "eval" || has_answers(config),
-                       "[data.format] lora predict answers rows of adgen, alpaca, chat and completion; found {}", config.data.format);
+                       "[data.format] lora predict answers rows of {}; found {}", fmt::join(data::answering_format_names(), ", "),
+                       config.data.format);
   if (!predictions.empty()) return score_predictions(config, predictions, overwrite, json);
   catch_stop_signals();
   seed_generators(static_cast<uint64_t>(config.run.seed));

@@ -1,14 +1,19 @@
-#include <charconv>
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <charconv>
 #include <cstdio>
+#include <filesystem>
+#include <optional>
 
 #include "cli/command.h"
 #include "cli/options.h"
 #include "core/check.h"
 #include "formats/json.h"
+#include "lora/config/run_config.h"
 #include "lora/data/chat_template.h"
 #include "lora/data/dataset.h"
+#include "lora/formats/prompt_template.h"
 #include "lora/generate/generate.h"
 
 namespace lora::cli {
@@ -16,7 +21,7 @@ namespace {
 
 struct GenerateCommand {
   ModelOptions model;
-  std::string prompt, prompt_ids;
+  std::string prompt, prompt_ids, system, form;
   bool chat = false, json = false;
   generate::GenerateOptions options;
 
@@ -42,8 +47,20 @@ std::vector<int64_t> parse_ids(std::string_view text) {
   return ids;
 }
 
-std::vector<int64_t> chat_prompt(const std::string& prompt, const data::Tokenizer& tokenizer) {
-  const auto example = data::encode_chat({{"user", prompt}}, tokenizer);
+/// A template by its name, or that of a run file; nothing where neither says one.
+std::optional<formats::PromptTemplate> template_of(const std::string& word) {
+  const auto names = formats::prompt_template_names();
+  const bool is_file = std::ranges::find(names, word) == names.end() && std::filesystem::is_regular_file(word);
+  if (!is_file) return formats::prompt_template(word);
+  return config::load_run_config(word, {}, std::filesystem::current_path(), "").data.prompt_template;
+}
+
+std::vector<int64_t> chat_prompt(const GenerateCommand& command, const data::Tokenizer& tokenizer) {
+  std::vector<data::Message> messages;
+  if (!command.system.empty()) messages.push_back({.role = "system", .content = command.system});
+  messages.push_back({.role = "user", .content = command.prompt});
+  const auto form = command.form.empty() ? std::nullopt : template_of(command.form);
+  const auto example = data::encode_chat(messages, tokenizer, form ? *form : data::model_template(tokenizer));
   return {example.input_ids.begin(), example.input_ids.end()};
 }
 
@@ -56,12 +73,16 @@ formats::Json text_of(const generate::Generation& generation, const LoadedModel&
 }
 
 int GenerateCommand::run() const {
+  const bool is_chat = chat || !form.empty() || !system.empty();
+  require<ConfigError>((form.empty() && system.empty()) || prompt_ids.empty(),
+                       "[--prompt-ids] token ids are taken as they are; found --template or --system beside them; give --prompt");
+  if (!form.empty()) template_of(form);  // before the model is loaded
   const std::vector<int64_t> given_ids = prompt_ids.empty() ? std::vector<int64_t>{} : parse_ids(prompt_ids);
   const LoadedModel loaded = load_model(model);
   std::vector<int64_t> ids = given_ids;
   if (ids.empty()) {
     const auto& tokenizer = require_tokenizer(loaded, "--prompt");
-    ids = chat ? chat_prompt(prompt, tokenizer) : data::encode_prompt(tokenizer, prompt);
+    ids = is_chat ? chat_prompt(*this, tokenizer) : data::encode_prompt(tokenizer, prompt);
   }
   auto all_options = options;
   all_options.stop_ids = loaded.model->end_ids();
@@ -92,7 +113,10 @@ void add_generate_command(CLI::App& program, Action& action) {
   prompts->add_option("--prompt", state->prompt, "Text to continue");
   prompts->add_option("--prompt-ids", state->prompt_ids, "Token ids to continue, taken as they are: \"1,2,3\"");
   prompts->require_option(1);
-  command->add_flag("--chat", state->chat, "Put --prompt into the Llama-2 chat template (for models tuned on chat or alpaca rows)");
+  command->add_flag("--chat", state->chat, "Put --prompt into the chat template of the model (for models tuned on chat or alpaca rows)");
+  command->add_option("--template", state->form,
+                      "Put it into this template: llama2, vicuna, alpaca, chatglm, or a run file that has data.template");
+  command->add_option("--system", state->system, "System text of the chat");
   command->add_option("--max-new-tokens", state->options.max_new_tokens, "Most tokens to generate")->capture_default_str();
   command->add_option("--temperature", state->options.sampling.temperature, "0 is greedy")->capture_default_str();
   command->add_option("--top-k", state->options.sampling.top_k, "Only the k likeliest tokens; 0: all")->capture_default_str();

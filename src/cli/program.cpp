@@ -13,6 +13,8 @@
 #include "lora/core/error.h"
 #include "lora/core/log.h"
 #include "lora/config/known_names.h"
+#include "lora/data/format_registry.h"
+#include "lora/eval/metric_registry.h"
 #include "lora/models/glm.h"
 #include "lora/models/llama.h"
 #include "lora/models/registry.h"
@@ -60,13 +62,16 @@ int run(const Action& action) {
   }
 }
 
-/// The architectures of this library, besides those that a program registered before; the run file may name them all.
-void register_architectures() {
-  for (auto&& known : {llama::architecture(), glm::architecture()}) {
+/// The architectures of this library, besides those that a program registered before; the run file may name them all, as it may
+/// registered formats and metrics.
+void register_names() {
+  for (auto&& known : {llama::architecture(), llama::baichuan_architecture(), glm::architecture()}) {
     const auto names = models::architecture_names();
     if (std::ranges::find(names, known.name) == names.end()) models::register_model(known);
   }
   config::known_names().architectures = models::architecture_names();
+  config::known_names().formats = data::data_format_names();
+  config::known_names().metrics = eval::MetricRegistry().names();
 }
 
 }  // namespace
@@ -80,7 +85,7 @@ int run_program(int argc, char** argv) {
   program.require_subcommand(1);
   program.footer("Example: lora finetune -c run.yaml\nEvery command has --help with an example.");
 
-  register_architectures();
+  register_names();
   Action action;
   add_training_commands(program, action);
   add_evaluation_commands(program, action);

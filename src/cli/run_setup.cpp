@@ -13,6 +13,7 @@
 #include "lora/core/log.h"
 #include "lora/core/text.h"
 #include "lora/data/dataset.h"
+#include "lora/data/format_registry.h"
 #include "lora/data/supervision.h"
 #include "lora/io/adapter_files.h"
 #include "lora/io/dtype.h"
@@ -448,8 +449,7 @@ std::shared_ptr<nn::CausalLMImpl> make_model(const RunConfig& config, const at::
 std::shared_ptr<const data::Tokenizer> make_tokenizer(const RunConfig& config) {
   if (config.tokenizer.path) return data::load_tokenizer(*config.tokenizer.path);
   auto tokenizer = config.model.path ? data::find_tokenizer(*config.model.path) : nullptr;
-  const bool is_text = config.data.format != "tokens" && config.data.format != "records";
-  require<IoError>(tokenizer != nullptr || !is_text,
+  require<IoError>(tokenizer != nullptr || !data::needs_tokenizer(config.data.format),
                    "[tokenizer] data.format {} needs a tokenizer; found no tokenizer.model in the model directory; set "
                    "tokenizer.path", config.data.format);
   return tokenizer;
@@ -467,6 +467,7 @@ int64_t row_room(const RunConfig& config, const nn::CausalLMImpl& model) {
 data::DatasetOptions dataset_options(const RunConfig& config, const nn::CausalLMImpl& model) {
   data::DatasetOptions options;
   options.format = config.data.format;
+  options.prompt_template = config.data.prompt_template;
   options.max_source_length = config.data.max_source_length;
   options.max_target_length = config.data.max_target_length;
   options.max_length = row_limit(config, row_room(config, model));
@@ -615,9 +616,7 @@ void check_supervision(const RunConfig& config, const data::Dataset& dataset, co
                         with_thousands(report.num_tokens), report.shown));
   require<DataError>(!report.teaches_nothing(),
                      "[data.train] some token must be a target; found none in {} rows: every label is masked", report.num_rows);
-  const auto& format = config.data.format;
-  const bool answers = format == "adgen" || format == "alpaca" || format == "chat" || format == "completion";
-  if (!answers || !report.never_teaches_the_end()) return;
+  if (!data::has_answers(config.data.format) || !report.never_teaches_the_end()) return;
   constexpr const char* kText = "[data.train] the end token must be a target, or the tuned model will never stop; found it "
                                 "in none of {} rows; raise the length limits";
   require<DataError>(!config.data.require_end_token, kText, report.num_rows);

@@ -8,6 +8,7 @@
 #include "config/scalar.h"
 #include "config/value.h"
 #include "core/check.h"
+#include "formats/prompt_template_fields.h"
 #include "lora/core/error.h"
 #include "lora/core/pattern.h"
 #include "lora/core/text.h"
@@ -149,6 +150,42 @@ std::vector<T> read_list(const YamlNode& node, const KeyContext& context) {
   return values;
 }
 
+/// A text of a template, which may be empty.
+std::string read_template_text(const YamlNode& node, const KeyContext& context) {
+  if (node.kind != Kind::kScalar) refuse(node, context, "must be text");
+  if (!node.quoted && is_typed_scalar(node.scalar)) refuse_with_hint(node, context, "must be text", "put it in quotes");
+  return node.scalar;
+}
+
+/// Puts one entry of a template's map into its place; false: there is none of that name.
+bool read_template_part(const std::string& name, const YamlNode& node, const KeyContext& context, formats::PromptTemplate& form) {
+  for (const auto& [known, member] : formats::kTemplateTexts) {
+    if (known == name) return form.*member = read_template_text(node, context), true;
+  }
+  for (const auto& [known, member] : formats::kTemplateSwitches) {
+    if (known == name) return read_value(node, context, form.*member), true;
+  }
+  return false;
+}
+
+[[noreturn]] void refuse_template_part(const std::string& name, const YamlNode& node, const KeyContext& context) {
+  std::vector<std::string> known;
+  for (const auto& part : formats::kTemplateTexts) known.emplace_back(part.first);
+  for (const auto& part : formats::kTemplateSwitches) known.emplace_back(part.first);
+  fail<ConfigError>("[{}] unknown key {}.{}; did you mean {}?", context.source.place_of(node), context.key, shown(name),
+                    nearest_names(name, known, 1).front());
+}
+
+formats::PromptTemplate read_own_template(const YamlNode& node, const KeyContext& context) {
+  formats::PromptTemplate form;
+  for (const auto& [name, item] : node.entries) {
+    const KeyContext place{context.source, fmt::format("{}.{}", context.key, shown(name)), context.rule};
+    if (!read_template_part(name, item, place, form)) refuse_template_part(name, item, context);
+  }
+  formats::check_prompt_template(form, context.source.place_of(node));
+  return form;
+}
+
 }  // namespace
 
 std::string Source::place_of(const YamlNode& node) const {
@@ -232,6 +269,20 @@ void read_value(const YamlNode& node, const KeyContext& context, TokenIndices& v
     const KeyContext place{context.source, fmt::format("{}.{}", context.key, shown(name)), context.rule};
     by_module.emplace_back(name, read_list<int64_t>(ids, place));
   }
+}
+
+void read_value(const YamlNode& node, const KeyContext& context, formats::PromptTemplate& value) {
+  if (node.kind == Kind::kMap) {
+    value = read_own_template(node, context);
+    return;
+  }
+  const auto names = formats::prompt_template_names();
+  if (node.kind != Kind::kScalar) refuse(node, context, fmt::format("must be {}, or a map of texts", fmt::join(names, ", ")));
+  if (std::ranges::find(names, node.scalar) == names.end()) {
+    refuse_with_hint(node, context, fmt::format("must be {}, or a map of texts", fmt::join(names, ", ")),
+                     fmt::format("did you mean {}?", nearest_names(node.scalar, names, 1).front()));
+  }
+  value = formats::prompt_template(node.scalar);
 }
 
 void read_value(const YamlNode& node, const KeyContext& context, std::vector<int64_t>& value) {

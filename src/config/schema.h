@@ -176,9 +176,8 @@ void describe_quantization(Visitor& v, QuantizationSection& quantization) {
 
 template <class Visitor>
 void describe_data(Visitor& v, DataSection& data) {
-  v.key(
-      "format", data.format,
-      one_of({"adgen", "alpaca", "chat", "completion", "text", "tokens", "records"}));
+  v.key("format", data.format, one_of({known_names().formats.begin(), known_names().formats.end()}));
+  v.key("template", data.prompt_template);
   v.section("train", [&] {
     v.key("path", data.train.path);
     v.key("shuffle", data.train.shuffle);

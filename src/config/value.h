@@ -11,6 +11,7 @@
 #include "config/rule.h"
 #include "lora/config/run_config.h"
 #include "lora/core/path.h"
+#include "lora/formats/prompt_template.h"
 #include "lora/formats/yaml.h"
 
 namespace lora::config {
@@ -46,6 +47,7 @@ void read_value(const YamlNode& node, const KeyContext& context, Path& value);
 void read_value(const YamlNode& node, const KeyContext& context, Names& value);
 void read_value(const YamlNode& node, const KeyContext& context, Patterns& value);
 void read_value(const YamlNode& node, const KeyContext& context, TokenIndices& value);
+void read_value(const YamlNode& node, const KeyContext& context, formats::PromptTemplate& value);
 void read_value(const YamlNode& node, const KeyContext& context, std::vector<int64_t>& value);
 void read_value(const YamlNode& node, const KeyContext& context, std::vector<double>& value);
 void read_value(const YamlNode& node, const KeyContext& context, std::vector<std::string>& value);
@@ -73,6 +75,7 @@ std::string write_value(const Path& value, const Rule& rule);
 std::string write_value(const Names& value, const Rule& rule);
 std::string write_value(const Patterns& value, const Rule& rule);
 std::string write_value(const TokenIndices& value, const Rule& rule);
+std::string write_value(const formats::PromptTemplate& value, const Rule& rule);
 std::string write_value(const std::vector<int64_t>& value, const Rule& rule);
 std::string write_value(const std::vector<double>& value, const Rule& rule);
 std::string write_value(const std::vector<std::string>& value, const Rule& rule);

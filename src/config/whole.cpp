@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+#include <array>
+
 #include "config/adapter_keys.h"
 #include "core/check.h"
 #include "lora/core/error.h"
@@ -58,6 +61,12 @@ void check_evaluation(const WholeCheck& check, const RunConfig& config, std::str
                           config.eval.dictionary ? "a" : "no"));
   check.holds(config.generate.num_beams == 1 || config.generate.temperature == 0, "generate.num_beams",
               fmt::format("searches at generate.temperature 0; found temperature {}; set it to 0", config.generate.temperature));
+}
+
+void check_template(const WholeCheck& check, const DataSection& data) {
+  constexpr std::array<std::string_view, 5> kWithout = {"adgen", "completion", "text", "tokens", "records"};
+  check.holds(!data.prompt_template || std::ranges::find(kWithout, data.format) == kWithout.end(), "data.template",
+              fmt::format("is the form of conversations, data.format chat, sharegpt or alpaca; found format {}; remove it", data.format));
 }
 
 void check_model(const WholeCheck& check, const ModelSection& model) {
@@ -191,6 +200,7 @@ void check_whole(const RunConfig& config, const Places& places, std::string_view
               fmt::format("must equal the sub-command {}; found {}; run lora {} or remove the key",
                           command, mode, mode));
   check_required(check, config, mode);
+  check_template(check, config.data);
   check_model(check, config.model);
   check_adapter(check, config.adapter);
   check_more_adapters(check, config);

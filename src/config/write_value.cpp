@@ -5,6 +5,7 @@
 
 #include "config/scalar.h"
 #include "config/value.h"
+#include "formats/prompt_template_fields.h"
 
 namespace lora::config {
 namespace {
@@ -54,6 +55,16 @@ std::string write_value(const TokenIndices& value, const Rule& rule) {
   if (const auto* ids = std::get_if<0>(&value)) return write_list(*ids, rule);
   std::vector<std::string> texts;
   for (const auto& [name, ids] : std::get<1>(value)) texts.push_back(fmt::format("{}: {}", yaml_text(name), write_list(ids, rule)));
+  return fmt::format("{{{}}}", fmt::join(texts, ", "));
+}
+
+std::string write_value(const formats::PromptTemplate& value, const Rule& rule) {
+  if (!value.name.empty()) return value.name;
+  std::vector<std::string> texts;
+  for (const auto& [name, member] : formats::kTemplateTexts) texts.push_back(fmt::format("{}: {}", name, yaml_text(value.*member)));
+  for (const auto& [name, member] : formats::kTemplateSwitches) {
+    texts.push_back(fmt::format("{}: {}", name, write_value(value.*member, rule)));
+  }
   return fmt::format("{{{}}}", fmt::join(texts, ", "));
 }
 

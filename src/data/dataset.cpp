@@ -6,6 +6,7 @@
 #include "core/check.h"
 #include "data/dataset_cache.h"
 #include "data/tokenise.h"
+#include "lora/data/format_registry.h"
 #include "lora/data/records.h"
 
 namespace lora::data {
@@ -135,7 +136,7 @@ void check_dataset_options(const DatasetOptions& options, const Tokenizer* token
       "[data] max_source_length and max_target_length must be at least 1, max_length "
       "at least 2; found {}, {} and {}",
       options.max_source_length, options.max_target_length, options.max_length);
-  require<ConfigError>(tokenizer != nullptr || options.format == "tokens",
+  require<ConfigError>(tokenizer != nullptr || !needs_tokenizer(options.format),
                        "[data.format] format {} needs a tokenizer; found none; name one with "
                        "tokenizer.path, or use token data",
                        options.format);

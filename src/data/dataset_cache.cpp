@@ -9,16 +9,23 @@
 #include "data/row_reader.h"
 #include "lora/core/file.h"
 #include "lora/core/log.h"
+#include "lora/data/format_registry.h"
 
 namespace lora::data {
 namespace {
 
 /// To be raised when rows come out of the encoders differently than before.
-constexpr int kEncodingVersion = 1;
+constexpr int kEncodingVersion = 2;
 
 /// A text that no other one and no missing one looks like.
 std::string unmistakable(const std::optional<std::string>& text) {
   return text ? fmt::format("{} {}", text->size(), *text) : "none";
+}
+
+/// A registered format is known by the version that its program gives.
+std::string format_text(const std::string& name) {
+  const DataFormat* registered = find_data_format(name);
+  return registered == nullptr ? name : fmt::format("registered {} {}", unmistakable(name), unmistakable(registered->version));
 }
 
 /// A directory that cannot be written is worth one warning, however many data sets there are.
@@ -42,13 +49,14 @@ std::string dataset_description(const Path& source, const std::string& source_di
   return fmt::format(
       "encoding {}\nsource {}\njson {}\ntokenizer {}\nformat {}\nsource length {}\ntarget length {}\nlength {}\n"
       "truncate {}\nskip {}\nvocabulary {}\nprompt {}\nresponse {}\ntexts {}\n"
-      "sop {}\npad {}\n",
+      "sop {}\npad {}\ntemplate {}\n",
       kEncodingVersion, source_digest, is_json_file(source),
-      tokenizer == nullptr ? "none" : tokenizer->fingerprint(), options.format,
+      tokenizer == nullptr ? "none" : tokenizer->fingerprint(), format_text(options.format),
       options.max_source_length, options.max_target_length, options.max_length,
       options.truncate_long, options.skip_bad_rows, options.vocab_size,
       unmistakable(options.prompt_column), unmistakable(options.response_column),
-      options.keep_text_pairs, options.train_on_sop, options.ignore_pad_in_loss);
+      options.keep_text_pairs, options.train_on_sop, options.ignore_pad_in_loss,
+      options.prompt_template ? formats::template_description(*options.prompt_template) : "of the model");
 }
 
 std::optional<DatasetCache> DatasetCache::find(const Path& source, const DatasetOptions& options,

@@ -1,11 +1,16 @@
 #include "data/row_encoder.h"
 
 #include <algorithm>
+#include <exception>
 #include <limits>
+#include <new>
 #include <utility>
 
 #include "core/check.h"
+#include "core/overloaded.h"
+#include "data/json_fields.h"
 #include "data/prompt_and_answer.h"
+#include "data/row_value.h"
 #include "data/strip.h"
 #include "lora/data/glm_adgen.h"
 #include "lora/data/glm_chat.h"
@@ -23,21 +28,6 @@ void require_cuttable(size_t size, int64_t limit, bool truncate_long, const char
 
 bool is_longer(size_t size, int64_t limit) {
   return static_cast<int64_t>(size) > limit;
-}
-
-/// The string at `key`; empty when there is none or null.
-std::string optional_text(const Json& row, const std::string& key) {
-  const auto found = row.find(key);
-  if (found == row.end() || found->is_null()) return {};
-  require<DataError>(found->is_string(), "\"{}\" must be a string; found {}", key,
-                     found->type_name());
-  return found->get<std::string>();
-}
-
-const Json& required_list(const Json& row, const std::string& key) {
-  const Json& list = row.at(key);
-  require<DataError>(list.is_array(), "\"{}\" must be a list; found {}", key, list.type_name());
-  return list;
 }
 
 int32_t token_id(const Json& value) {
@@ -70,8 +60,9 @@ void check_labels(const Example& example) {
 
 /// The role names of other tools in those of the template.
 std::string canonical_role(const std::string& role) {
-  if (role == "human") return "user";
-  if (role == "gpt") return "assistant";
+  if (role == "human" || role == "user") return "user";
+  if (role == "gpt" || role == "assistant") return "assistant";
+  require<DataError>(role == "system", "roles must be system, user (human) or assistant (gpt); found {:?}", role);
   return role;
 }
 
@@ -100,12 +91,31 @@ std::optional<std::vector<Exchange>> history_of(const Json& row) {
   return history;
 }
 
-/// The last question that has an answer, with it.
-TextPair last_exchange(const std::vector<Message>& messages) {
-  for (size_t i = messages.size(); i-- > 1;) {
-    if (messages[i].role == "assistant") return {messages[i - 1].content, messages[i].content};
+/// Where the last run of targets begins; the row's end without any.
+size_t last_answer_of(const Example& example) {
+  const auto is_target = [](int32_t label) { return label != kIgnoreLabel; };
+  const auto end = std::find_if(example.labels.rbegin(), example.labels.rend(), is_target);
+  if (end == example.labels.rend()) return example.labels.size();
+  return static_cast<size_t>(example.labels.rend() - std::find_if_not(end, example.labels.rend(), is_target));
+}
+
+int64_t count_answers(const Example& example) {
+  int64_t count = 0;
+  for (size_t i = 0; i < example.labels.size(); ++i) {
+    count += example.labels[i] != kIgnoreLabel && (i == 0 || example.labels[i - 1] == kIgnoreLabel);
   }
-  return {};
+  return count;
+}
+
+/// The `number`th question (from 1) that has an answer, with it; the last one where there are fewer.
+TextPair exchange(const std::vector<Message>& messages, int64_t number) {
+  TextPair found;
+  for (size_t i = 1; i < messages.size() && number > 0; ++i) {
+    if (messages[i].role != "assistant") continue;
+    found = {messages[i - 1].content, messages[i].content};
+    --number;
+  }
+  return found;
 }
 
 /// ChatGLM builds positions and mask from the place of <sop> and of the mask token before it.
@@ -119,14 +129,34 @@ void check_glm_row(const Example& example, const GlmIds& glm) {
   require<DataError>(example.num_targets() > 0, "a row must have a target; found none");
 }
 
-}  // namespace
-
-std::string required_text(const Json& row, const std::string& key) {
-  require<DataError>(row.contains(key), "\"{}\" must be there; it is missing", key);
-  std::string text = optional_text(row, key);
-  require<DataError>(!strip(text).empty(), "\"{}\" must hold text; it is empty", key);
-  return text;
+/// An instruction and its input as one question.
+std::string with_input(const formats::PromptTemplate& form, const std::string& instruction, const std::string& input) {
+  using Kind = formats::TemplatePiece::Kind;
+  std::string question;
+  for (const auto& piece : formats::template_pieces(form.input, "template.input")) {
+    question += piece.kind == Kind::kContent ? instruction : piece.kind == Kind::kInput ? input : piece.text;
+  }
+  return question;
 }
+
+void require_text(std::string_view what, const std::string& text) {
+  require<DataError>(!strip(text).empty(), "the {} of a row must hold text; it is empty", what);
+}
+
+/// A row's form by a program's function, whose standard exceptions are about the row.
+FormattedRow read_registered(const DataFormat& format, const Json& row, const Tokenizer* tokenizer) {
+  try {
+    return format.read(row_of(row), tokenizer);
+  } catch (const Error&) {
+    throw;
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (const std::exception& error) {
+    fail<DataError>("format {} must be able to read the row; found {}", format.name, error.what());
+  }
+}
+
+}  // namespace
 
 void check_vocabulary(const std::vector<int32_t>& ids, int64_t vocab_size) {
   const int64_t limit = vocab_size > 0 ? vocab_size : std::numeric_limits<int64_t>::max();
@@ -140,20 +170,21 @@ void check_vocabulary(const std::vector<int32_t>& ids, int64_t vocab_size) {
 
 RowEncoder::RowEncoder(const DatasetOptions& options, const Tokenizer* tokenizer)
     : options_(options), tokenizer_(tokenizer) {
-  static const std::vector<std::pair<std::string, decltype(encode_)>> formats = {
+  static const std::vector<std::pair<std::string, decltype(encode_)>> own = {
       {"adgen", &RowEncoder::adgen_row},   {"completion", &RowEncoder::completion_row},
       {"alpaca", &RowEncoder::alpaca_row}, {"chat", &RowEncoder::chat_row},
-      {"tokens", &RowEncoder::token_row},
+      {"tokens", &RowEncoder::token_row},  {"sharegpt", &RowEncoder::chat_row},
   };
-  const auto found = std::find_if(formats.begin(), formats.end(),
-                                  [&](const auto& entry) { return entry.first == options.format; });
-  require<ConfigError>(
-      found != formats.end(),
-      "[data.format] must be adgen, alpaca, chat, completion, text or tokens; found {}",
-      options.format);
-  encode_ = found->second;
-  if (tokenizer != nullptr) glm_ = tokenizer->glm_ids();
+  const auto found = std::ranges::find(own, options.format, &std::pair<std::string, decltype(encode_)>::first);
+  registered_ = find_data_format(options.format);
+  require<ConfigError>(found != own.end() || registered_ != nullptr, "[data.format] rows must be of a format such as {}; found {}",
+                       fmt::join(data_format_names(), ", "), options.format);
+  encode_ = found != own.end() ? found->second : &RowEncoder::registered_row;
+  if (tokenizer == nullptr) return;
+  glm_ = tokenizer->glm_ids();
   if (glm_ && options.format == "adgen") encode_ = &RowEncoder::glm_adgen_row;
+  template_ = options.prompt_template ? *options.prompt_template : model_template(*tokenizer);
+  formats::check_prompt_template(template_, "data");
 }
 
 EncodedRow RowEncoder::encode(const Json& row) const {
@@ -199,8 +230,9 @@ EncodedRow RowEncoder::glm_adgen_row(const Json& row) const {
   return {.example = std::move(encoded.example), .truncated = truncated, .text = std::move(text)};
 }
 
-EncodedRow RowEncoder::completion_row(const Json& row) const {
-  TextPair text = text_pair(row, "prompt", "completion");
+EncodedRow RowEncoder::completion_row(const Json& row) const { return completion_of(text_pair(row, "prompt", "completion")); }
+
+EncodedRow RowEncoder::completion_of(TextPair text) const {
   EncodedRow encoded{.example = join(encode_prompt(*tokenizer_, text.prompt),
                                      encode_completion(*tokenizer_, text.response)),
                      .truncated = false,
@@ -212,18 +244,19 @@ EncodedRow RowEncoder::completion_row(const Json& row) const {
 EncodedRow RowEncoder::alpaca_row(const Json& row) const {
   TextPair text = text_pair(row, "instruction", "output");
   const std::string input = optional_text(row, "input");
-  if (!strip(input).empty()) text.prompt += "\n" + input;
+  const bool has_input = !strip(input).empty();
 
   std::vector<Message> messages;
-  const std::string system = optional_text(row, "system");
-  if (!strip(system).empty()) messages.push_back({.role = "system", .content = system});
+  std::string system = optional_text(row, "system");
+  if (strip(system).empty()) system = has_input ? template_.default_system_with_input : "";
+  if (!system.empty()) messages.push_back({.role = "system", .content = system});
   for (auto& [question, answer] : history_of(row).value_or(std::vector<Exchange>{})) {
     messages.push_back({.role = "user", .content = std::move(question)});
     messages.push_back({.role = "assistant", .content = std::move(answer)});
   }
-  messages.push_back({.role = "user", .content = text.prompt});
+  messages.push_back({.role = "user", .content = has_input ? with_input(template_, text.prompt, input) : text.prompt});
   messages.push_back({.role = "assistant", .content = text.response});
-  return conversation_row(messages);
+  return conversation_of(messages);
 }
 
 EncodedRow RowEncoder::chat_row(const Json& row) const {
@@ -237,18 +270,48 @@ EncodedRow RowEncoder::chat_row(const Json& row) const {
   if (!strip(system).empty()) {
     messages.insert(messages.begin(), {.role = "system", .content = system});
   }
-  return conversation_row(messages);
+  return conversation_of(messages);
 }
 
 EncodedRow RowEncoder::token_row(const Json& row) const {
-  require<DataError>(row.contains("input_ids"), "\"input_ids\" must be there; it is missing");
-  EncodedRow encoded;
-  Example& example = encoded.example;
+  Example example;
   example.input_ids = token_ids(row, "input_ids");
-  require<DataError>(!example.input_ids.empty(), "\"input_ids\" must hold ids; it is empty");
   const auto labels = row.find("labels");
-  const bool has_labels = labels != row.end() && !labels->is_null();
-  example.labels = has_labels ? token_ids(row, "labels") : example.input_ids;
+  if (labels != row.end() && !labels->is_null()) {
+    example.labels = token_ids(row, "labels");
+    require<DataError>(!example.labels.empty(), "\"labels\" must be as long as \"input_ids\"; it is empty");
+  }
+  return tokens_of(std::move(example));
+}
+
+/// What the program's function makes of a row.
+EncodedRow RowEncoder::registered_row(const Json& row) const {
+  const FormattedRow formatted = read_registered(*registered_, row, tokenizer_);
+  if (!std::holds_alternative<Example>(formatted)) {
+    require<ConfigError>(tokenizer_ != nullptr, "[data.format] texts of format {} need a tokenizer; found none; register it with "
+                         "needs_tokenizer, or let it give tokens", registered_->name);
+  }
+  return std::visit(Overloaded{[&](const TextPair& text) {
+                                 require_text("prompt", text.prompt);
+                                 require_text("answer", text.response);
+                                 return completion_of(text);
+                               },
+                               [&](const std::vector<Message>& messages) { return conversation_of(messages); },
+                               [&](const Example& example) {
+                                 EncodedRow encoded = tokens_of(example);
+                                 require<DataError>(encoded.example.num_targets() > 0, "a row must have a target; found none");
+                                 if (registered_->has_answers) encoded.text = text_of(encoded.example);
+                                 return encoded;
+                               }},
+                    formatted);
+}
+
+/// Without labels every token is a target.
+EncodedRow RowEncoder::tokens_of(Example given) const {
+  EncodedRow encoded{.example = std::move(given), .truncated = false, .text = {}};
+  Example& example = encoded.example;
+  require<DataError>(!example.input_ids.empty(), "\"input_ids\" must hold ids; it is empty");
+  if (example.labels.empty()) example.labels = example.input_ids;
   check_labels(example);
   if (is_longer(example.input_ids.size(), options_.max_length)) {
     require_cuttable(example.input_ids.size(), options_.max_length, options_.truncate_long, "row");
@@ -260,14 +323,30 @@ EncodedRow RowEncoder::token_row(const Json& row) const {
   return encoded;
 }
 
-EncodedRow RowEncoder::conversation_row(const std::vector<Message>& messages) const {
-  EncodedRow encoded{.example = encode_chat(messages, *tokenizer_),
-                     .truncated = false,
-                     .text = last_exchange(messages)};
+/// The text of a conversation is the last exchange whose answer is in the row, or begins there.
+EncodedRow RowEncoder::conversation_of(const std::vector<Message>& messages) const {
+  EncodedRow encoded{.example = encode_chat(messages, *tokenizer_, template_), .truncated = false, .text = {}};
   require<DataError>(encoded.example.num_targets() > 0,
                      "a conversation must have an answer of the assistant; found none");
   cut_at_end(encoded);
+  const bool has_one_answer = glm_ || template_.rounds;
+  const int64_t last = encoded.truncated && !has_one_answer ? count_answers(encoded.example) : std::ssize(messages);
+  encoded.text = exchange(messages, last);
   return encoded;
+}
+
+/// What a row of tokens asks, and what it answers last.
+TextPair RowEncoder::text_of(const Example& example) const {
+  const size_t answer = last_answer_of(example);
+  const auto text = [&](size_t begin, size_t end) {
+    std::vector<int64_t> ids;
+    for (size_t i = begin; i < end; ++i) {
+      const bool is_piece = example.input_ids[i] >= 0 && example.input_ids[i] < tokenizer_->vocab_size();
+      if (is_piece && (i < answer || example.labels[i] != kIgnoreLabel)) ids.push_back(example.input_ids[i]);
+    }
+    return to_utf8(tokenizer_->decode(ids));
+  };
+  return {.prompt = text(0, answer), .response = text(answer, example.input_ids.size())};
 }
 
 TextPair RowEncoder::text_pair(const Json& row, const char* prompt, const char* response) const {

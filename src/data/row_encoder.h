@@ -7,6 +7,7 @@
 #include "formats/json.h"
 #include "lora/data/chat_template.h"
 #include "lora/data/dataset.h"
+#include "lora/data/format_registry.h"
 
 namespace lora::data {
 
@@ -33,19 +34,22 @@ class RowEncoder {
   EncodedRow alpaca_row(const formats::Json& row) const;
   EncodedRow chat_row(const formats::Json& row) const;
   EncodedRow token_row(const formats::Json& row) const;
-  EncodedRow conversation_row(const std::vector<Message>& messages) const;
+  EncodedRow registered_row(const formats::Json& row) const;
+  EncodedRow completion_of(TextPair text) const;
+  EncodedRow conversation_of(const std::vector<Message>& messages) const;
+  EncodedRow tokens_of(Example example) const;
+  TextPair text_of(const Example& example) const;
   TextPair text_pair(const formats::Json& row, const char* prompt, const char* response) const;
   void cut_at_end(EncodedRow& row) const;
 
   DatasetOptions options_;
   const Tokenizer* tokenizer_;
   std::optional<GlmIds> glm_;  ///< nothing: another model's tokenizer
+  formats::PromptTemplate template_;  ///< of conversations
+  const DataFormat* registered_ = nullptr;  ///< null: a format of the library
   EncodedRow (RowEncoder::*encode_)(const formats::Json&) const;
 };
 
-/// Text of the string at `key`, which must be there and hold more than white space.
-/// Throws DataError.
-std::string required_text(const formats::Json& row, const std::string& key);
 /// Throws DataError when an id is not in [0, vocab_size); 0: only negative ids are refused.
 void check_vocabulary(const std::vector<int32_t>& ids, int64_t vocab_size);
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "data/json_fields.h"
 #include "data/row_reader.h"
 #include "data/text_encoder.h"
 #include "lora/core/file.h"

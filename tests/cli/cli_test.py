@@ -687,6 +687,119 @@ log: {{samples: 0}}
                                  "--set", "log.samples=0", "--set", "data.eval.path=null", *shorter)
                 self.assertTrue((self.folder / file.stem / "adapter/adapter_config.json").exists())
 
+    SMALL_LLAMA = "model={path: null, arch: llama, vocab_size: 2000, hidden_size: 16, intermediate_size: 24, num_hidden_layers: 2, " \
+                  "num_attention_heads: 2, max_position_embeddings: 512}"
+    TOKENIZER = f"tokenizer.path={SOURCE / 'quickstart/base/tokenizer.model'}"
+
+    def test_the_alpaca_lora_recipe_runs_on_a_shrunk_model(self):
+        rows = [{"instruction": f"Add {i} and one.", "input": f"{i}" if i % 2 else "", "output": f"{i + 1}"} for i in range(128)]
+        self.write("alpaca.json", json.dumps(rows))
+        self.run_command("finetune", "-c", SOURCE / "configs/alpaca-lora-7b.yaml", "--set", self.SMALL_LLAMA, "--set", self.TOKENIZER, "--set",
+                         "data.train.path=alpaca.json", "--set", "run.output_dir=out", "--set", "train.max_steps=2", "--set", "log.samples=0")
+        lines = self.metrics()
+        self.assertEqual(len(lines), 2)
+        self.assertEqual([line["lr"] for line in lines], [0, 3e-4 / 100])
+        config = json.loads((self.folder / "out/adapter/adapter_config.json").read_text())
+        self.assertEqual((config["r"], config["lora_alpha"], config["lora_dropout"], config["target_modules"]), (8, 16, 0.05, ["q_proj", "v_proj"]))
+        # One step is 128 rows: the answers' tokens and an end for each.
+        self.assertGreaterEqual(lines[0]["targets"], 2 * 128)
+        self.assertEqual(lines[0]["targets"], lines[1]["targets"])
+
+    CHATS = [{"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": f"color of {thing}?"},
+                                {"from": "gpt", "value": color}, {"from": "human", "value": "sure?"}, {"from": "gpt", "value": "yes"}]}
+             for thing, color in (("snow", "white"), ("coal", "black"), ("blood", "red"))]
+    OWN_TEMPLATE = '{system: "{content}|", user: "Q: {content}\\nA:", assistant: " {content}{eos}"}'
+
+    def chat_run(self, template, output="out", rows=None):
+        self.write_rows("chats.jsonl", rows or self.CHATS)
+        self.write("chat.yaml", f"""
+run: {{output_dir: {output}, device: cpu}}
+model: {{path: {self.QUICK}, dtype: fp32}}
+adapter: {{r: 4, target_modules: [q_proj, v_proj]}}
+data: {{format: sharegpt, template: {template}, train: {{path: chats.jsonl}}, eval: {{path: chats.jsonl}}}}
+train: {{max_steps: 2, micro_batch: 3}}
+eval: {{metrics: [exact_match], max_new_tokens: 4}}
+generate: {{temperature: 0, max_new_tokens: 4}}
+log: {{samples: 0}}
+""")
+
+    def test_conversations_train_and_are_answered_in_their_template(self):
+        targets = {}
+        for name, template in (("llama2", "llama2"), ("vicuna", "vicuna"), ("chatglm", "chatglm"), ("own", self.OWN_TEMPLATE)):
+            with self.subTest(name):
+                self.chat_run(template, name)
+                self.run_command("finetune", "-c", "chat.yaml")
+                targets[name] = self.metrics(name)[0]["targets"]
+                self.run_command("eval", "-c", "chat.yaml")
+                predictions = [json.loads(line) for line in (self.folder / name / "predictions.jsonl").read_text().splitlines()]
+                self.assertEqual([(one["prompt"], one["reference"]) for one in predictions], [("sure?", "yes")] * 3)
+                # A row of one question is what `generate` asks in the same template, and what a run file says is one.
+                one = [{"conversations": chat["conversations"][:3]} for chat in self.CHATS]
+                self.chat_run(template, f"{name}_one", one)
+                self.run_command("predict", "-c", "chat.yaml", "--adapter", f"{name}/adapter")
+                predictions = [json.loads(line) for line in (self.folder / f"{name}_one/predictions.jsonl").read_text().splitlines()]
+                for form in ((template,) if name != "own" else ()) + (f"{name}/config.yaml",):
+                    text = self.run_command("generate", "--model", self.QUICK, "--adapter", f"{name}/adapter", "--dtype", "fp32", "--template", form,
+                                            "--system", "Be brief.", "--prompt", "color of snow?", "--temperature", 0, "--max-new-tokens", 4)
+                    self.assertEqual(text.rstrip("\n"), predictions[0]["prediction"])
+        self.assertLess(targets["chatglm"], targets["vicuna"])  # the last answers alone
+
+    def test_tokens_that_are_kept_are_those_of_one_template(self):
+        for template, kept in (("vicuna", False), ("vicuna", True), ("llama2", False), (self.OWN_TEMPLATE, False), (self.OWN_TEMPLATE, True)):
+            self.chat_run(template)
+            result = lora("finetune", "-c", "chat.yaml", "--overwrite", "--set", "data.cache_dir=tokens", "--set", "data.eval.path=null", cwd=self.folder)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertEqual("from the cache" in result.stderr, kept, template)
+
+    def test_conversations_and_templates_that_are_none_are_refused(self):
+        for rows, words in (([{"from": "tool", "value": "x"}], "roles must be system, user (human) or assistant (gpt)"),
+                            ([], "must have a user message"),
+                            ([{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}], "message 1 after it is of assistant instead of user"),
+                            ([{"from": "human", "value": "x"}], "must have an answer"), ([{"from": "human", "value": " "}], "it is empty")):
+            with self.subTest(words):
+                self.chat_run("vicuna", rows=[*self.CHATS, {"conversations": rows}])
+                error = self.run_command("finetune", "-c", "chat.yaml", code=1)
+                self.assertIn("chats.jsonl:4]", error)
+                self.assertIn(words, error)
+        result = lora("finetune", "-c", "chat.yaml", "--set", "data.on_bad_row=skip", cwd=self.folder)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("4 rows, 0 truncated, 1 bad", result.stderr)
+        for template, words in (("vicunna", "did you mean vicuna?"), ('{user: "x"}', "template.user must hold {content} once"),
+                                ('{user: "{contnt}"}', "did you mean {content}?"), ("{usr: x}", "did you mean user?")):
+            with self.subTest(template):
+                self.chat_run(template)
+                self.assertIn(words, self.run_command("finetune", "-c", "chat.yaml", code=2))
+        self.chat_run("vicuna")
+        self.assertIn("form of conversations", self.run_command("finetune", "-c", "chat.yaml", "--set", "data.format=adgen", code=2))
+        ask = ("generate", "--model", self.QUICK)
+        self.assertIn("did you mean vicuna?", self.run_command(*ask, "--prompt", "x", "--template", "vicunna", code=2))
+        self.assertIn("--prompt-ids", self.run_command(*ask, "--prompt-ids", "1", "--template", "vicuna", code=2))
+
+    def test_baichuan_is_trained_merged_and_planned_under_its_own_names(self):
+        self.write("fresh.yaml", """
+run: {output_dir: base}
+model: {arch: baichuan, preset: tiny, num_hidden_layers: 1}
+data: {format: tokens, train: {path: rows.jsonl}}
+train: {max_steps: 1, micro_batch: 2}
+""")
+        self.run_command("train", "-c", "fresh.yaml")
+        base = self.folder / "base/model"
+        names = read_safetensors(base / "model.safetensors")[1]
+        self.assertIn("model.layers.0.self_attn.W_pack.weight", names)
+        self.assertEqual(json.loads((base / "config.json").read_text())["model_type"], "baichuan")
+        self.write("run.yaml", RUN_FILE.format(base=base).replace(", target_modules: [q_proj, v_proj]", ""))
+        self.finetune()
+        config = json.loads((self.folder / "out/adapter/adapter_config.json").read_text())
+        self.assertEqual(config["target_modules"], ["W_pack"])
+        self.assertIn("base_model.model.model.layers.0.self_attn.W_pack.lora_A.weight", read_safetensors(self.folder / "out/adapter/adapter_model.safetensors")[1])
+        self.run_command("merge", "--model", base, "--adapter", "out/adapter", "--output", "merged")
+        self.assertEqual(set(read_safetensors(self.folder / "merged/model.safetensors")[1]), set(names))
+        self.run_command("convert", "--input", base, "--output", "half", "--dtype", "bf16")
+        self.assertEqual(set(read_safetensors(self.folder / "half/model.safetensors")[1]), set(names))
+        self.assertGreater(self.plan()["peak_bytes"], 0)
+        self.assertIn("W_pack", self.run_command("export", "--model", base, "--adapter", "out/adapter", "--to", "gguf", "--output", "a.gguf", code=1))
+        self.finetune("--set", "run.output_dir=few", "--set", "adapter.quantization.bits=4")
+
     QUICK = SOURCE / "quickstart/base"
 
     def add_tokens(self, *arguments, tokens="<ad>\n类型#\nzebra\n", base=None, output="grown", code=0):

@@ -78,7 +78,9 @@ RunConfig unusual() {
   c.adapter.trainable_token_indices = lora::config::TokenIndices(std::vector<int64_t>{3, 5});
   c.freeze.train = std::vector<std::string>{"^bias$"};
   c.freeze.freeze = std::vector<std::string>{"a b", "\t", "c\\d"};
-  c.data.format = "tokens";
+  c.data.format = "sharegpt";
+  c.data.prompt_template = lora::formats::PromptTemplate{.prefix = "", .system = "a: \"{content}\"\n# {x", .user = "{bos}{content}\\",
+                                                         .default_system = "true", .system_in_user = true, .strip = true};
   c.data.train = {"/t.json", false};
   c.data.eval.path = "/e.json";
   c.data.max_source_length = 1;

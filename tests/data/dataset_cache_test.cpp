@@ -150,6 +150,9 @@ TEST_CASE("whatever changes the tokens makes another cache file", "[data]") {
   change([](auto& o) { o.prompt_column = "none"; o.response_column = "completion"; });
   change([](auto& o) { o.response_column = "completion"; });
   change([](auto& o) { o.keep_text_pairs = 0; });
+  change([](auto& o) { o.prompt_template = formats::prompt_template("llama2"); });
+  change([](auto& o) { o.prompt_template = formats::PromptTemplate{.user = "{content}"}; });
+  change([](auto& o) { o.prompt_template = formats::PromptTemplate{.user = "{content} "}; });
   check_is_new(options, other_tokenizer, file);
   check_is_new(options, tokenizer, folder.write("longer.jsonl", text + "\n" + text));
 

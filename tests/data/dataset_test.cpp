@@ -101,18 +101,18 @@ TEST_CASE("alpaca rows go through the chat template", "[data]") {
   const auto first = [&](const std::string& text) {
     return folder.load(text, {.format = "alpaca"}).example(0).input_ids;
   };
-  CHECK(first(R"({"instruction": "do", "output": "ok"})") == ids_of("^[INST] do [/INST]ok $"));
+  CHECK(first(R"({"instruction": "do", "output": "ok"})") == ids_of("^[INST] do [/INST] ok $"));
   CHECK(first(R"({"instruction": "do", "input": "", "output": "ok", "system": ""})") ==
-        ids_of("^[INST] do [/INST]ok $"));
+        ids_of("^[INST] do [/INST] ok $"));
   CHECK(first(R"({"instruction": "do", "input": "this", "output": "ok"})") ==
-        ids_of("^[INST] do\nthis [/INST]ok $"));
+        ids_of("^[INST] do\nthis [/INST] ok $"));
   CHECK(first(R"({"instruction": "c", "output": "d", "system": "S", "history": [["a", "b"]]})") ==
-        ids_of("^[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST]b $^[INST] c [/INST]d $"));
+        ids_of("^[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST] b $^[INST] c [/INST] d $"));
 }
 
 TEST_CASE("chat rows of both kinds", "[data]") {
   const Folder folder;
-  const Ids expected = ids_of("^[INST] a [/INST]b $^[INST] c [/INST]d $");
+  const Ids expected = ids_of("^[INST] a [/INST] b $^[INST] c [/INST] d $");
   const Dataset messages = folder.load(
       R"({"messages": [{"role":"user","content":"a"},{"role":"assistant","content":"b"},)"
       R"({"role":"user","content":"c"},{"role":"assistant","content":"d"}]})",
@@ -129,7 +129,40 @@ TEST_CASE("chat rows of both kinds", "[data]") {
       folder.load(R"({"messages": [{"role":"system","content":"S"},{"role":"user","content":"a"},)"
                   R"({"role":"assistant","content":"b"}]})",
                   {.format = "chat"});
-  CHECK(system.example(0).input_ids == ids_of("^[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST]b $"));
+  CHECK(system.example(0).input_ids == ids_of("^[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST] b $"));
+}
+
+TEST_CASE("conversations are written in the template that is asked for", "[data]") {
+  const Folder folder;
+  const std::string row =
+      R"({"conversations": [{"from":"human","value":"a"},{"from":"gpt","value":"b"},{"from":"human","value":"c"},{"from":"gpt","value":"dd"}]})";
+  DatasetOptions options{.format = "sharegpt", .prompt_template = formats::PromptTemplate{.user = "Q{round}{content}:"}, .keep_text_pairs = 1};
+  const Dataset whole = folder.load(row, options);
+  CHECK(whole.example(0).input_ids == ids_of("^Q0a:b$Q1c:dd$"));
+  CHECK(whole.example(0).labels == labels_of("_____b$____dd$"));
+  CHECK(whole.text_pairs.at(0).response == "dd");
+  // Cut behind the first answer, what is shown is the exchange that is there.
+  options.max_length = 9;
+  const Dataset cut = folder.load(row, options);
+  CHECK(cut.example(0).input_ids == ids_of("^Q0a:b$Q1"));
+  CHECK(cut.text_pairs.at(0).prompt == "a");
+  CHECK(cut.text_pairs.at(0).response == "b");
+}
+
+TEST_CASE("the input of an alpaca row stands where the template has it", "[data]") {
+  const Folder folder;
+  const auto text = [&](const std::string& row) {
+    const testing::ByteTokenizer tokenizer;
+    const auto ids = folder.load(row, {.format = "alpaca", .prompt_template = formats::prompt_template("alpaca")}).example(0).input_ids;
+    return tokenizer.decode(std::vector<int64_t>(ids.begin(), ids.end()));
+  };
+  CHECK(text(R"({"instruction": "do", "output": "ok"})") ==
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\ndo\n\n### Response:\nok");
+  CHECK(text(R"({"instruction": "do", "input": "this", "output": "ok"})") ==
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
+        "appropriately completes the request.\n\n### Instruction:\ndo\n\n### Input:\nthis\n\n### Response:\nok");
+  CHECK(text(R"({"instruction": "do", "input": "this", "output": "ok", "system": "S"})").starts_with("S\n\n### Instruction:"));
 }
 
 TEST_CASE("token rows are taken as they are", "[data]") {
@@ -228,6 +261,13 @@ TEST_CASE("rows with a field missing, empty or of another type are bad", "[data]
       {"chat", R"({"messages": ["x"]})"},
       {"chat", R"({"messages": {"role": "user"}})"},
       {"chat", R"({"text": "x"})"},
+      {"sharegpt", R"({"conversations": []})"},
+      {"sharegpt", R"({"conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]})"},
+      {"sharegpt", R"({"conversations": [{"from": "human", "value": "x"}, {"from": "bard", "value": "y"}]})"},
+      {"sharegpt", R"({"conversations": [{"from": "human", "value": "x"}, {"from": "gpt"}]})"},
+      {"sharegpt", R"({"conversations": [{"from": "human", "value": "x"}, {"from": "human", "value": "y"}]})"},
+      {"sharegpt", R"({"conversations": [{"from": "system", "value": "x"}]})"},
+      {"sharegpt", R"({"conversations": "x"})"},
   };
   for (const auto& [format, row] : cases) {
     INFO(format << ": " << row);

@@ -147,6 +147,15 @@ TEST_CASE("the last answer of a conversation is what it teaches", "[data][glm]")
   CHECK_THROWS_AS(chat({}), DataError);
 }
 
+TEST_CASE("a ChatGLM takes other templates, whose last answer is what they teach", "[data][glm]") {
+  const formats::PromptTemplate form{.user = "Q{content}A", .assistant = " {content}{eos}~"};
+  const auto row = data::encode_chat({{"user", "q"}, {"assistant", "a"}, {"user", "r"}, {"assistant", "b"}, {"user", "left out"}}, kTokenizer, form);
+  CHECK(row.input_ids == joined({bytes("QqA a~QrA"), {kGmask, kSop, ' ', 'b', kEop}}));
+  CHECK(row.num_targets() == 3);
+  CHECK(data::encode_chat({{"user", "q"}}, kTokenizer, form).input_ids == joined({bytes("QqA"), {kGmask, kSop}}));
+  CHECK(data::model_template(kTokenizer).name == "chatglm");
+}
+
 TEST_CASE("the other formats give rows of a ChatGLM, too", "[data][glm]") {
   const Ids expected = {'q', kGmask, kSop, 'a', kEop};
   CHECK(encode("completion", {{"prompt", "q"}, {"completion", "a"}}).example.input_ids == expected);

@@ -140,6 +140,23 @@ TEST_CASE("scores are in the registry's order, names are checked", "[metric]") {
         std::string::npos);
 }
 
+TEST_CASE("a registered metric is in every registry that is made afterwards", "[metric]") {
+  const MetricRegistry before;
+  lora::eval::register_metric("registered_length", [](const MetricOptions&) {
+    return lora::eval::mean_of_rows({"length"}, [](auto prediction, auto) { return std::vector<double>{0.01 * static_cast<double>(prediction.size())}; });
+  });
+  CHECK(before.names() == Strings{"rouge", "bleu4", "exact_match"});
+  CHECK(MetricRegistry().names() == Strings{"rouge", "bleu4", "exact_match", "registered_length"});
+  const auto metric = MetricRegistry().make("registered_length");
+  metric->add("abc", "");
+  CHECK(metric->scores().front().value == 3);
+  const auto make = [](const MetricOptions&) { return lora::eval::mean_of_rows({"x"}, {}); };
+  for (const char* name : {"", "rouge", "registered_length"}) CHECK_THROWS_AS(lora::eval::register_metric(name, make), lora::ConfigError);
+  CHECK_THROWS_AS(lora::eval::register_metric("nothing", {}), lora::ConfigError);
+  CHECK(MetricRegistry().names().size() == 4);
+  CHECK(message_of<lora::ConfigError>([] { MetricRegistry().make("registered"); }).find("did you mean registered_length?") != std::string::npos);
+}
+
 TEST_CASE("a metric of rows gives a number for each of its names", "[metric]") {
   const auto metric =
       lora::eval::mean_of_rows({"a", "b"}, [](auto, auto) { return std::vector<double>{1}; });

@@ -86,6 +86,10 @@ TEST_CASE("llama presets have the published parameter counts", "[llama]") {
     }
     return sum;
   };
+  CHECK(count("llama-7b") == 6'738'415'616);
+  CHECK(count("llama-13b") == 13'015'864'320);
+  CHECK(count("llama-30b") == 32'528'943'616);
+  CHECK(count("llama-65b") == 65'285'660'672);
   CHECK(count("llama2-7b") == 6'738'415'616);
   CHECK(count("llama2-13b") == 13'015'864'320);
   CHECK(count("llama2-70b") == 68'976'648'192);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "lora/core/path.h"
+#include "lora/formats/prompt_template.h"
 
 namespace lora::config {
 
@@ -135,7 +136,10 @@ struct LoaderSection {
 };
 
 struct DataSection {
-  std::string format;                     ///< adgen | alpaca | chat | completion | text | tokens | records
+  /// adgen | alpaca | chat | sharegpt | completion | text | tokens | records | one that the program registered
+  std::string format;
+  /// Of chat, sharegpt and alpaca; nothing: that of the tokenizer's model.
+  std::optional<formats::PromptTemplate> prompt_template;
   DataFile train = {std::nullopt, true};  ///< path required
   DataFile eval;                          ///< always in file order
   int64_t max_source_length = 64, max_target_length = 64;

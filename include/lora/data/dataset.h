@@ -14,13 +14,15 @@
 #include "lora/data/example.h"
 #include "lora/data/row_source.h"
 #include "lora/data/tokenizer.h"
+#include "lora/formats/prompt_template.h"
 #include "lora/formats/records.h"
 #include "lora/formats/token_cache.h"
 
 namespace lora::data {
 
 struct DatasetOptions {
-  std::string format = "adgen";    ///< adgen | alpaca | chat | completion | text | tokens | records
+  /// adgen | alpaca | chat | sharegpt | completion | text | tokens | records | a registered one (format_registry.h)
+  std::string format = "adgen";
   int64_t max_source_length = 64;  ///< adgen: tokens of the prompt, begin token included
   int64_t max_target_length = 64;  ///< adgen: tokens of the answer, end token included
   int64_t max_length = 2048;       ///< other formats: tokens of a row; `text`: tokens of a block
@@ -32,6 +34,8 @@ struct DatasetOptions {
   /// Other names for the two fields of adgen, completion and alpaca rows; prompt_column also for
   /// `text`.
   std::optional<std::string> prompt_column = std::nullopt, response_column = std::nullopt;
+  /// Of chat, sharegpt and alpaca rows; nothing: that of the tokenizer's model (model_template).
+  std::optional<formats::PromptTemplate> prompt_template = std::nullopt;
   int64_t keep_text_pairs = 0;  ///< how many first rows keep their text in text_pairs
   /// Where tokens are kept for the next time, in one file for every content, tokenizer and settings; nothing: nowhere.
   std::optional<Path> cache_dir = std::nullopt;
@@ -90,11 +94,11 @@ class Dataset : public RowSource {
 /// limit
 ///   (a cut answer keeps its </s>). Rows with an empty field are bad. With ChatGLM's tokenizer see glm_adgen.h.
 /// - completion: {"prompt", "completion"}; <s> prompt, completion </s>, cut at max_length.
-/// - alpaca: {"instruction", "input"?, "output", "system"?, "history"?} through the Llama-2 chat
-///   template, input below the instruction, history as [[question, answer], ...].
-/// - chat: {"messages": [{"role", "content"}]} or {"conversations": [{"from", "value"}]} (human and
-/// gpt
-///   stand for user and assistant), "system"?, same template.
+/// - alpaca: {"instruction", "input"?, "output", "system"?, "history"?} as a conversation in the template, the input as
+///   PromptTemplate::input says, history as [[question, answer], ...].
+/// - chat, sharegpt: {"messages": [{"role", "content"}]} or {"conversations": [{"from", "value"}]} (human and gpt stand for user
+///   and assistant), "system"?, in the template (chat_template.h); every answer is a target.
+/// - registered formats: see format_registry.h.
 /// - text: documents, each between begin and end token, joined and cut into blocks; every token is
 /// a
 ///   target. A last block of a single token is left out.

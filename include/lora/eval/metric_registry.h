@@ -17,18 +17,19 @@ struct MetricOptions {
   std::shared_ptr<const Segmenter> segmenter = std::make_shared<CharSegmenter>();  ///< never null
 };
 
-/// Metrics by name. A new one knows, in this order,
+/// Metrics by name. A new registry knows, in this order,
 /// - `rouge`: rouge-1, rouge-2, rouge-l, the f of lora::eval::rouge on the segmenter's tokens
 /// without white space;
 /// - `bleu4`: bleu-4, that of lora::eval::bleu4;
-/// - `exact_match`: exact-match, rows whose prediction is the reference byte by byte.
+/// - `exact_match`: exact-match, rows whose prediction is the reference byte by byte;
+/// - those of lora::eval::register_metric.
 class MetricRegistry {
  public:
   using Factory = std::function<std::unique_ptr<Metric>(const MetricOptions&)>;
 
   MetricRegistry();
 
-  /// Adds a metric behind the others. Throws ConfigError for a name that is empty or taken.
+  /// Adds a metric behind the others. Throws ConfigError for a name that is empty or taken, and for no function.
   void register_metric(std::string name, Factory make);
   /// In the order of registration.
   std::vector<std::string> names() const;
@@ -40,5 +41,9 @@ class MetricRegistry {
 
   std::vector<std::pair<std::string, Factory>> factories_;
 };
+
+/// Makes a metric known to this process, in every registry that is made afterwards; before any run file is read. Throws as
+/// MetricRegistry::register_metric.
+void register_metric(std::string name, MetricRegistry::Factory make);
 
 }  // namespace lora::eval

@@ -77,6 +77,15 @@ std::vector<std::string> field_names() {
   return names;
 }
 
+/// Baichuan-13B (ALiBi) and Baichuan 2 (a normalised head) have the same model_type.
+void check_baichuan(const Json& object, const Fields& fields, std::string_view where) {
+  const auto architectures = object.find("architectures");
+  const bool is_named_otherwise = architectures != object.end() && architectures->dump().find("BaichuanForCausalLM") != std::string::npos;
+  require<FormatError>(!fields.has("model_max_length") && !is_named_otherwise,
+                       "[{}] of the baichuan models this version knows Baichuan-7B (BaiChuanForCausalLM); found another one, whose attention "
+                       "or head is different", where);
+}
+
 }  // namespace
 
 LlamaConfig parse_llama_config(std::string_view json, std::string_view where) {
@@ -85,12 +94,15 @@ LlamaConfig parse_llama_config(std::string_view json, std::string_view where) {
   const Fields fields(object, where);
   std::string model_type, activation = "silu";
   fields.text("model_type", model_type);
-  require<FormatError>(model_type == "llama", "[{}] model_type must be llama; found \"{}\"; this version trains Llama",
-                       where, model_type);
+  const bool is_baichuan = model_type == "baichuan";
+  require<FormatError>(model_type == "llama" || is_baichuan, "[{}] model_type must be llama or baichuan; found \"{}\"", where, model_type);
+  if (is_baichuan) check_baichuan(object, fields, where);
   fields.text("hidden_act", activation);
   require<FormatError>(activation == "silu", "[{}] hidden_act must be silu; found \"{}\"", where, activation);
   LlamaConfig config;
-  config.max_position_embeddings = 2048;  // what transformers assumes
+  config.fused_qkv = is_baichuan;
+  config.max_position_embeddings = is_baichuan ? 4096 : 2048;  // what transformers and the published class assume
+  if (is_baichuan) config.vocab_size = 64000;
   config.rms_norm_eps = 1e-6;
   config.num_key_value_heads = config.head_dim = 0;
   for (const auto& [key, member] : kIntegers) fields.integer(key.c_str(), config.*member);
@@ -128,8 +140,8 @@ LlamaConfig read_llama_config(const Path& directory) {
 
 std::string write_llama_config(const LlamaConfig& config) {
   Json json = {
-      {"architectures", {"LlamaForCausalLM"}},
-      {"model_type", "llama"},
+      {"architectures", {config.fused_qkv ? "BaiChuanForCausalLM" : "LlamaForCausalLM"}},
+      {"model_type", config.fused_qkv ? "baichuan" : "llama"},
       {"hidden_act", "silu"},
       {"attention_dropout", 0.0},
       {"pretraining_tp", 1},
@@ -140,6 +152,10 @@ std::string write_llama_config(const LlamaConfig& config) {
       {"torch_dtype", torch_name(config.dtype)},
       {"pad_token_id", config.pad_token_id ? Json(*config.pad_token_id) : Json()},
   };
+  if (config.fused_qkv) {
+    json["auto_map"] = {{"AutoConfig", "configuration_baichuan.BaiChuanConfig"},
+                        {"AutoModelForCausalLM", "modeling_baichuan.BaiChuanForCausalLM"}};
+  }
   json["eos_token_id"] = config.eos_token_ids.size() == 1 ? Json(config.eos_token_ids[0]) : Json(config.eos_token_ids);
   for (const auto& [key, member] : kIntegers) json[key] = config.*member;
   for (const auto& [key, member] : kNumbers) json[key] = config.*member;
@@ -185,6 +201,9 @@ void check_llama_config(const LlamaConfig& config, std::string_view where) {
   require<ConfigError>(config.num_attention_heads % config.num_key_value_heads == 0,
                        "[{}] num_attention_heads must be a multiple of num_key_value_heads; found {} and {}", where,
                        config.num_attention_heads, config.num_key_value_heads);
+  require<ConfigError>(!config.fused_qkv || config.num_attention_heads == config.num_key_value_heads,
+                       "[{}] a Baichuan has a key for every query; found {} heads and num_key_value_heads {}", where,
+                       config.num_attention_heads, config.num_key_value_heads);
   require<ConfigError>(config.head_dim % 2 == 0, "[{}] head_dim must be even for rotary embeddings; found {}", where,
                        config.head_dim);
   require<ConfigError>(config.num_attention_heads <= kMost / config.head_dim,
@@ -207,9 +226,13 @@ std::vector<std::pair<std::string, std::vector<int64_t>>> llama_weight_shapes(co
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     const std::string layer = fmt::format("model.layers.{}.", i);
     shapes.push_back({layer + "input_layernorm.weight", {hidden}});
-    projection(layer + "self_attn.q_proj", q, hidden, config.attention_bias);
-    projection(layer + "self_attn.k_proj", kv, hidden, config.attention_bias);
-    projection(layer + "self_attn.v_proj", kv, hidden, config.attention_bias);
+    if (config.fused_qkv) {
+      projection(layer + "self_attn.W_pack", q + 2 * kv, hidden, config.attention_bias);
+    } else {
+      projection(layer + "self_attn.q_proj", q, hidden, config.attention_bias);
+      projection(layer + "self_attn.k_proj", kv, hidden, config.attention_bias);
+      projection(layer + "self_attn.v_proj", kv, hidden, config.attention_bias);
+    }
     projection(layer + "self_attn.o_proj", hidden, q, config.attention_bias);
     shapes.push_back({layer + "post_attention_layernorm.weight", {hidden}});
     projection(layer + "mlp.gate_proj", inner, hidden, config.mlp_bias);

@@ -54,6 +54,8 @@ std::string gguf_name(const std::string& path) {
 }
 
 Places places_of(const LlamaConfig& config) {
+  require<ShapeError>(!config.fused_qkv, "[gguf] llama.cpp's layers for q, k and v are three; found a Baichuan, whose adapters are on W_pack; "
+                      "merge the adapter into the model instead (lora merge)");
   constexpr std::string_view kWeight = ".weight";
   Places places;
   for (const auto& [name, shape] : llama_weight_shapes(config)) {

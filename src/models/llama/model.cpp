@@ -93,11 +93,17 @@ LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config, int64_t layer,
       head_dim_(config.head_dim) {
   const int64_t hidden = config.hidden_size;
   const bool bias = config.attention_bias;
-  q_proj = register_module("q_proj", linear(hidden, num_heads_ * head_dim_, bias, parameters));
-  k_proj = register_module("k_proj", linear(hidden, num_kv_heads_ * head_dim_, bias, parameters));
-  v_proj = register_module("v_proj", linear(hidden, num_kv_heads_ * head_dim_, bias, parameters));
-  o_proj = register_module("o_proj", linear(num_heads_ * head_dim_, hidden, bias, parameters));
-  qkv_ = nn::LinearGroup({q_proj, k_proj, v_proj});
+  const int64_t queries = num_heads_ * head_dim_, keys = num_kv_heads_ * head_dim_;
+  if (config.fused_qkv) {
+    W_pack = register_module("W_pack", linear(hidden, queries + 2 * keys, bias, parameters));
+    qkv_ = nn::LinearGroup({W_pack});
+  } else {
+    q_proj = register_module("q_proj", linear(hidden, queries, bias, parameters));
+    k_proj = register_module("k_proj", linear(hidden, keys, bias, parameters));
+    v_proj = register_module("v_proj", linear(hidden, keys, bias, parameters));
+    qkv_ = nn::LinearGroup({q_proj, k_proj, v_proj});
+  }
+  o_proj = register_module("o_proj", linear(queries, hidden, bias, parameters));
   o_ = nn::LinearGroup({o_proj});
 }
 

@@ -9,7 +9,10 @@ namespace {
 nn::DecoderLayerShape shape_of(const LlamaDecoderLayerImpl& layer) {
   const auto& attention = *layer.self_attn;
   const auto& mlp = *layer.mlp;
-  return {.qkv = {nn::shape_of(*attention.q_proj), nn::shape_of(*attention.k_proj), nn::shape_of(*attention.v_proj)},
+  const nn::LinearGroupShape joined =
+      attention.W_pack ? nn::LinearGroupShape{nn::shape_of(*attention.W_pack)}
+                       : nn::LinearGroupShape{nn::shape_of(*attention.q_proj), nn::shape_of(*attention.k_proj), nn::shape_of(*attention.v_proj)};
+  return {.qkv = joined,
           .out = {nn::shape_of(*attention.o_proj)},
           .gate_up = {nn::shape_of(*mlp.gate_proj), nn::shape_of(*mlp.up_proj)},
           .down = {nn::shape_of(*mlp.down_proj)},
@@ -39,7 +42,7 @@ nn::DecoderShapes shapes_of(LlamaForCausalLMImpl& model) {
   shapes.head_is_tied = config.tie_word_embeddings;
   shapes.head_has_bias = model.lm_head->bias.defined();
   nn::add_virtual_tokens(model, shapes);
-  const auto& first = model.model->layers[0]->as<LlamaDecoderLayerImpl>()->self_attn->q_proj->weight;
+  const auto& first = model.model->layers[0]->as<LlamaDecoderLayerImpl>()->self_attn->o_proj->weight;
   shapes.weight_dtype = first.scalar_type();
   return shapes;
 }

@@ -29,6 +29,7 @@ struct LlamaConfig {
   bool tie_word_embeddings = false;
   bool attention_bias = false;
   bool mlp_bias = false;
+  bool fused_qkv = false;  ///< q, k and v are rows of one layer, W_pack: Baichuan-7B
   int64_t bos_token_id = 1;
   std::vector<int64_t> eos_token_ids = {2};
   std::optional<int64_t> pad_token_id;
@@ -39,8 +40,9 @@ struct LlamaConfig {
   bool operator==(const LlamaConfig&) const = default;
 };
 
-/// Reads config.json text; old (rope_theta, torch_dtype) and new (rope_parameters, dtype) spellings.
-/// Throws FormatError for anything that is no plain Llama: another model_type, activation, scaled rotary embedding, weights
+/// Reads config.json text; old (rope_theta, torch_dtype) and new (rope_parameters, dtype) spellings. model_type "baichuan" is
+/// Baichuan-7B, whose q, k and v are one layer; its larger and later namesakes are other models.
+/// Throws FormatError for anything that is neither: another model_type, activation, scaled rotary embedding, weights
 /// that something else than bitsandbytes quantised, or sizes that do not fit together. `where` opens the message.
 LlamaConfig parse_llama_config(std::string_view json, std::string_view where);
 
@@ -50,7 +52,8 @@ LlamaConfig read_llama_config(const Path& directory);
 /// The text of config.json, with both spellings, so that old and new readers agree.
 std::string write_llama_config(const LlamaConfig& config);
 
-/// llama2-7b, llama2-13b, llama2-70b; for training from scratch tiny, 15m, 110m, 1b. Throws ConfigError otherwise.
+/// llama-7b, llama-13b, llama-30b, llama-65b (the first version), llama2-7b, llama2-13b, llama2-70b, baichuan-7b; for training from
+/// scratch tiny, 15m, 110m, 1b. Throws ConfigError otherwise.
 LlamaConfig llama_preset(std::string_view name);
 std::vector<std::string> llama_preset_names();
 

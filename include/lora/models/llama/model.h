@@ -37,6 +37,7 @@ class LlamaAttentionImpl : public torch::nn::Module {
   bool keeps_rows_apart(at::ScalarType dtype, const nn::FastPaths& fast) const;
 
   nn::Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
+  nn::Linear W_pack{nullptr};  ///< instead of the first three: their rows one after the other (LlamaConfig::fused_qkv)
 
  private:
   Tensor attend(ops::Heads heads, const AttentionContext& context, const PrefixKeys& prefix) const;
@@ -113,9 +114,12 @@ class LlamaForCausalLMImpl : public nn::CausalLMImpl {
   int64_t max_positions() const override { return config.max_position_embeddings; }
   at::ScalarType stored_dtype() const override;
   std::vector<int64_t> end_ids() const override { return config.eos_token_ids; }
-  std::string model_type() const override { return "llama"; }
-  std::string model_class() const override { return "LlamaForCausalLM"; }
-  std::vector<std::string> default_targets() const override { return {"q_proj", "v_proj"}; }
+  std::string model_type() const override { return config.fused_qkv ? "baichuan" : "llama"; }
+  std::string model_class() const override { return config.fused_qkv ? "BaiChuanForCausalLM" : "LlamaForCausalLM"; }
+  std::vector<std::string> default_targets() const override {
+    if (config.fused_qkv) return {"W_pack"};
+    return {"q_proj", "v_proj"};
+  }
   std::optional<nn::PromptShape> prompt_shape() const override;
   Tensor input_embeddings() override { return model->embed_tokens->weight; }
   int64_t independent_rows() override;
