@@ -27,7 +27,7 @@ template <class Layer, class Context>
 Residual through_layers(const torch::nn::ModuleList& layers, Residual stream, const Context& context,
                         const std::vector<PrefixKeys>& prefixes) {
   for (size_t i = 0; i < layers->size(); ++i) {
-    auto* layer = layers[i]->template as<Layer>();
+    auto* layer = layers->ptr(i)->template as<Layer>();
     const PrefixKeys prefix = context.num_prefixed > 0 ? prefixes.at(i) : PrefixKeys();
     const auto pass = [layer, context](const Residual& part, const PrefixKeys& keys) { return layer->forward(part, context, keys); };
     stream = context.recompute == Recompute::kFull ? recomputed(stream, context, prefix, pass) : pass(stream, prefix);
