@@ -73,7 +73,7 @@ double difference(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs
 TEST_CASE("baichuan: it computes what a Llama of its parts computes", "[baichuan]") {
   seed_generators(4);
   llama::LlamaForCausalLM fused(small_config());
-  const auto parts = split(*fused);
+  auto parts = split(*fused);
   const auto batch = batch_of(at::tensor({1, 5, 9, 30, 7}, at::kLong));
   CHECK(difference(fused->forward(batch), parts->forward(batch)) < 1e-6);
   for (auto* model : {&*fused, &*parts}) model->fast_paths = nn::FastPaths::none();
