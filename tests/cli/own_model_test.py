@@ -62,10 +62,10 @@ class OwnModelTest(unittest.TestCase):
         self.assertEqual([line["loss"] for line in self.metrics()], [line["loss"] for line in self.metrics("same")])
 
     def test_tokens_of_its_rows_are_kept_prepared_and_packed(self):
-        self.with_run_file("finetune")
+        self.with_run_file("finetune", "data.eval.path=null")
         self.assertNotIn("from the cache", self.log)
         expected = [line["loss"] for line in self.metrics()]
-        self.with_run_file("finetune", "run.output_dir=again", f"data.cache_dir={self.folder / 'out/cache'}")
+        self.with_run_file("finetune", "data.eval.path=null", "run.output_dir=again", f"data.cache_dir={self.folder / 'out/cache'}")
         self.assertIn("from the cache", self.log)
         self.with_run_file("prepare", "run.output_dir=prepared")
         records = ("data.format=records", "data.train.path=prepared/records/train", "data.eval.path=prepared/records/eval")

@@ -113,7 +113,7 @@ TEST_CASE("a template of one's own says where every text and token stands", "[da
   const auto example = data::encode_chat({{"user", " {content} "}, {"assistant", "A"}, {"user", "B"}, {"assistant", "C"}}, tokenizer, form);
   // What somebody says is never a place; what follows the end token is not learned; white space stays without `strip`.
   CHECK(all_text(example) == "<s><S=be {content};0: {content} ?</s><s>A!</s>~1:B?</s><s>C!</s>~");
-  CHECK(target_text(example) == "______________________________________<s>A!</s>______<s>C!</s>_");
+  CHECK(target_text(example) == "________________________________<s>A!</s>______<s>C!</s>_");
 }
 
 TEST_CASE("an answer is encoded as it reads behind its question", "[data]") {

@@ -64,16 +64,16 @@ TEST_CASE("template: built-in ones are well-formed and known by name", "[templat
 
 TEST_CASE("template: descriptions differ where templates do", "[template]") {
   const PromptTemplate plain{.user = "{content}"};
-  std::vector<PromptTemplate> others(9, plain);
-  others[0].prefix = "";
-  others[1].system = "{content}";
-  others[2].user = "{content} ";
-  others[3].assistant = "{content}";
-  others[4].default_system = "x";
-  others[5].input = "{input}{content}";
-  others[6].strip = true;
-  others[7].system_in_user = true;
-  others[8].default_system_with_input = "x";
+  const std::vector<PromptTemplate> others = {{.prefix = "", .user = "{content}"},
+                                              {.system = "{content}", .user = "{content}"},
+                                              {.user = "{content} "},
+                                              {.user = "{content}", .assistant = "{content}"},
+                                              {.user = "{content}", .default_system = "x"},
+                                              {.user = "{content}", .input = "{input}{content}"},
+                                              {.user = "{content}", .default_system_with_input = "x"},
+                                              {.user = "{content}", .system_in_user = true},
+                                              {.user = "{content}", .strip = true},
+                                              {.user = "{content}", .reserved = {"x"}}};
   for (const auto& other : others) CHECK(formats::template_description(other) != formats::template_description(plain));
   PromptTemplate renamed = plain;
   renamed.name = "x";

@@ -95,7 +95,7 @@ def alpaca(conversation):
     return joined(prefix, lambda text: f"### Instruction:\n{text}\n\n### Response:\n", turns, lambda text: text)
 
 
-TOKENIZER = LlamaTokenizer.from_pretrained(str(MODEL.parent))
+TOKENIZER = LlamaTokenizer.from_pretrained(str(MODEL.parent), legacy=True)  # a space in front of every text, as Meta's has
 rows = []
 for name, encode in (("llama2", llama2), ("vicuna", vicuna), ("alpaca", alpaca)):
     for conversation in CONVERSATIONS:
