@@ -18,6 +18,7 @@
 #include "lora/models/registry.h"
 #include "lora/ops/device.h"
 #include "lora/ops/shared_cores.h"
+#include "lora/train/callback_registry.h"
 
 namespace lora::cli {
 namespace {
@@ -81,6 +82,7 @@ int run_program(int argc, char** argv) {
   program.footer("Example: lora finetune -c run.yaml\nEvery command has --help with an example.");
 
   register_architectures();
+  config::known_names().callbacks = train::callback_names();
   Action action;
   add_training_commands(program, action);
   add_evaluation_commands(program, action);
