@@ -7,6 +7,7 @@
 #include <charconv>
 #include <set>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include "core/check.h"
@@ -198,11 +199,14 @@ Json read_json(const Path& path) {
 /// A member of the type that `get` wants; FormatError for none or another type.
 template <class T>
 T member(const Json& object, const char* key, const Path& path) {
+  constexpr const char* kText = "[{}] must hold {:?} in its proper type; it does not; use another checkpoint";
   try {
-    return object.at(key).get<T>();
+    const Json& value = object.at(key);
+    // The library would cut 1.5 to 1.
+    if constexpr (std::is_integral_v<T>) require<FormatError>(value.is_number_integer(), kText, path.string(), key);
+    return value.get<T>();
   } catch (const Json::exception&) {
-    fail<FormatError>("[{}] must hold {:?} in its proper type; it does not; use another checkpoint",
-                      path.string(), key);
+    fail<FormatError>(kText, path.string(), key);
   }
 }
 

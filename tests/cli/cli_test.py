@@ -974,7 +974,8 @@ stages:
 
     def overfitting(self):
         """Held-out rows that training helps with at first, and then hurts."""
-        self.write_rows("dev.jsonl", [{"input_ids": [1, 12, 14, 53, 14, 16, 81]}, {"input_ids": [1, 122, 102, 22]}])
+        self.write_rows("dev.jsonl", [{"input_ids": [1, 12, 14, 20, 21, 33, 44]}, {"input_ids": [1, 122, 9, 99]}])
+        self.with_method("{r: 4, target_modules: all-linear}")
 
     def adapter_bytes(self, folder):
         return (self.folder / folder / "adapter_model.safetensors").read_bytes()
@@ -1025,9 +1026,11 @@ stages:
 
     def test_the_best_result_may_be_that_of_the_run(self):
         self.overfitting()
+        self.write_rows("away.jsonl", [{"input_ids": [1, 12, 14, 99, 98, 97, 96], "labels": [-100] * 3 + [99, 98, 97, 96]}])  # what training unlearns
         load = (*self.BEST, "--set", "train.max_steps=12", "--set", "checkpoint.load_best_at_end=true")
-        for name, more in {"lora": (), "network": ("adapter={method: ptuning, num_virtual_tokens: 2, r: null, lora_alpha: null, target_modules: null}",),
-                           "both": ("freeze.train=['layers.1.mlp']", "adapter.also.side.r=2"),
+        for name, more in {"lora": (), "network": ("adapter={method: ptuning, num_virtual_tokens: 2, r: null, target_modules: null}", "train.optimizer.lr=0.3",
+                                       "data.eval.path=away.jsonl"),
+                           "both": ("freeze.train=['layers.1.mlp']", "adapter.also.side.r=2", "data.eval.path=away.jsonl"),
                            "bits": ("adapter.quantization.bits=4",), "bf16": ("model.dtype=bf16",)}.items():
             with self.subTest(name):
                 settings = [word for one in more for word in ("--set", one)]
@@ -1090,7 +1093,7 @@ stages:
         self.assertFalse((self.folder / "out").exists())
 
     def test_pure_half_precision_without_masters_goes_on_bit_by_bit(self):
-        train = ("train", "-c", "run.yaml", "--set", "adapter={method: none, r: null, lora_alpha: null, target_modules: null}", "--set",
+        train = ("train", "-c", "run.yaml", "--set", "adapter={method: none}", "--set",
                  "log.report=false")
         for dtype in ("bf16", "fp16"):
             half = (*train, "--set", f"model.dtype={dtype}", "--set", f"train.amp={{dtype: {dtype}, scaler: {{init: 4294967296}}}}", "--set",
@@ -1111,7 +1114,7 @@ stages:
             self.assertEqual(lines[0]["loss_scale"], 4294967296 if dtype == "fp16" else 1)
             self.assertLess(lines[-1]["loss"], lines[0]["loss"])
         self.assertTrue(lines[0]["overflow"])  # 2^32 is too much for this model
-        plan = {flag: json.loads(self.run_command("plan", "-c", "run.yaml", "--json", "--set", "adapter={method: none, r: null, lora_alpha: null, target_modules: null}",
+        plan = {flag: json.loads(self.run_command("plan", "-c", "run.yaml", "--json", "--set", "adapter={method: none}",
                                                   "--set", "model.dtype=bf16", "--set", f"train.optimizer.master_weights={flag}"))["optimizer_bytes"]
                 for flag in ("true", "false")}
         parameters = self.inspect(BASE)["parameters"]
