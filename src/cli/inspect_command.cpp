@@ -204,7 +204,7 @@ Json inspect_adapter(const Path& directory) {
 
 Json inspect_checkpoint(const Path& directory) {
   Json result = begin("checkpoint");
-  result["step"] = train::checkpoint_step(directory);
+  result["step"] = train::checkpoint_position(directory).step;
   const auto problem = train::verify_checkpoint(directory);
   result["verified"] = !problem;
   if (problem) result["problem"] = *problem;

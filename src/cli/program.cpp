@@ -20,6 +20,7 @@
 #include "lora/models/registry.h"
 #include "lora/ops/device.h"
 #include "lora/ops/shared_cores.h"
+#include "lora/train/callback_registry.h"
 
 namespace lora::cli {
 namespace {
@@ -63,7 +64,7 @@ int run(const Action& action) {
 }
 
 /// The architectures of this library, besides those that a program registered before; the run file may name them all, as it may
-/// registered formats and metrics.
+/// registered formats, metrics and callbacks.
 void register_names() {
   for (auto&& known : {llama::architecture(), llama::baichuan_architecture(), glm::architecture()}) {
     const auto names = models::architecture_names();
@@ -72,6 +73,7 @@ void register_names() {
   config::known_names().architectures = models::architecture_names();
   config::known_names().formats = data::data_format_names();
   config::known_names().metrics = eval::MetricRegistry().names();
+  config::known_names().callbacks = train::callback_names();
 }
 
 }  // namespace

@@ -14,11 +14,13 @@ namespace {
 
 /// Everything that a run writes into its directory.
 std::set<std::string> own_entries(const config::RunConfig& config) {
-  return {"config.yaml", config.log.metrics.begin()->string(), "adapter", "base", "model", "checkpoints", "report.html"};
+  return {"config.yaml", config.log.metrics.begin()->string(), "adapter", "base", "best", "model", "checkpoints", "report.html"};
 }
 
-/// What may be lost when a run starts again: the configuration, the metrics, temporary files and a base that it made.
+/// What may be lost when a run starts again: the configuration, the metrics, temporary files, a base that it made and the best
+/// result of a run that saved no other.
 bool is_leftover(const std::string& name, const config::RunConfig& config) {
+  if (name == "best" && config.checkpoint.keep_best) return true;
   if (name == "base" && own_base(config)) return true;
   return name == "config.yaml" || name == config.log.metrics.begin()->string() || name.find(".tmp-") != std::string::npos;
 }
@@ -64,9 +66,9 @@ void check_unchanged(const Path& checkpoint, const config::RunConfig& config, co
 
 RunStart resume_from(const Path& checkpoint, const config::RunConfig& config, const std::vector<std::string>& allowed) {
   check_unchanged(checkpoint, config, allowed);
-  const int64_t step = train::checkpoint_step(checkpoint);
+  const int64_t step = train::checkpoint_position(checkpoint).step;
   log::info(fmt::format("resuming from {} (step {})", checkpoint.string(), step));
-  return {checkpoint, step, {}, {}};
+  return {.checkpoint = checkpoint, .first_step = step};
 }
 
 RunStart start_anew(const config::RunConfig& config, bool overwrite) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@ struct RunStart {
   std::optional<Path> checkpoint;  ///< resume from here; nothing: start at step 1
   int64_t first_step = 0;          ///< steps already done
   std::vector<Path> followers;     ///< folders of runs that start from what this one leaves
+  std::map<Path, std::string> notes;  ///< files beside its own, by their texts, to be written once this run can begin
   std::vector<Path> obsolete;      ///< what an earlier or killed run left, to be removed once this run can begin
 };
 

@@ -590,11 +590,13 @@ train::TrainerOptions trainer_options(const RunConfig& config, const at::Device&
                        .momentum = train.optimizer.momentum,
                        .no_decay = train.optimizer.no_decay,
                        .bias_correction = train.optimizer.bias_correction,
+                       .master_weights = train.optimizer.master_weights,
                        .loraplus_lr_ratio = train.optimizer.loraplus_lr_ratio};
   options.schedule.type = train.lr_schedule.type;
   options.schedule.warmup_steps = train.lr_schedule.warmup_steps;
   options.schedule.end = train.lr_schedule.end;
   options.schedule.power = train.lr_schedule.power;
+  options.schedule.count_skipped = train.lr_schedule.count_skipped;
   options.scaler = {.enabled = options.amp_dtype == at::kHalf,
                     .dynamic = !train.amp.static_loss_scale.has_value(),
                     .init = train.amp.static_loss_scale.value_or(train.amp.scaler.init),

@@ -4,6 +4,7 @@
 
 #include "cli/command.h"
 #include "core/check.h"
+#include "core/copy_directory.h"
 #include "lora/core/file.h"
 #include "lora/core/log.h"
 
@@ -25,9 +26,7 @@ void require_own_entries(const config::StagedConfig& staged) {
 
 void publish_adapter(const Path& from, const Path& to) {
   AtomicDirectory directory(to);
-  for (const auto& entry : std::filesystem::directory_iterator(from)) {
-    write_file_atomically(directory.path() / entry.path().filename(), read_file(entry.path(), UINT64_MAX));
-  }
+  copy_directory(from, directory.path());
   directory.commit();
 }
 
@@ -45,9 +44,8 @@ int run_stages(const config::StagedConfig& staged, bool overwrite, const std::ve
       start.obsolete.push_back(directory / "adapter");
     }
     log::info(fmt::format("stage {} of {}: {}", i + 1, staged.stages.size(), name));
-    const int code = run_one(config, start);
-    if (i == 0) write_file_atomically(directory / "config.yaml", dump_staged_config(staged));
-    if (code != kDone) return code;
+    start.notes = {{directory / "config.yaml", dump_staged_config(staged)}};
+    if (const int code = run_one(config, start); code != kDone) return code;
   }
   publish_adapter(staged.stages.back().config.run.output_dir / "adapter", directory / "adapter");
   fmt::print("adapter  {}\n", (directory / "adapter").string());

@@ -1,6 +1,7 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
+#include "cli/best_result.h"
 #include "cli/command.h"
 #include "cli/options.h"
 #include "cli/run_directory.h"
@@ -16,6 +17,7 @@
 #include "lora/generate/generate.h"
 #include "lora/io/dtype.h"
 #include "lora/ops/device.h"
+#include "lora/train/callback_registry.h"
 #include "lora/train/checkpoint.h"
 #include "lora/train/evaluate.h"
 #include "lora/train/metrics.h"
@@ -51,12 +53,25 @@ class TrainingRun {
   void prepare();
   void leave_out_overlap();
   void warn_about_schedule() const;
+  void make_callbacks();
   void announce() const;
-  bool is_finished() const { return start_.first_step >= total_steps_; }
+  void begin();
+  int train();
+  void start_or_go_on(train::Trainer& trainer);
+  std::optional<std::string> reason_to_end(const train::EvalHistory& evaluations, const std::string& stopped_by) const;
+  bool has_ended(const train::StepState& state) const { return reason_to_end(state.evaluations, state.stopped_by).has_value(); }
+  std::optional<std::string> how_it_finished() const;
   void add_callbacks(train::Trainer& trainer, train::MetricsFile& metrics, train::Progress& progress);
+  void evaluate_on_the_way(train::StepState& state, train::StepResult& result);
+  void ask_callbacks(train::StepState& state, const train::StepResult& result);
+  ResultParts parts() const { return {.adapter = static_cast<bool>(adapters_), .model = !adapters_ || !config_.freeze.train.empty()}; }
+  void save_best();
+  void take_best();
+  void say_best() const;
   void save_checkpoint(train::Trainer& trainer);
   void save_base(const Path& path);
   void save_model(const Path& path, bool quantized);
+  void write_model(const Path& directory, bool quantized);
   void save_result(const train::StepState& state);
   void save_all(train::Trainer& trainer);
   void save_last_good_state(train::Trainer& trainer);
@@ -69,13 +84,15 @@ class TrainingRun {
   config::RunConfig config_;
   RunStart start_;
   at::Device device_ = at::kCPU;
-  int64_t pad_id_ = 0, total_steps_ = 0, last_saved_step_ = -1;
+  int64_t pad_id_ = 0, total_steps_ = 0, total_epochs_ = 0, last_saved_step_ = -1;
   std::shared_ptr<const data::Tokenizer> tokenizer_;
   std::shared_ptr<nn::CausalLMImpl> model_;
   data::Dataset train_set_;
   std::optional<data::Dataset> eval_set_;
   AdapterSets adapters_;
   FreezeReport freeze_report_;
+  std::vector<std::pair<std::string, train::RunCallback>> callbacks_;  ///< by their names
+  train::EvalHistory evaluations_;                                    ///< at the end
   std::optional<double> loss_before_, loss_after_;
   std::vector<std::string> samples_before_, samples_after_;
 };
@@ -83,27 +100,38 @@ class TrainingRun {
 int TrainingRun::run() {
   const Stopwatch total;
   prepare();
-  if (is_finished()) {
-    log::info(fmt::format("{} is finished: all {} steps are done", config_.run.output_dir.string(), total_steps_));
+  if (const auto how = how_it_finished()) {
+    log::info(fmt::format("{} is finished: {}", config_.run.output_dir.string(), *how));
     return kDone;
   }
   require_no_followers(start_);
+  make_callbacks();
   announce();
-  clear_obsolete(start_);
-  write_file_atomically(config_.run.output_dir / "config.yaml", config::dump_run_config(config_));
+  begin();
+  if (const int signal = train(); signal != 0) return exit_code_of_signal(signal);
+  if (config_.checkpoint.load_best_at_end) take_best();
+  loss_after_ = evaluate();
+  samples_after_ = generate_samples();
+  say_best();
+  if (config_.log.report) write_report(total);
+  return kDone;
+}
 
+/// From here on the run leaves its own files in the directory.
+void TrainingRun::begin() {
+  clear_obsolete(start_);
+  for (const auto& [file, text] : start_.notes) write_file_atomically(file, text);
+  write_file_atomically(config_.run.output_dir / "config.yaml", config::dump_run_config(config_));
+}
+
+/// All steps, up to a saved state. The signal that stopped them, or 0.
+int TrainingRun::train() {
   auto options = trainer_options(config_, device_, total_steps_);
   options.peak_flops_per_second = train::matmul_flops_per_second(device_, product_dtype(options.amp_dtype));
   train::Trainer trainer(model_, adapters_, options);
-  if (start_.checkpoint) {
-    train::load_checkpoint(*start_.checkpoint, *model_, trainer.state());
-  } else {
-    if (const auto base = own_base(config_)) save_base(*base);
-    loss_before_ = evaluate();
-    samples_before_ = generate_samples();
-  }
+  start_or_go_on(trainer);
   train::MetricsFile metrics(config_.run.output_dir / config_.log.metrics, start_.first_step);
-  train::Progress progress(total_steps_, config_.train.log_interval);
+  train::Progress progress(total_steps_, config_.train.log_interval, total_epochs_);
   add_callbacks(trainer, metrics, progress);
 
   auto loader_settings = loader_options(config_, pad_id_, row_room(config_, *model_));
@@ -112,7 +140,7 @@ int TrainingRun::run() {
   loader_settings.pinned = device_.is_cuda();
   data::Loader loader(train_set_, loader_settings);
   try {
-    trainer.fit(loader, [] { return stop_signal() != 0; });
+    trainer.fit(loader, [&] { return stop_signal() != 0 || has_ended(trainer.state()); });
   } catch (const NonFiniteError&) {
     progress.finish();
     save_last_good_state(trainer);
@@ -120,15 +148,48 @@ int TrainingRun::run() {
   }
   progress.finish();
   save_all(trainer);
+  const train::StepState& state = trainer.state();
+  evaluations_ = state.evaluations;
   if (const int signal = stop_signal(); signal != 0) {
-    log::warn(fmt::format("stopped after step {}; the state is saved, the same command goes on from there",
-                          trainer.state().step));
-    return exit_code_of_signal(signal);
+    log::warn(fmt::format("stopped after step {}; the state is saved, the same command goes on from there", state.step));
+    return signal;
   }
-  loss_after_ = evaluate();
-  samples_after_ = generate_samples();
-  if (config_.log.report) write_report(total);
-  return kDone;
+  const auto reason = reason_to_end(state.evaluations, state.stopped_by);
+  if (reason) log::info(fmt::format("ended after step {} of {}: {}", state.step, total_steps_, *reason));
+  return 0;
+}
+
+/// With the state of a checkpoint, or with what is measured and saved before the first step.
+void TrainingRun::start_or_go_on(train::Trainer& trainer) {
+  if (!start_.checkpoint) {
+    if (const auto base = own_base(config_)) save_base(*base);
+    loss_before_ = evaluate();
+    samples_before_ = generate_samples();
+    return;
+  }
+  train::load_checkpoint(*start_.checkpoint, *model_, trainer.state());
+  trainer.state().stopped_by.clear();  // by one that this run does not have
+  if (config_.checkpoint.keep_best) train::restore_best(*start_.checkpoint, best_directory(config_));
+}
+
+/// Why the run ends before its last step, or nothing.
+std::optional<std::string> TrainingRun::reason_to_end(const train::EvalHistory& evaluations, const std::string& stopped_by) const {
+  const auto& patience = config_.train.early_stop.patience;
+  if (patience && evaluations.without_improvement >= *patience) {
+    return fmt::format("the held-out loss did not improve in {} evaluations (train.early_stop)", evaluations.without_improvement);
+  }
+  const auto& names = config_.train.callbacks;
+  if (std::find(names.begin(), names.end(), stopped_by) == names.end()) return std::nullopt;
+  return fmt::format("the callback {} asked for it", stopped_by);
+}
+
+/// Nothing: there is more to do.
+std::optional<std::string> TrainingRun::how_it_finished() const {
+  if (start_.first_step >= total_steps_) return fmt::format("all {} steps are done", total_steps_);
+  if (!start_.checkpoint) return std::nullopt;
+  const auto position = train::checkpoint_position(*start_.checkpoint);
+  const auto reason = reason_to_end(position.evaluations, position.stopped_by);
+  return reason ? std::optional(fmt::format("it ended after step {}: {}", position.step, *reason)) : std::nullopt;
 }
 
 void TrainingRun::prepare() {
@@ -154,7 +215,9 @@ void TrainingRun::prepare() {
   auto counting = loader_options(config_, pad_id_, row_room(config_, *model_));
   counting.workers = 0;
   const data::Loader probe(train_set_, counting);
-  total_steps_ = config_.train.max_steps >= 0 ? config_.train.max_steps : config_.train.epochs * probe.steps_per_epoch();
+  const int64_t epoch_steps = probe.steps_per_epoch();
+  total_steps_ = config_.train.max_steps >= 0 ? config_.train.max_steps : config_.train.epochs * epoch_steps;
+  total_epochs_ = epoch_steps > 0 ? (total_steps_ + epoch_steps - 1) / epoch_steps : 0;
   adapters_ = make_adapters(config_, *model_, tokenizer_.get(), total_steps_, start_.checkpoint);
   if (!start_.checkpoint) start_adapters(config_, *model_, adapters_, train_set_, loader_options(config_, pad_id_, row_room(config_, *model_)));
   freeze_report_ = freeze(config_, *model_, adapters_);
@@ -170,30 +233,89 @@ void TrainingRun::warn_about_schedule() const {
   }
 }
 
+void TrainingRun::make_callbacks() {
+  const train::CallbackContext context{config_.run.output_dir, start_.first_step, total_steps_};
+  for (const auto& name : config_.train.callbacks) callbacks_.emplace_back(name, train::make_callback(name, context));
+}
+
 void TrainingRun::announce() const {
   log::info(freeze_report_.summary());
   log::info(fmt::format("{} rows, {} steps of {} x {} rows, {}", train_set_.size(), total_steps_,
                         config_.train.grad_accum, config_.train.micro_batch, describe_machine(device_)));
 }
 
+/// In this order, so that lines, callbacks and checkpoints know of the step's evaluation, and checkpoints of what ends the run.
 void TrainingRun::add_callbacks(train::Trainer& trainer, train::MetricsFile& metrics, train::Progress& progress) {
-  const int64_t eval_interval = config_.train.eval_interval, save_interval = config_.checkpoint.every_steps;
-  trainer.on_step([this, eval_interval](train::StepResult& result) {
-    if (eval_interval > 0 && result.step % eval_interval == 0) result.eval_loss = evaluate();
-  });
+  const int64_t save_interval = config_.checkpoint.every_steps;
+  trainer.on_step([this, &trainer](train::StepResult& result) { evaluate_on_the_way(trainer.state(), result); });
   trainer.on_step([&metrics, &progress](train::StepResult& result) {
     metrics.write(result);
     progress.show(result);
   });
+  trainer.on_step([this, &trainer](train::StepResult& result) { ask_callbacks(trainer.state(), result); });
   trainer.on_step([this, &trainer, save_interval](train::StepResult& result) {
     if (save_interval > 0 && result.step % save_interval == 0) save_checkpoint(trainer);
   });
 }
 
+void TrainingRun::evaluate_on_the_way(train::StepState& state, train::StepResult& result) {
+  const int64_t interval = config_.train.eval_interval;
+  if (interval == 0 || result.step % interval != 0) return;
+  result.eval_loss = evaluate();
+  if (!result.eval_loss) return;
+  result.is_best = state.evaluations.add(result.step, *result.eval_loss, config_.train.early_stop.min_delta);
+  if (result.is_best && config_.checkpoint.keep_best) save_best();
+}
+
+void TrainingRun::ask_callbacks(train::StepState& state, const train::StepResult& result) {
+  for (const auto& [name, callback] : callbacks_) {
+    const bool stops = callback(result) == train::AfterStep::kStop;
+    if (stops && state.stopped_by.empty()) state.stopped_by = name;
+  }
+}
+
 void TrainingRun::save_checkpoint(train::Trainer& trainer) {
-  train::save_checkpoint(config_.run.output_dir, *model_, trainer.state(),
-                         {config_.checkpoint.save_optimizer, config::dump_run_config(config_)}, config_.checkpoint.keep);
+  train::CheckpointContent content{config_.checkpoint.save_optimizer, config::dump_run_config(config_), {}};
+  const Path best = best_directory(config_);
+  if (config_.checkpoint.keep_best && std::filesystem::exists(best)) content.best = best;
+  train::save_checkpoint(config_.run.output_dir, *model_, trainer.state(), content, config_.checkpoint.keep);
   last_saved_step_ = trainer.state().step;
+}
+
+/// The result as it is now, as the best so far.
+void TrainingRun::save_best() {
+  AtomicDirectory best(best_directory(config_));
+  if (parts().adapter) save_adapters(adapters_, best.path());
+  if (parts().model) {
+    const Path model = parts().adapter ? best.path() / "model" : best.path();
+    std::filesystem::create_directories(model);
+    write_model(model, /*quantized=*/false);
+  }
+  best.commit();
+}
+
+/// Makes the best result that of the run, and goes on with what its files give.
+void TrainingRun::take_best() {
+  if (!std::filesystem::exists(best_directory(config_))) {
+    log::warn("[checkpoint.load_best_at_end] an evaluation must have given a best result; found none; the result is the last state");
+    return;
+  }
+  const ResultParts result = parts();
+  publish_best(config_, result);
+  adapters_ = {};
+  model_.reset();
+  LoadedResult best = load_result(config_, result, device_);
+  model_ = std::move(best.model);
+  adapters_ = std::move(best.adapters);
+}
+
+void TrainingRun::say_best() const {
+  if (!evaluations_.best_loss) return;
+  const auto& checkpoint = config_.checkpoint;
+  log::info(fmt::format("the best held-out loss on the way was {:.4f}, after step {}{}", *evaluations_.best_loss, evaluations_.best_step,
+                        checkpoint.load_best_at_end ? ": the result of this run"
+                        : checkpoint.keep_best      ? fmt::format("; it is kept in {}", best_directory(config_).string())
+                                                    : ""));
 }
 
 /// Does with evaluation rows that occur in the training data as data.on_overlap says.
@@ -211,6 +333,12 @@ void TrainingRun::save_base(const Path& path) {
 
 void TrainingRun::save_model(const Path& path, bool quantized) {
   AtomicDirectory directory(path);
+  write_model(directory.path(), quantized);
+  directory.commit();
+}
+
+/// Into an existing directory.
+void TrainingRun::write_model(const Path& directory, bool quantized) {
   models::SaveOptions options;
   options.quantized = quantized;
   if (config_.tokenizer.path) {
@@ -218,15 +346,13 @@ void TrainingRun::save_model(const Path& path, bool quantized) {
   } else {
     options.copy_tokenizer_from = config_.model.path;
   }
-  architecture_of(config_).save(*model_, directory.path(), options);
-  directory.commit();
+  architecture_of(config_).save(*model_, directory, options);
 }
 
 /// The adapter, and the model when base weights were trained too.
 void TrainingRun::save_result(const train::StepState& state) {
   if (adapters_) save_adapters(adapters_, config_.run.output_dir / "adapter");
-  const bool base_was_trained = !adapters_ || !config_.freeze.train.empty();
-  if (!base_was_trained) return;
+  if (!parts().model) return;
   if (adapters_) log::info("freeze.train frees base weights, which an adapter file cannot hold: they are in model/");
   save_model(config_.run.output_dir / "model", /*quantized=*/false);
   log::debug(fmt::format("saved the state of step {}", state.step));
@@ -300,6 +426,9 @@ void TrainingRun::write_report(const Stopwatch& total) {
                                                           with_thousands(parameters),
                                                           100.0 * static_cast<double>(trainable) / static_cast<double>(parameters))},
                      {"Time in all", fmt::format("{:.1f} s", total.seconds())}};
+  if (evaluations_.best_loss) {
+    content.summary.emplace_back("Best held-out loss on the way", fmt::format("{:.4f}, after step {}", *evaluations_.best_loss, evaluations_.best_step));
+  }
   content.environment = {{"machine", describe_machine(device_)}, {"program", "lora " LORA_VERSION}};
   content.rank_modules = adapters_.rank_modules();
   content.config_yaml = config::dump_run_config(config_);

@@ -211,7 +211,7 @@ void describe_amp(Visitor& v, AmpSection& amp) {
   v.key("dtype", amp.dtype, one_of({"fp32", "bf16", "fp16"}));
   v.key("loss_scale", amp.static_loss_scale, greater_than(0).with_absent_word("dynamic"));
   v.section("scaler", [&] {
-    v.key("init", amp.scaler.init, greater_than(0));
+    v.key("init", amp.scaler.init, Rule{.least = 0, .most = 0x1p100, .least_is_open = true});  // GradScaler::kMaxScale
     v.key("factor", amp.scaler.factor, greater_than(1));
     v.key("window", amp.scaler.window, at_least(1));
     v.key("min", amp.scaler.min, greater_than(0));
@@ -228,7 +228,15 @@ void describe_optimizer(Visitor& v, OptimizerSection& optimizer) {
   v.key("momentum", optimizer.momentum, fraction());
   v.key("no_decay", optimizer.no_decay, of_kind(TextKind::kPattern));
   v.key("bias_correction", optimizer.bias_correction);
+  v.key("master_weights", optimizer.master_weights);
   v.key("loraplus_lr_ratio", optimizer.loraplus_lr_ratio, greater_than(0));
+}
+
+/// A program of which nobody registered callbacks has none to choose from.
+inline Rule known_callback() {
+  const std::vector<std::string>& names = known_names().callbacks;
+  if (!names.empty()) return one_of({names.begin(), names.end()});
+  return {.has_form = [](std::string_view) { return false; }, .form = "a callback that this program registered, which has none"};
 }
 
 template <class Visitor>
@@ -245,12 +253,18 @@ void describe_train(Visitor& v, TrainSection& train) {
     v.key("warmup_steps", train.lr_schedule.warmup_steps, at_least(0));
     v.key("end", train.lr_schedule.end, at_least(0));
     v.key("power", train.lr_schedule.power, greater_than(0));
+    v.key("count_skipped", train.lr_schedule.count_skipped);
   });
   v.key("loss_reduction", train.loss_reduction, one_of({"valid_tokens", "all_positions"}));
   v.key("on_nonfinite", train.on_nonfinite, one_of({"skip", "stop"}));
   v.key("max_nonfinite", train.max_nonfinite, at_least(1).with_alias("max_skips"));
   v.key("log_interval", train.log_interval, at_least(1).with_effect(Effect::kNone));
   v.key("eval_interval", train.eval_interval, at_least(0).with_effect(Effect::kNone));
+  v.section("early_stop", [&] {
+    v.key("patience", train.early_stop.patience, at_least(1).with_effect(Effect::kNone));
+    v.key("min_delta", train.early_stop.min_delta, at_least(0).with_effect(Effect::kNone));
+  });
+  v.key("callbacks", train.callbacks, known_callback().with_effect(Effect::kNone));
   v.key("recompute", train.recompute,
         one_of({"none", "selective", "full"}).with_effect(Effect::kNone));
   v.key("offload_activations", train.offload_activations, with_effect(Effect::kNone));
@@ -300,6 +314,8 @@ void describe(Visitor& v, RunConfig& config) {
     v.key("every_steps", config.checkpoint.every_steps, at_least(0).with_effect(Effect::kNone));
     v.key("keep", config.checkpoint.keep, at_least(1).with_effect(Effect::kNone));
     v.key("save_optimizer", config.checkpoint.save_optimizer, harmless);
+    v.key("keep_best", config.checkpoint.keep_best, harmless);
+    v.key("load_best_at_end", config.checkpoint.load_best_at_end, harmless.with_alias("load_best_model_at_end"));
   });
   v.section("eval", [&] { describe_eval(v, config.eval); });
   v.section("generate", [&] {

@@ -27,7 +27,7 @@ using Stage = StagedConfig::Stage;
 constexpr std::string_view kStages = "stages";
 constexpr std::array<std::string_view, 7> kSections = {"adapter", "freeze", "data", "train", "checkpoint", "generate", "log"};
 /// What a run's own folder holds besides its stages.
-constexpr std::array<std::string_view, 6> kTakenNames = {"adapter", "model", "cache", "checkpoints", "config", "report"};
+constexpr std::array<std::string_view, 7> kTakenNames = {"adapter", "best", "model", "cache", "checkpoints", "config", "report"};
 
 /// One entry of `stages` in the file: its sections.
 struct StageTree {

@@ -190,6 +190,31 @@ void check_training(const WholeCheck& check, const RunConfig& config) {
                   train.eval_interval));
 }
 
+/// What compares held-out losses needs some.
+void check_evaluations(const WholeCheck& check, const RunConfig& config) {
+  const auto& [patience, min_delta] = config.train.early_stop;
+  const auto needs_evaluations = [&](bool is_asked, const std::string& key) {
+    check.holds(!is_asked || config.train.eval_interval > 0, key,
+                "needs held-out losses on the way; found train.eval_interval: 0; set it, and data.eval.path");
+  };
+  needs_evaluations(config.checkpoint.keep_best, "checkpoint.keep_best");
+  needs_evaluations(patience.has_value(), "train.early_stop.patience");
+  check.holds(patience || min_delta == 0, "train.early_stop.min_delta", "belongs to train.early_stop.patience; found none; add it");
+  check.holds(config.checkpoint.keep_best || !config.checkpoint.load_best_at_end, "checkpoint.load_best_at_end",
+              "needs what checkpoint.keep_best keeps; found false; set it to true");
+  const bool has_model_beside = config.checkpoint.keep_best && !config.freeze.train.empty();
+  for (const auto& one : config.more_adapters) {
+    check.holds(!has_model_beside || one.name != "model", "adapter.also." + one.name,
+                "must have another name with checkpoint.keep_best and freeze.train, which put the base there; found model twice");
+  }
+}
+
+void check_callbacks(const WholeCheck& check, const TrainSection& train) {
+  for (const std::string& name : train.callbacks) {
+    check.holds(std::ranges::count(train.callbacks, name) == 1, "train.callbacks", fmt::format("must name each once; found {} again", name));
+  }
+}
+
 }  // namespace
 
 void check_whole(const RunConfig& config, const Places& places, std::string_view name,
@@ -206,6 +231,8 @@ void check_whole(const RunConfig& config, const Places& places, std::string_view
   check_more_adapters(check, config);
   check_token_indices(check, config.adapter);
   check_training(check, config);
+  check_evaluations(check, config);
+  check_callbacks(check, config.train);
   check_offload(check, config, mode);
   check_quantization(check, config, mode);
   check_starts(check, config);

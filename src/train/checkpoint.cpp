@@ -7,9 +7,11 @@
 #include <charconv>
 #include <set>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include "core/check.h"
+#include "core/copy_directory.h"
 #include "formats/json.h"
 #include "lora/adapters/adapter_io.h"
 #include "lora/core/file.h"
@@ -30,6 +32,7 @@ constexpr std::string_view kPrefix = "step-";
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kState = "state.json";
 constexpr const char* kConfig = "config.yaml";
+constexpr const char* kBest = "best";
 constexpr const char* kAdapter = "adapter";
 constexpr const char* kAdapterWeights = "adapter/adapter_model.safetensors";
 constexpr const char* kModel = "model.safetensors";
@@ -103,12 +106,23 @@ void save_resumable(const Path& directory, const nn::CausalLMImpl& model, const 
   io::save_safetensors(directory / kGenerator, generator_states(device_of(model)));
 }
 
+Json evaluations_json(const EvalHistory& history) {
+  const auto number_or_null = [](const std::optional<double>& loss) { return loss ? Json(*loss) : Json(); };
+  return {{"best_loss", number_or_null(history.best_loss)},
+          {"best_step", history.best_step},
+          {"improved_loss", number_or_null(history.improved_loss)},
+          {"without_improvement", history.without_improvement}};
+}
+
 Json state_json(const StepState& state) {
   const auto scaler = state.scaler.state();
   return {{"format", kFormat},
           {"step", state.step},
           {"nonfinite_in_a_row", state.nonfinite_in_a_row},
-          {"scaler", {{"scale", scaler.scale}, {"finite_steps", scaler.finite_steps}}}};
+          {"skipped_steps", state.skipped_steps},
+          {"scaler", {{"scale", scaler.scale}, {"finite_steps", scaler.finite_steps}}},
+          {"evaluations", evaluations_json(state.evaluations)},
+          {"stopped_by", state.stopped_by}};
 }
 
 Json manifest_json(const Path& directory) {
@@ -185,11 +199,14 @@ Json read_json(const Path& path) {
 /// A member of the type that `get` wants; FormatError for none or another type.
 template <class T>
 T member(const Json& object, const char* key, const Path& path) {
+  constexpr const char* kText = "[{}] must hold {:?} in its proper type; it does not; use another checkpoint";
   try {
-    return object.at(key).get<T>();
+    const Json& value = object.at(key);
+    // The library would cut 1.5 to 1.
+    if constexpr (std::is_integral_v<T>) require<FormatError>(value.is_number_integer(), kText, path.string(), key);
+    return value.get<T>();
   } catch (const Json::exception&) {
-    fail<FormatError>("[{}] must hold {:?} in its proper type; it does not; use another checkpoint",
-                      path.string(), key);
+    fail<FormatError>(kText, path.string(), key);
   }
 }
 
@@ -264,22 +281,41 @@ using Tensors = std::map<std::string, at::Tensor>;
 
 /// state.json.
 struct SavedState {
-  int64_t step = 0, nonfinite_in_a_row = 0;
+  RunPosition position;
+  int64_t nonfinite_in_a_row = 0, skipped_steps = 0;
   GradScaler::State scaler;
 };
+
+/// A finite number, or nothing for null.
+std::optional<double> loss_member(const Json& object, const char* key, const Path& path) {
+  if (member<Json>(object, key, path).is_null()) return std::nullopt;
+  return member<double>(object, key, path);
+}
+
+EvalHistory read_evaluations(const Json& json, const Path& path) {
+  return {.best_loss = loss_member(json, "best_loss", path),
+          .best_step = member<int64_t>(json, "best_step", path),
+          .improved_loss = loss_member(json, "improved_loss", path),
+          .without_improvement = member<int64_t>(json, "without_improvement", path)};
+}
 
 SavedState read_state(const Path& checkpoint) {
   const Path path = checkpoint / kState;
   const Json json = read_json(path);
   require_format(json, path);
   SavedState state;
-  state.step = member<int64_t>(json, "step", path);
+  RunPosition& position = state.position;
+  position = {.step = member<int64_t>(json, "step", path),
+              .evaluations = read_evaluations(member<Json>(json, "evaluations", path), path),
+              .stopped_by = member<std::string>(json, "stopped_by", path)};
   state.nonfinite_in_a_row = member<int64_t>(json, "nonfinite_in_a_row", path);
-  require<FormatError>(
-      state.step >= 0 && state.nonfinite_in_a_row >= 0,
-      "[{}] counts must not be negative; found step {} and {} skipped; use another "
-      "checkpoint",
-      path.string(), state.step, state.nonfinite_in_a_row);
+  state.skipped_steps = member<int64_t>(json, "skipped_steps", path);
+  const auto is_count_of_steps = [&](int64_t count) { return count >= 0 && count <= position.step; };
+  for (const int64_t count : {position.step, state.nonfinite_in_a_row, state.skipped_steps, position.evaluations.best_step,
+                              position.evaluations.without_improvement}) {
+    require<FormatError>(is_count_of_steps(count), "[{}] counts must be from 0 to the steps done, {}; found {}; use another checkpoint",
+                         path.string(), position.step, count);
+  }
   const auto scaler = member<Json>(json, "scaler", path);
   state.scaler = {member<double>(scaler, "scale", path),
                   member<int64_t>(scaler, "finite_steps", path)};
@@ -391,6 +427,10 @@ Path save_checkpoint(const Path& output_dir, nn::CausalLMImpl& model, const Step
   AtomicDirectory directory(target);
   save_values(directory.path(), model, state);
   if (content.optimizer) save_resumable(directory.path(), model, state);
+  if (!content.best.empty()) {
+    fs::create_directory(directory.path() / kBest);
+    copy_directory(content.best, directory.path() / kBest);
+  }
   write_file_atomically(directory.path() / kState, state_json(state).dump(2) + "\n");
   write_file_atomically(directory.path() / kConfig, content.config_yaml);
   // No newline at its end, so that a manifest cut short anywhere is no JSON.
@@ -412,8 +452,11 @@ void load_checkpoint(const Path& checkpoint, nn::CausalLMImpl& model, StepState&
   state.optimizer->load_state(content.optimizer);
   restore_values(checkpoint, model, state, content);
   state.scaler.load_state(content.state.scaler);
-  state.step = content.state.step;
+  state.step = content.state.position.step;
+  state.evaluations = content.state.position.evaluations;
+  state.stopped_by = content.state.position.stopped_by;
   state.nonfinite_in_a_row = content.state.nonfinite_in_a_row;
+  state.skipped_steps = content.state.skipped_steps;
   restore_generators(checkpoint, content.generators, device_of(model));
 }
 
@@ -442,8 +485,20 @@ std::optional<Path> newest_checkpoint(const Path& output_dir) {
   return std::nullopt;
 }
 
-int64_t checkpoint_step(const Path& checkpoint) {
-  return read_state(checkpoint).step;
+void restore_best(const Path& checkpoint, const Path& target) {
+  if (!fs::is_directory(checkpoint / kBest)) {
+    std::error_code error;
+    fs::remove_all(target, error);
+    require<IoError>(!error, "[{}] must be removable; {}; remove it by hand", target.string(), error.message());
+    return;
+  }
+  AtomicDirectory directory(target);
+  copy_directory(checkpoint / kBest, directory.path());
+  directory.commit();
+}
+
+RunPosition checkpoint_position(const Path& checkpoint) {
+  return read_state(checkpoint).position;
 }
 
 }  // namespace lora::train

@@ -219,6 +219,7 @@ class Rehearsal {
     for (int step = 0; step < 2; ++step) {
       gradients_exist_ = false;
       for (int64_t i = 0; i < std::min<int64_t>(in_.grad_accum, 2); ++i) micro_batch();
+      { const Scope updating(ledger_, kWeights, static_cast<int64_t>(in_.parameters.update_bytes)); }
       ledger_.drop(kGradients, ledger_.now(kGradients));
     }
     save();
@@ -904,9 +905,16 @@ uint64_t average_bytes(const AdapterSet& set) {
 uint64_t state_bytes(const at::Tensor& parameter, const OptimizerOptions& optimizer) {
   const uint64_t numbers = static_cast<uint64_t>(parameter.numel());
   const uint64_t wide = parameter.scalar_type() == at::kDouble ? 8 : 4;
-  const uint64_t master = is_half(parameter.scalar_type()) ? numbers * wide : 0;
+  const uint64_t master = optimizer.master_weights && is_half(parameter.scalar_type()) ? numbers * wide : 0;
   if (optimizer.type == "adamw") return master + 2 * numbers * wide + sizeof(float);
   return master + (optimizer.momentum == 0 ? 0 : numbers * wide);
+}
+
+/// Without a master the value becomes fp32 for its update, and the gradient does unless AdamW's kernel for bf16 reads it.
+uint64_t update_bytes(const at::Tensor& parameter, const OptimizerOptions& optimizer) {
+  if (optimizer.master_weights || !is_half(parameter.scalar_type())) return 0;
+  const bool has_kernel = optimizer.type == "adamw" && parameter.scalar_type() == at::kBFloat16;
+  return static_cast<uint64_t>(parameter.numel()) * (has_kernel ? 4 : 8);
 }
 
 }  // namespace
@@ -934,6 +942,7 @@ ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSe
     memory.trainable += parameter.numel();
     memory.gradients_bytes += nbytes(parameter);
     memory.optimizer_bytes += state_bytes(parameter, optimizer);
+    memory.update_bytes = std::max(memory.update_bytes, update_bytes(parameter, optimizer));
   }
   return memory;
 }

@@ -104,6 +104,7 @@ StepResult from_json_line(std::string_view line, std::string where) {
   if (fields.has("rank_budget")) result.rank_budget = fields.count("rank_budget");
   if (fields.has("ranks")) result.ranks = fields.counts("ranks");
   if (fields.has("eval_loss")) result.eval_loss = fields.number("eval_loss");
+  if (fields.has("best")) result.is_best = fields.boolean("best");
   if (fields.has("nonfinite")) result.nonfinite = fields.text("nonfinite");
   return result;
 }
@@ -176,6 +177,7 @@ std::string to_json_line(const StepResult& result) {
   if (result.rank_budget) line["rank_budget"] = *result.rank_budget;
   if (!result.ranks.empty()) line["ranks"] = result.ranks;
   if (result.eval_loss) line["eval_loss"] = *result.eval_loss;
+  if (result.is_best) line["best"] = true;
   if (!result.nonfinite.empty()) line["nonfinite"] = to_utf8(result.nonfinite);
   return line.dump();
 }

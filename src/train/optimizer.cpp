@@ -62,7 +62,7 @@ struct Slot {
 /// (per type and device), however many parameters there are.
 class SlotOptimizer : public Optimizer {
  public:
-  explicit SlotOptimizer(std::vector<ParameterGroup> groups) : Optimizer(std::move(groups)) {
+  SlotOptimizer(std::vector<ParameterGroup> groups, bool has_masters) : Optimizer(std::move(groups)), has_masters_(has_masters) {
     for (const auto& group : groups_) {
       auto& slots = slots_.emplace_back();
       for (const auto& [name, parameter] : group.parameters) slots.push_back({name, parameter, parameter, {}});
@@ -73,12 +73,13 @@ class SlotOptimizer : public Optimizer {
   void step(double learning_rate, double gradient_factor) override {
     const at::NoGradGuard no_grad;
     for (size_t i = 0; i < groups_.size(); ++i) {
-      std::vector<Slot*> with_gradient;
+      std::vector<Slot*> with_gradient, rounded;
       for (auto& slot : slots_[i]) {
-        if (slot.parameter.grad().defined()) with_gradient.push_back(&slot);
+        if (slot.parameter.grad().defined()) (is_rounded(slot) ? rounded : with_gradient).push_back(&slot);
       }
-      if (with_gradient.empty()) continue;
-      update(with_gradient, {learning_rate * groups_[i].lr_ratio, groups_[i].weight_decay, gradient_factor});
+      const Numbers numbers{learning_rate * groups_[i].lr_ratio, groups_[i].weight_decay, gradient_factor};
+      if (!with_gradient.empty()) update(with_gradient, numbers);
+      for (Slot* slot : rounded) update_rounded(*slot, numbers);
     }
   }
 
@@ -136,12 +137,27 @@ class SlotOptimizer : public Optimizer {
   }
 
  private:
+  /// Updated in its own half precision, without a master.
+  bool is_rounded(const Slot& slot) const { return !has_masters_ && is_half(slot.parameter); }
+
+  /// One at a time, so that the numbers in fp32 that the update is computed in are never those of all parameters.
+  void update_rounded(Slot& slot, const Numbers& numbers) {
+    multiply_gradients({&slot}, numbers.gradient_factor);
+    at::Tensor& gradient = slot.parameter.mutable_grad();
+    gradient = gradient.to(slot.parameter.scalar_type());
+    slot.value = slot.parameter.detach().to(at::kFloat, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
+    update({&slot}, {numbers.learning_rate, numbers.weight_decay, /*gradient_factor=*/1});
+    slot.value = slot.parameter;
+  }
+
   /// Copies in the type of the update, for parameters of which it is not, and for strided ones, since the fused kernels walk
   /// memory in order.
   void add_masters() {
     const at::NoGradGuard no_grad;
     std::vector<Slot*> slots = all_slots();
-    std::erase_if(slots, [](const Slot* slot) { return !is_half(slot->parameter) && slot->parameter.is_contiguous(); });
+    std::erase_if(slots, [&](const Slot* slot) {
+      return is_half(slot->parameter) ? is_rounded(*slot) : slot->parameter.is_contiguous();
+    });
     add("master", slots, [](const Slot& slot) { return slot.parameter.sizes().vec(); });
     for (Slot* slot : slots) {
       slot->value = slot->state.at("master");
@@ -189,6 +205,7 @@ class SlotOptimizer : public Optimizer {
   }
 
   std::vector<std::vector<Slot>> slots_;  ///< by group
+  const bool has_masters_;
 };
 
 Tensors values_of(const std::vector<Slot*>& slots) {
@@ -214,7 +231,7 @@ Tensors states_of(const std::vector<Slot*>& slots, const std::string& key) {
 class AdamW : public SlotOptimizer {
  public:
   AdamW(std::vector<ParameterGroup> groups, const OptimizerOptions& options)
-      : SlotOptimizer(std::move(groups)), options_(options) {
+      : SlotOptimizer(std::move(groups), options.master_weights), options_(options) {
     add_state("exp_avg");
     add_state("exp_avg_sq");
     add_number("step");
@@ -304,8 +321,8 @@ class AdamW : public SlotOptimizer {
 
 class Sgd : public SlotOptimizer {
  public:
-  Sgd(std::vector<ParameterGroup> groups, double momentum)
-      : SlotOptimizer(std::move(groups)), momentum_(momentum) {
+  Sgd(std::vector<ParameterGroup> groups, const OptimizerOptions& options)
+      : SlotOptimizer(std::move(groups), options.master_weights), momentum_(options.momentum) {
     if (momentum_ == 0) return;
     add_state("momentum");
   }
@@ -406,7 +423,7 @@ std::unique_ptr<Optimizer> make_optimizer(std::vector<ParameterGroup> groups,
       "[optimizer] something must be trainable; found no parameter; check what is "
       "frozen");
   if (options.type == "adamw") return std::make_unique<AdamW>(std::move(groups), options);
-  if (options.type == "sgd") return std::make_unique<Sgd>(std::move(groups), options.momentum);
+  if (options.type == "sgd") return std::make_unique<Sgd>(std::move(groups), options);
   fail<ConfigError>("[optimizer] type must be adamw or sgd; found {:?}; use adamw", options.type);
 }
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <optional>
@@ -59,22 +60,54 @@ std::string duration(double seconds) {
 }
 
 /// "10/300", or "10" when the end is not known.
-std::string position(const StepResult& result, int64_t total_steps) {
-  return total_steps > 0 ? fmt::format("{}/{}", result.step, total_steps)
-                         : fmt::format("{}", result.step);
+std::string of_total(int64_t number, int64_t total) {
+  return total > 0 ? fmt::format("{}/{}", number, total) : fmt::format("{}", number);
 }
 
-std::string plain_line(const StepResult& result, int64_t total_steps) {
+/// " eval_loss 1.7500 (best)", or nothing.
+std::string held_out(const StepResult& result) {
+  if (!result.eval_loss) return {};
+  return fmt::format(" eval_loss {:.4f}{}", *result.eval_loss, result.is_best ? " (best)" : "");
+}
+
+/// What the steps since the last line come to.
+class Recent {
+ public:
+  void add(const StepResult& result) {
+    ++steps_;
+    overflows_ += result.overflow ? 1 : 0;
+    tokens_ += result.tokens;
+    step_seconds_ += result.step_seconds;
+    data_seconds_ += result.data_seconds;
+    if (!std::isfinite(result.loss)) return;
+    ++finite_losses_;
+    loss_sum_ += result.loss;
+  }
+
+  double mean_loss() const { return finite_losses_ > 0 ? loss_sum_ / static_cast<double>(finite_losses_) : std::nan(""); }
+  double mean_step_seconds() const { return step_seconds_ / static_cast<double>(steps_); }
+  double mean_data_seconds() const { return data_seconds_ / static_cast<double>(steps_); }
+  double tokens_per_second() const {
+    const double seconds = step_seconds_ + data_seconds_;
+    return seconds > 0 ? static_cast<double>(tokens_) / seconds : 0;
+  }
+  std::string overflows() const { return overflows_ == 0 ? "no" : fmt::format("{} of {}", overflows_, steps_); }
+
+ private:
+  int64_t steps_ = 0, overflows_ = 0, tokens_ = 0, finite_losses_ = 0;
+  double step_seconds_ = 0, data_seconds_ = 0, loss_sum_ = 0;
+};
+
+std::string plain_line(const StepResult& result, const Recent& recent, int64_t total_steps, int64_t total_epochs) {
   std::string line = fmt::format(
-      "step {} epoch {} loss {:.4f} lr {:.1e} grad_norm {:.4g} scale {:g} overflow {} {:.0f} tok/s "
-      "step {:.3f} s data {:.3f} s mem {}",
-      position(result, total_steps), result.epoch + 1, result.loss, result.learning_rate,
-      result.grad_norm, result.loss_scale, result.overflow ? "yes" : "no", result.tokens_per_second,
-      result.step_seconds, result.data_seconds, human_bytes(result.peak_bytes));
+      "step {} epoch {} loss {:.4f} mean {:.4f} lr {:.2e} grad_norm {:.4g} scale {:g} overflow {} {:.0f} tok/s step {:.3f} s data {:.3f} s "
+      "mem {}",
+      of_total(result.step, total_steps), of_total(result.epoch + 1, total_epochs), result.loss, recent.mean_loss(), result.learning_rate,
+      result.grad_norm, result.loss_scale, recent.overflows(), recent.tokens_per_second(), recent.mean_step_seconds(),
+      recent.mean_data_seconds(), human_bytes(result.peak_bytes));
   if (result.sol_percent) line += fmt::format(" sol {:.0f} %", *result.sol_percent);
   if (result.reg_loss) line += fmt::format(" reg_loss {:.4g}", *result.reg_loss);
-  if (result.eval_loss) line += fmt::format(" eval_loss {:.4f}", *result.eval_loss);
-  return line;
+  return line + held_out(result);
 }
 
 void print(std::string_view text) {
@@ -87,26 +120,31 @@ void print(std::string_view text) {
 struct Progress::State {
   enum class Mode { kSilent, kPlain, kBar };
 
-  int64_t total_steps, log_interval;
+  int64_t total_steps, log_interval, total_epochs;
   Mode mode;
   bool colour = variable("NO_COLOR").empty(), utf8 = shows_utf8();
   Stopwatch since_start = {}, since_drawing = {};
   int64_t steps_seen = 0;
   std::optional<StepResult> waiting = {};  ///< the last step, as long as it is not shown
+  Recent recent = {};
   bool bar_is_open = false;
 
   void show_plain(const StepResult& result) {
     const bool on_interval = log_interval > 0 && result.step % log_interval == 0;
     if (steps_seen == 1 || on_interval || result.step == total_steps || result.eval_loss) {
-      log::info(plain_line(result, total_steps));
+      say(result);
       waiting.reset();
     }
   }
 
+  void say(const StepResult& result) {
+    log::info(plain_line(result, recent, total_steps, total_epochs));
+    recent = {};
+  }
+
   void show_bar(const StepResult& result) {
     if (result.eval_loss) {
-      print(fmt::format("{}step {} eval_loss {:.4f}\n", kClearLine, position(result, total_steps),
-                        *result.eval_loss));
+      print(fmt::format("{}step {}{}\n", kClearLine, of_total(result.step, total_steps), held_out(result)));
     }
     const bool is_due = steps_seen == 1 || since_drawing.seconds() >= kSecondsBetweenDrawings ||
                         result.step == total_steps || result.eval_loss;
@@ -122,7 +160,7 @@ struct Progress::State {
 
   /// Position and bar, then as many fields as fit into `columns`.
   std::string bar_line(const StepResult& result, int64_t columns) const {
-    std::string line = fmt::format("{:>{}}", position(result, total_steps),
+    std::string line = fmt::format("{:>{}}", of_total(result.step, total_steps),
                                    2 * fmt::formatted_size("{}", total_steps) + 1);
     if (total_steps > 0) line += fmt::format(" {:3}%", 100 * done(result) / total_steps);
     columns -= static_cast<int64_t>(line.size());
@@ -172,8 +210,8 @@ struct Progress::State {
   }
 };
 
-Progress::Progress(int64_t total_steps, int64_t log_interval)
-    : state_(new State{std::max<int64_t>(total_steps, 0), log_interval, State::Mode::kPlain}) {
+Progress::Progress(int64_t total_steps, int64_t log_interval, int64_t total_epochs)
+    : state_(new State{std::max<int64_t>(total_steps, 0), log_interval, total_epochs, State::Mode::kPlain}) {
   if (log::level() < log::Level::kInfo) {
     state_->mode = State::Mode::kSilent;
   } else if (is_terminal()) {
@@ -192,6 +230,7 @@ void Progress::show(const StepResult& result) {
   if (state_->mode == State::Mode::kBar) {
     state_->show_bar(result);
   } else {
+    state_->recent.add(result);
     state_->show_plain(result);
   }
 }
@@ -201,7 +240,7 @@ void Progress::finish() {
     if (state_->mode == State::Mode::kBar) {
       state_->draw(*last);
     } else {
-      log::info(plain_line(*last, state_->total_steps));
+      state_->say(*last);
     }
   }
   if (std::exchange(state_->bar_is_open, false)) print("\n");

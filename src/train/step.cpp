@@ -22,7 +22,8 @@ namespace {
 StepResult begin_step(const nn::CausalLMImpl& model, std::span<const Batch> micro_batches, const StepState& state) {
   StepResult result;
   result.step = state.step + 1;
-  result.learning_rate = learning_rate(state.schedule, result.step);
+  const int64_t uncounted = state.schedule.count_skipped ? 0 : state.skipped_steps;
+  result.learning_rate = learning_rate(state.schedule, result.step - uncounted);
   result.loss_scale = state.scaler.scale();
   for (const Batch& batch : micro_batches) {
     result.tokens += batch.num_tokens;
@@ -196,6 +197,7 @@ StepResult train_step(nn::CausalLMImpl& model, std::span<const Batch> micro_batc
     state.optimizer->zero_grad();
   }
   state.step = result.step;
+  if (result.overflow) ++state.skipped_steps;
   result.peak_bytes = peak_bytes(device_of(model));
   result.step_seconds = clock.seconds();
   result.tokens_per_second = static_cast<double>(result.tokens) / result.step_seconds;

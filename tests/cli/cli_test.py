@@ -965,6 +965,31 @@ train: {max_steps: 1, micro_batch: 2}
             scores[name] = json.loads((self.folder / f"{name}.jsonl").read_text())["logprobs"]
         self.assertLess(max(abs(a - b) for a, b in zip(scores["beside"], scores["merged"])), 1e-4)
 
+    def test_stages_leave_the_whole_run_file_before_the_first_is_done(self):
+        self.write("staged.yaml", RUN_FILE.format(base=BASE).replace("adapter: {r: 4, lora_alpha: 8, target_modules: [q_proj, v_proj]}", """
+stages:
+  - {name: first, adapter: {r: 2}, train: {max_steps: 100000}}
+  - {name: second, adapter: {r: 2}}
+"""))
+        process = subprocess.Popen([PROGRAM, "finetune", "-c", "staged.yaml"], cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        metrics = self.folder / "out/first/metrics.jsonl"
+        try:
+            for _ in range(600):
+                if process.poll() is not None or metrics.exists() and metrics.stat().st_size > 0:
+                    break
+                time.sleep(0.05)
+        finally:
+            process.kill()
+            process.wait()
+        text = (self.folder / "out/config.yaml").read_text()
+        self.assertIn("  - name: second", text)
+        # A run that cannot begin leaves the file as it was.
+        error = self.run_command("finetune", "-c", "staged.yaml", "--overwrite", "--set", "data.train.path=none.jsonl", code=1)
+        self.assertIn("none.jsonl", error)
+        self.assertEqual((self.folder / "out/config.yaml").read_text(), text)
+        self.run_command("finetune", "-c", "staged.yaml", "--set", "stages.first.train.max_steps=2")
+        self.assertIn("max_steps: 2", (self.folder / "out/config.yaml").read_text())
+
     def test_a_killed_stage_goes_on(self):
         self.write("staged.yaml", RUN_FILE.format(base=BASE).replace("adapter: {r: 4, lora_alpha: 8, target_modules: [q_proj, v_proj]}", """
 stages:
@@ -1114,6 +1139,163 @@ stages:
         self.assertEqual(result.returncode, 0, result.stderr)
         for words in ("model.offload: cpu changes nothing here", "train.offload_activations changes nothing here"):
             self.assertEqual(result.stderr.count(words), 1, result.stderr)
+
+    EVALUATED = ("--set", "data.eval.path=dev.jsonl", "--set", "train.eval_interval=2", "--set", "train.optimizer.lr=2.0e-2", "--set",
+                 "log.samples=0")
+    BEST = (*EVALUATED, "--set", "checkpoint.keep_best=true")
+
+    def overfitting(self):
+        """Held-out rows that training helps with at first, and then hurts."""
+        self.write_rows("dev.jsonl", [{"input_ids": [1, 12, 14, 20, 21, 33, 44]}, {"input_ids": [1, 122, 9, 99]}])
+        self.with_method("{r: 4, target_modules: all-linear}")
+
+    def adapter_bytes(self, folder):
+        return (self.folder / folder / "adapter_model.safetensors").read_bytes()
+
+    def held_out(self, directory="out"):
+        return {line["step"]: line["eval_loss"] for line in self.metrics(directory) if "eval_loss" in line}
+
+    def test_the_best_result_is_kept(self):
+        self.overfitting()
+        said = self.log_of(*self.BEST, "--set", "train.max_steps=12", "--set", "checkpoint.every_steps=2", "--set", "checkpoint.keep=9")
+        losses = self.held_out()
+        best = min(losses, key=losses.get)
+        self.assertEqual(list(losses), [2, 4, 6, 8, 10, 12])
+        self.assertTrue(2 < best < 12, losses)  # else this tests nothing
+        self.assertIn(f"after step {best}; it is kept in", said)
+        self.assertIn("(best)", said)
+        minima = [step for step in losses if losses[step] < min([losses[s] for s in losses if s < step], default=math.inf)]
+        self.assertEqual([line["step"] for line in self.metrics() if line.get("best")], minima)
+        self.finetune(*self.BEST, "--set", f"train.max_steps={best}", "--set", "run.output_dir=to_best")
+        self.assertEqual(self.adapter_bytes("out/best"), self.adapter_bytes("to_best/adapter"))
+        self.assertNotEqual(self.adapter_bytes("out/best"), self.adapter_bytes("out/adapter"))
+        self.assertIn("adapter", self.inspect("out/best"))
+        self.assertIn("Best held-out loss", (self.folder / "out/report.html").read_text())
+
+        # A run in parts, and one that goes on from before the best, have what an uninterrupted one has.
+        for steps in (best, 12):
+            self.finetune(*self.BEST, "--set", f"train.max_steps={steps}", "--set", "run.output_dir=parts")
+        self.assertEqual(self.adapter_bytes("parts/best"), self.adapter_bytes("out/best"))
+        self.assertEqual(self.held_out("parts"), losses)
+        for step in range(4, 14, 2):
+            shutil.rmtree(self.folder / f"out/checkpoints/step-{step}")
+        self.finetune(*self.BEST, "--set", "train.max_steps=3")
+        self.finetune(*self.BEST, "--set", "train.max_steps=2", "--set", "run.output_dir=two")
+        self.assertEqual(self.adapter_bytes("out/best"), self.adapter_bytes("two/adapter"))
+
+    def test_a_killed_run_leaves_its_best_result_to_the_next(self):
+        self.overfitting()
+        self.finetune(*self.BEST)
+        for left in ("adapter", "checkpoints"):
+            shutil.rmtree(self.folder / "out" / left)
+        (self.folder / "out/report.html").unlink()
+        (self.folder / "out/best.tmp-999999999-0").mkdir()
+        self.finetune(*self.BEST)
+        self.assertEqual([path.name for path in (self.folder / "out").iterdir() if "tmp" in path.name], [])
+        self.finetune(*self.BEST, "--overwrite")
+        self.finetune(*self.EVALUATED, "--overwrite")
+        self.assertFalse((self.folder / "out/best").exists())
+
+    def test_the_best_result_may_be_that_of_the_run(self):
+        self.overfitting()
+        self.write_rows("away.jsonl", [{"input_ids": [1, 12, 14, 99, 98, 97, 96], "labels": [-100] * 3 + [99, 98, 97, 96]}])  # what training unlearns
+        load = (*self.BEST, "--set", "train.max_steps=12", "--set", "checkpoint.load_best_at_end=true")
+        for name, more in {"lora": (), "network": ("adapter={method: ptuning, num_virtual_tokens: 2, r: null, target_modules: null}", "train.optimizer.lr=0.3",
+                                       "data.eval.path=away.jsonl"),
+                           "both": ("freeze.train=['layers.1.mlp']", "adapter.also.side.r=2", "data.eval.path=away.jsonl"),
+                           "bits": ("adapter.quantization.bits=4",), "bf16": ("model.dtype=bf16",)}.items():
+            with self.subTest(name):
+                settings = [word for one in more for word in ("--set", one)]
+                said = self.log_of(*load, *settings, "--set", f"run.output_dir={name}")
+                losses = self.held_out(name)
+                self.assertLess(min(losses.values()), losses[12], losses)
+                self.assertIn("the result of this run", said)
+                said_last = float(re.findall(r"held-out loss (\d+\.\d+)", said)[-1])
+                self.assertAlmostEqual(said_last, min(losses.values()), delta=1e-3)
+                self.assertEqual(self.adapter_bytes(f"{name}/adapter"), self.adapter_bytes(f"{name}/best"))
+                self.assertFalse((self.folder / name / "adapter/model").exists())
+        for file in ("adapter/side/adapter_model.safetensors", "model/model.safetensors"):
+            best = self.folder / "both/best" / file.removeprefix("adapter/")
+            self.assertEqual((self.folder / "both" / file).read_bytes(), best.read_bytes())
+
+    def test_the_best_model_may_be_that_of_a_full_run(self):
+        self.text_run()
+        best = ("--set", "train.eval_interval=1", "--set", "train.max_steps=8", "--set", "train.optimizer.lr=0.1", "--set",
+                "checkpoint={keep_best: true, load_best_model_at_end: true}", "--set", "log.samples=1", "--set", "generate.max_new_tokens=2")
+        printed = self.run_command("train", "-c", "text.yaml", *best)
+        losses = self.held_out()
+        self.assertLess(min(losses.values()), losses[8], losses)
+        self.assertAlmostEqual(float(re.search(r"-> (\d+\.\d+)", printed)[1]), min(losses.values()), delta=1e-3)
+        for file in ("model.safetensors", "config.json", "tokenizer.model"):
+            self.assertEqual((self.folder / "out/model" / file).read_bytes(), (self.folder / "out/best" / file).read_bytes())
+        self.assertEqual(self.inspect("out/best")["kind"], self.inspect("out/model")["kind"])
+
+    def test_a_run_ends_when_the_held_out_loss_no_longer_falls(self):
+        self.overfitting()
+        stop = (*self.EVALUATED, "--set", "train.max_steps=40", "--set", "train.early_stop.patience=2")
+        said = self.log_of(*stop)
+        losses = self.held_out()
+        best = min(losses, key=losses.get)
+        self.assertEqual(max(losses), best + 4)
+        self.assertEqual(len(self.metrics()), best + 4)
+        self.assertIn(f"ended after step {best + 4} of 40", said)
+        self.assertTrue((self.folder / "out/report.html").exists())
+        self.assertIn(f"is finished: it ended after step {best + 4}", self.log_of(*stop))
+        # In parts the same; with more patience it goes on as if it had had that from the start.
+        parts = ("--set", "run.output_dir=parts")
+        self.finetune(*stop, *parts, "--set", f"train.max_steps={best + 3}")
+        self.finetune(*stop, *parts)
+        self.assertEqual(self.adapter_bytes("parts/adapter"), self.adapter_bytes("out/adapter"))
+        patient = ("--set", "train.early_stop.patience=4")
+        self.finetune(*stop, *patient)
+        self.finetune(*stop, *patient, "--set", "run.output_dir=patient")
+        self.assertEqual(self.held_out(), self.held_out("patient"))
+        self.assertEqual(self.adapter_bytes("out/adapter"), self.adapter_bytes("patient/adapter"))
+        self.finetune(*stop, "--set", "train.early_stop.min_delta=100", "--set", "run.output_dir=delta")
+        self.assertEqual(len(self.metrics("delta")), 6)
+
+    def test_keeping_the_best_needs_evaluations(self):
+        for words, reason in ((("checkpoint.keep_best=true",), "checkpoint.keep_best needs held-out losses"),
+                              (("train.early_stop.patience=1",), "train.early_stop.patience needs held-out losses"),
+                              (("checkpoint.load_best_at_end=true",), "needs what checkpoint.keep_best keeps"),
+                              (("checkpoint.keep_best=true", "train.eval_interval=2"), "data.eval.path"),
+                              (("train.callbacks=[watch]",), "a callback that this program registered, which has none"),
+                              (("train.early_stop=2",), "must be a map"), (("checkpoint.keep_bets=true",), "checkpoint.keep_best?")):
+            self.assertIn(reason, self.finetune(*(word for one in words for word in ("--set", one)), code=2))
+        self.assertFalse((self.folder / "out").exists())
+
+    def test_pure_half_precision_without_masters_goes_on_bit_by_bit(self):
+        train = ("train", "-c", "run.yaml", "--set", "adapter={method: none}", "--set",
+                 "log.report=false")
+        for dtype in ("bf16", "fp16"):
+            half = (*train, "--set", f"model.dtype={dtype}", "--set", f"train.amp={{dtype: {dtype}, scaler: {{init: 4294967296}}}}", "--set",
+                    "train.max_steps=24")
+            results = {}
+            for name, more in {"masters": (), "rounded": ("--set", "train.optimizer.master_weights=false")}.items():
+                out = f"{dtype}_{name}"
+                self.run_command(*half, *more, "--set", f"run.output_dir={out}")
+                for steps in (20, 24):
+                    self.run_command(*half, *more, "--set", f"run.output_dir={out}_parts", "--set", f"train.max_steps={steps}")
+                files = [(self.folder / folder / "model/model.safetensors").read_bytes() for folder in (out, f"{out}_parts")]
+                self.assertEqual(files[0], files[1])
+                results[name] = files[0]
+                _, state = read_safetensors(self.folder / out / "checkpoints/step-24/optimizer.safetensors")
+                self.assertEqual(any(key.startswith("master.") for key in state), name == "masters")
+            self.assertNotEqual(results["masters"], results["rounded"])
+            lines = self.metrics(f"{dtype}_rounded")
+            self.assertEqual(lines[0]["loss_scale"], 4294967296 if dtype == "fp16" else 1)
+            self.assertLess(lines[-1]["loss"], lines[0]["loss"])
+        self.assertTrue(lines[0]["overflow"])  # 2^32 is too much for this model
+        plan = {flag: json.loads(self.run_command("plan", "-c", "run.yaml", "--json", "--set", "adapter={method: none}",
+                                                  "--set", "model.dtype=bf16", "--set", f"train.optimizer.master_weights={flag}"))["optimizer_bytes"]
+                for flag in ("true", "false")}
+        parameters = self.inspect(BASE)["parameters"]
+        self.assertEqual(plan["true"] - plan["false"], 4 * parameters)
+
+    def test_a_warm_up_longer_than_the_run_is_said(self):
+        for steps, warns in ((3, 0), (4, 1)):
+            said = self.log_of("--set", f"train.lr_schedule.warmup_steps={steps}", "--set", f"run.output_dir={steps}", "--set", "log.report=false")
+            self.assertEqual(said.count("warm-up should end before the run"), warns, said)
 
     def test_a_changed_run_file_is_not_resumed(self):
         self.finetune()

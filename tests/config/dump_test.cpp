@@ -6,6 +6,7 @@
 #include "catch.h"
 #include "config/flatten.h"
 #include "config/parse.h"
+#include "lora/config/known_names.h"
 #include "lora/core/random.h"
 
 using Catch::Matchers::Contains;
@@ -104,16 +105,19 @@ RunConfig unusual() {
   c.train.micro_batch = 2;
   c.train.grad_accum = 3;
   c.train.clip_norm = 0;
-  c.train.amp = {"fp16", 1e-300, {1e300, 1.0000000000000002, 1e-5, 7}};
+  c.train.amp = {"fp16", 1e-300, {1e30, 1.0000000000000002, 1e-5, 7}};
   c.train.optimizer = {"sgd", 5e-324, {0, 0.9999999999999999}, 1e22, 123456789.125, 0.5, {},
-                       false, 16.0};
-  c.train.lr_schedule = {"polynomial", 9, 5e-324, 2.5};
+                       false, false, 16.0};
+  c.train.lr_schedule = {"polynomial", 9, 5e-324, 2.5, false};
   c.train.loss_reduction = "all_positions";
   c.train.on_nonfinite = "stop";
   c.train.max_nonfinite = 1;
   c.train.log_interval = 2;
   c.train.eval_interval = 6;
-  c.checkpoint = {1, 3, false};
+  c.train.early_stop = {3, 1e-300};
+  lora::config::known_names().callbacks = {"watch", "on"};
+  c.train.callbacks = {"on", "watch"};
+  c.checkpoint = {1, 3, false, true, true};
   c.generate = {0, 1, 5, 6, 7, 1.1, 0.5, 2, 8};
   c.eval = {{"exact_match"}, "dict", "/d/words.txt", 12};
   c.log = {"sub dir/m:1.jsonl", false, 0};

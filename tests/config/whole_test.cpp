@@ -1,7 +1,10 @@
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "catch.h"
 #include "config/parse.h"
+#include "lora/config/known_names.h"
 
 using Catch::Matchers::Contains;
 using Catch::Matchers::Equals;
@@ -141,4 +144,48 @@ TEST_CASE("keys that bound each other", "[config]") {
       error_of(kMinimal + "train: {eval_interval: 5}"),
       Contains("[run.yaml:6] train.eval_interval must be 0 without data.eval.path; found 5"));
   CHECK(error_of(kMinimal + "train: {eval_interval: 5}", {"data.eval.path=dev.json"}).empty());
+}
+
+TEST_CASE("what compares held-out losses needs evaluations on the way", "[config]") {
+  const std::vector<std::string> evaluated = {"data.eval.path=dev.json", "train.eval_interval=5"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.end(), evaluated.begin(), evaluated.end());
+    return more;
+  };
+  const auto config = parse(kMinimal + "train: {early_stop: {patience: 2, min_delta: 0.5}}\ncheckpoint: {keep_best: true}", evaluated);
+  CHECK(config.train.early_stop.patience == 2);
+  CHECK(config.train.early_stop.min_delta == 0.5);
+  CHECK(config.checkpoint.keep_best);
+  CHECK(parse(kMinimal, with({"checkpoint={keep_best: true, load_best_model_at_end: true}"})).checkpoint.load_best_at_end);
+
+  CHECK_THAT(error_of(kMinimal + "checkpoint: {keep_best: true}"), Contains("[run.yaml:6] checkpoint.keep_best needs held-out losses"));
+  CHECK_THAT(error_of(kMinimal + "train:\n  early_stop: {patience: 2}"), Contains("[run.yaml:7] train.early_stop.patience needs held-out losses"));
+  CHECK_THAT(error_of(kMinimal + "checkpoint: {keep_best: true}", {"data.eval.path=dev.json"}), Contains("found train.eval_interval: 0"));
+  CHECK_THAT(error_of(kMinimal + "train: {early_stop: {patience: 2}, eval_interval: 5}"), Contains("train.eval_interval must be 0 without"));
+  CHECK_THAT(error_of(kMinimal, with({"train.early_stop.min_delta=0.5"})), Contains("min_delta belongs to train.early_stop.patience"));
+  CHECK_THAT(error_of(kMinimal, with({"checkpoint.load_best_at_end=true"})), Contains("needs what checkpoint.keep_best keeps"));
+  CHECK_THAT(error_of(kMinimal, with({"train.early_stop.patience=0"})), Contains("must be at least 1"));
+  CHECK_THAT(error_of(kMinimal, with({"train.early_stop={patience: 1, min_delta: -1}"})), Contains("must be at least 0"));
+  CHECK_THAT(error_of(kMinimal, with({"train.early_stop=3"})), Contains("train.early_stop must be a map of keys"));
+  const std::vector<std::string> named_model = {"adapter.also.model.r=2", "checkpoint.keep_best=true", "freeze.train=['norm']"};
+  CHECK_THAT(error_of(kMinimal, with(named_model)), Contains("adapter.also.model must have another name"));
+}
+
+TEST_CASE("callbacks are those that the program registered, each once", "[config]") {
+  auto& known = lora::config::known_names().callbacks;
+  const auto before = std::exchange(known, {});
+  CHECK_THAT(error_of(kMinimal + "train: {callbacks: [watch]}"), Contains("must be a callback that this program registered, which has none; found watch"));
+  CHECK(error_of(kMinimal + "train: {callbacks: []}").empty());
+  known = {"watch", "stop"};
+  CHECK(parse(kMinimal + "train: {callbacks: [stop, watch]}").train.callbacks == std::vector<std::string>{"stop", "watch"});
+  CHECK_THAT(error_of(kMinimal + "train: {callbacks: [watsch]}"), Contains("[run.yaml:6] train.callbacks[0] must be one of watch, stop; found watsch; did you mean watch?"));
+  CHECK_THAT(error_of(kMinimal + "train: {callbacks: [stop, stop]}"), Contains("train.callbacks must name each once; found stop again"));
+  CHECK_THAT(error_of(kMinimal + "train: {callbacks: ['']}"), Contains("must not be empty"));
+  CHECK_THAT(error_of(kMinimal + "train: {callbacks: stop}"), Contains("must be a list"));
+  known = before;
+}
+
+TEST_CASE("a loss scale of 2^32 is a number like others", "[config]") {
+  CHECK(parse(kMinimal + "train: {amp: {dtype: fp16, scaler: {init: 4294967296}}}").train.amp.scaler.init == 0x1p32);
+  CHECK(parse(kMinimal + "train: {amp: {scaler: {init: 4.294967296e+9}}}").train.amp.scaler.init == 0x1p32);
 }

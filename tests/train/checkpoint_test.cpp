@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -100,6 +101,7 @@ void check_resume(const std::function<Setup()>& make) {
   CHECK(same_bits(values_of(*second.state().optimizer), values_of(*straight.state().optimizer)));
   CHECK(second.state().scaler.state() == straight.state().scaler.state());
   CHECK(second.state().nonfinite_in_a_row == straight.state().nonfinite_in_a_row);
+  CHECK(second.state().skipped_steps == straight.state().skipped_steps);
   CHECK(generator_state(at::kCPU).equal(generator));
 }
 
@@ -110,6 +112,7 @@ TEST_CASE("a resumed run equals one that was never interrupted, bit by bit", "[t
   SECTION("adapter, fp16 with a moving scale, dropout") {
     options.amp_dtype = at::kHalf;
     options.scaler = {.init = 0x1p20, .factor = 2, .min = 1, .window = 4};
+    options.schedule.count_skipped = GENERATE(true, false);
     check_resume([=] { return lora_setup(options, /*dropout=*/0.2); });
   }
   SECTION("adapter, bf16, SGD with momentum") {
@@ -121,7 +124,8 @@ TEST_CASE("a resumed run equals one that was never interrupted, bit by bit", "[t
   SECTION("every parameter, fp32") {
     check_resume([=] { return full_setup(options); });
   }
-  SECTION("every parameter, in bf16 with fp32 copies") {
+  SECTION("every parameter, in bf16 with fp32 copies or without") {
+    options.optimizer.master_weights = GENERATE(true, false);
     check_resume([=] { return full_setup(options, at::kBFloat16); });
   }
 }
@@ -159,7 +163,7 @@ TEST_CASE("the files of a checkpoint", "[train]") {
     CHECK(outside.size() == 1);
     CHECK(outside.contains("layers.1.norm.weight"));
     CHECK(read_file(path / "config.yaml") == "run: {}\n");
-    CHECK(train::checkpoint_step(path) == 2);
+    CHECK(train::checkpoint_position(path).step == 2);
     CHECK_FALSE(verify_checkpoint(path));
   }
   SECTION("a whole model, in its own types") {
@@ -263,7 +267,7 @@ TEST_CASE("the newest checkpoint that verifies is found", "[train]") {
   CHECK(newest_checkpoint(scratch.path()) == saved[1]);
   fs::remove(saved[1] / "optimizer.safetensors");
   CHECK(newest_checkpoint(scratch.path()) == saved[0]);
-  CHECK(train::checkpoint_step(saved[0]) == 9);
+  CHECK(train::checkpoint_position(saved[0]).step == 9);
 }
 
 TEST_CASE("old checkpoints go, the newest never", "[train]") {
@@ -326,4 +330,72 @@ TEST_CASE("a checkpoint of another run's form is refused", "[train]") {
     const auto text = message_of<FormatError>([&] { load(setup, path); });
     CHECK(text.find("optimizer.safetensors") != std::string::npos);
   }
+}
+
+TEST_CASE("a checkpoint knows what evaluations have shown and who stopped the run", "[train]") {
+  const ScratchFolder scratch;
+  auto setup = lora_setup();
+  train_to(setup, 6);
+  setup.state().stopped_by = "watch";
+  SECTION("after some") {
+    for (const auto& [step, loss] : std::vector<std::pair<int64_t, double>>{{2, 2.0 / 3}, {4, 0.5}, {6, 0.75}}) {
+      setup.state().evaluations.add(step, loss, 0.25);
+    }
+  }
+  SECTION("after one that was not finite") { setup.state().evaluations.add(2, std::nan("")); }
+  const Path path = save(setup, scratch.path());
+  const auto position = train::checkpoint_position(path);
+  CHECK(position.step == 6);
+  CHECK(position.evaluations == setup.state().evaluations);
+  CHECK(position.stopped_by == "watch");
+  auto again = lora_setup();
+  load(again, path);
+  CHECK(again.state().evaluations == setup.state().evaluations);
+  CHECK(again.state().stopped_by == "watch");
+}
+
+TEST_CASE("a state that no run could have left is refused", "[train]") {
+  const ScratchFolder scratch;
+  const Path path = small_checkpoint(scratch.path());
+  const std::string good = read_file(path / "state.json");
+  const auto refused = [&](const std::string& from, const std::string& to) {
+    CAPTURE(to);
+    std::string text = good;
+    REQUIRE(text.find(from) != std::string::npos);
+    overwrite(path / "state.json", text.replace(text.find(from), from.size(), to));
+    CHECK_THROWS_AS(train::checkpoint_position(path), FormatError);
+  };
+  refused("\"skipped_steps\": 0", "\"skipped_steps\": 3");
+  refused("\"skipped_steps\": 0", "\"skipped_steps\": -1");
+  refused("\"best_step\": 0", "\"best_step\": 3");
+  refused("\"without_improvement\": 0", "\"without_improvement\": 1.5");
+  refused("\"best_loss\": null", "\"best_loss\": \"low\"");
+  refused("\"evaluations\"", "\"valuations\"");
+  refused("\"stopped_by\": \"\"", "\"stopped_by\": 3");
+}
+
+TEST_CASE("the best result is kept in checkpoints and comes back from them", "[train]") {
+  const ScratchFolder scratch;
+  const Path best = scratch / "best";
+  scratch.write("best/adapter_config.json", "first");
+  scratch.write("best/side/adapter_config.json", "beside");
+  auto setup = lora_setup();
+  const auto save_with = [&](int64_t step, const Path& directory) {
+    train_to(setup, step);
+    return save_checkpoint(scratch.path(), *setup.model, setup.state(), {.config_yaml = "run: {}\n", .best = directory}, 100);
+  };
+  const Path none = save_with(1, {}), with = save_with(2, best);
+  CHECK_FALSE(verify_checkpoint(with));
+  scratch.write("best/adapter_config.json", "second");
+  CHECK_FALSE(verify_checkpoint(with));  // a copy
+
+  train::restore_best(with, best);
+  CHECK(read_file(best / "adapter_config.json") == "first");
+  CHECK(read_file(best / "side/adapter_config.json") == "beside");
+  train::restore_best(none, best);
+  CHECK_FALSE(fs::exists(best));
+  train::restore_best(none, best);
+  CHECK(names_in(scratch.path()) == std::set<std::string>{"checkpoints"});
+  overwrite(with / "best/adapter_config.json", "other");
+  CHECK(verify_checkpoint(with));
 }

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <map>
 
 #include "lora/core/error.h"
 #include "lora/core/random.h"
@@ -144,4 +145,22 @@ TEST_CASE("a saved scale is taken by a scaler that adapts, and by no other", "[t
   CHECK(adapts.scale() == 512);
   CHECK(fixed.scale() == 128);
   CHECK(off.scale() == 1);
+}
+
+// The scales that ChatGLM's recipe logged, each after its step's update; the numbers are in the recipe's article.
+TEST_CASE("a loss scale that begins at 2^32 falls as the published run's did", "[train]") {
+  GradScaler scaler({.enabled = true, .init = 4294967296, .factor = 2, .min = 1, .window = 1000});
+  int64_t skipped = 0;
+  std::map<int64_t, double> after;
+  for (int64_t step = 1; step <= 124; ++step) {
+    const bool overflow = scaler.scale() > 0x1p14;
+    skipped += overflow;
+    scaler.update(overflow);
+    after[step] = scaler.scale();
+  }
+  CHECK(after[4] == 0x1p28);
+  CHECK(after[8] == 0x1p24);
+  CHECK(after[17] == 0x1p15);
+  for (int64_t step = 18; step <= 124; ++step) CHECK(after[step] == 0x1p14);
+  CHECK(skipped == 18);
 }

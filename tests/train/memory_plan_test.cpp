@@ -335,10 +335,13 @@ TEST_CASE("parameters, gradients and optimizer state are counted as the real one
   sgd.optimizer.type = "sgd";
   sgd.optimizer.momentum = 0.9;
   sgd.rules.freeze = {"embed_tokens"};
+  Case rounded = full_case();
+  rounded.dtype = at::kBFloat16;
+  rounded.optimizer.master_weights = false;
   Case tied = full_case();
   tied.config = small_config(2, true);
   Case prompt{.method = PTuningOptions{.num_virtual_tokens = 3}}, bottleneck{.method = bottleneck_preset("houlsby")};
-  for (const Case& one : {lora, bits, sgd, tied, prompt, bottleneck, full_case()}) {
+  for (const Case& one : {lora, bits, sgd, rounded, tied, prompt, bottleneck, full_case()}) {
     const Made real = make(one, at::kCPU);
     Trainer trainer(real.model, real.adapters, trainer_options(one));
     const auto made = make(one, at::kMeta);

@@ -69,10 +69,12 @@ TEST_CASE("fields that are not always there", "[train]") {
   StepResult result = step_of(1);
   result.reg_loss = 0.25;
   result.eval_loss = 1.5;
+  result.is_best = true;
   result.nonfinite = "layer 3\xff";
   const auto line = nlohmann::json::parse(to_json_line(result));
   CHECK(line["reg_loss"] == 0.25);
   CHECK(line["eval_loss"] == 1.5);
+  CHECK(line["best"] == true);
   CHECK(line["nonfinite"] == "layer 3\xEF\xBF\xBD");
 }
 

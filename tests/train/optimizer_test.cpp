@@ -176,6 +176,63 @@ TEST_CASE("the update of bf16 parameters is torch.optim.AdamW's, with a large ep
   }
 }
 
+TEST_CASE("without masters a parameter in half precision is rounded after every update", "[train]") {
+  const auto dtype = GENERATE(at::kBFloat16, at::kHalf);
+  const std::string type = GENERATE("adamw", "sgd");
+  const bool widened = GENERATE(false, true);  // as gradients are that a loss scale multiplied
+  const auto half = two_parameters(dtype);
+  auto expected = clones(half);
+  const OptimizerOptions options{.type = type, .lr = 0.01, .weight_decay = 0.1, .momentum = 0.5, .master_weights = false};
+  const auto optimizer = make_optimizer(parameter_groups(half, options), options);
+  for (const auto& [name, tensor] : optimizer->state()) CHECK_FALSE(name.starts_with("master"));
+  std::vector<at::Tensor> m, v;  // in double
+  for (const auto& tensor : expected) {
+    m.push_back(at::zeros_like(tensor, at::kDouble));
+    v.push_back(at::zeros_like(tensor, at::kDouble));
+  }
+  double largest = 0, moved = 0;
+  for (int step = 0; step < 20; ++step) {
+    const at::NoGradGuard no_grad;
+    set_gradients(half, step);
+    if (widened) optimizer->gradients(/*widen=*/true);
+    std::vector<at::Tensor> gradients;
+    for (const auto& entry : half) gradients.push_back((entry.second.grad() * 0.75).to(dtype).to(at::kDouble));
+    optimizer->step(options.lr, 0.75);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      // Each step begins from what the optimizer left, so that a rounding to the other neighbour is not carried on.
+      at::Tensor value = expected[i].to(at::kDouble);
+      if (type == "adamw") {
+        m[i] = 0.9 * m[i] + 0.1 * gradients[i];
+        v[i] = 0.999 * v[i] + 0.001 * gradients[i].square();
+        const at::Tensor direction = m[i] / (1 - std::pow(0.9, step + 1)) / ((v[i] / (1 - std::pow(0.999, step + 1))).sqrt() + 1e-8);
+        value = value * (1 - 0.01 * 0.1) - 0.01 * direction;
+      } else {
+        m[i] = 0.5 * m[i] + gradients[i] + 0.1 * value;
+        value = value - 0.01 * m[i];
+      }
+      const at::Tensor found = half[i].second.detach();
+      const at::Tensor spacing = found.to(at::kDouble).abs().clamp_min(1e-3) * (dtype == at::kHalf ? 0x1p-11 : 0x1p-8);
+      largest = std::max(largest, ((found.to(at::kDouble) - value).abs() / spacing).max().item<double>());
+      moved = std::max(moved, (found - expected[i]).abs().max().item<double>());
+      expected[i] = found.clone();
+    }
+  }
+  CHECK(largest < 1.05);  // to the nearest: half a place of a number whose mantissa is small
+  CHECK(moved > 0.005);
+}
+
+TEST_CASE("without masters an update that is too small for its parameter is lost", "[train]") {
+  const bool master_weights = GENERATE(true, false);
+  const NamedParameters parameters = {{"w", at::ones({4}, at::kHalf).requires_grad_()}};
+  const OptimizerOptions options{.type = "sgd", .master_weights = master_weights};
+  const auto optimizer = make_optimizer(parameter_groups(parameters, options), options);
+  for (int step = 0; step < 20; ++step) {
+    parameters[0].second.mutable_grad() = at::ones({4}, at::kHalf);
+    optimizer->step(1e-4);  // fp16 next to 1 has steps of 4.9e-4 below it
+  }
+  CHECK(parameters[0].second[0].item<double>() == (master_weights ? Approx(1 - 20e-4).margin(3e-4) : Approx(1).margin(0)));
+}
+
 TEST_CASE("a gradient may be strided, or wider than its parameter", "[train]") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
   const std::string type = GENERATE("adamw", "sgd");
@@ -303,7 +360,8 @@ TEST_CASE("a gradient factor is as good as gradients multiplied before", "[train
 TEST_CASE("a saved optimizer goes on bit by bit", "[train]") {
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
   const std::string type = GENERATE("adamw", "sgd");
-  const OptimizerOptions options{.type = type, .weight_decay = 0.1, .momentum = 0.5};
+  const bool master_weights = GENERATE(true, false);
+  const OptimizerOptions options{.type = type, .weight_decay = 0.1, .momentum = 0.5, .master_weights = master_weights};
   const auto straight = two_parameters(dtype);
   const auto first = make_optimizer(parameter_groups(straight, options), options);
   for (int step = 0; step < 5; ++step) {

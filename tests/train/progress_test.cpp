@@ -7,6 +7,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <thread>
 
 #include "lora/core/file.h"
@@ -102,6 +103,7 @@ StepResult step_of(int64_t number) {
   result.loss = 2.12344;
   result.learning_rate = 2e-4;
   result.grad_norm = 0.52;
+  result.tokens = 150;  // 150 / 0.121
   result.tokens_per_second = 1234.4;
   result.step_seconds = 0.12;
   result.data_seconds = 0.001;
@@ -120,7 +122,7 @@ void show_steps(int64_t first, int64_t last, int64_t total, int64_t interval) {
 TEST_CASE("without a terminal progress is plain lines", "[train]") {
   const std::string text = written_to_file([] { show_steps(1, 1, 300, 10); });
   CHECK(text ==
-        "step 1/300 epoch 1 loss 2.1234 lr 2.0e-04 grad_norm 0.52 scale 1 overflow no 1234 tok/s "
+        "step 1/300 epoch 1 loss 2.1234 mean 2.1234 lr 2.00e-04 grad_norm 0.52 scale 1 overflow no 1240 tok/s "
         "step 0.120 s data 0.001 s mem 512.0 MiB\n");
 }
 
@@ -143,12 +145,39 @@ TEST_CASE("a step with a held-out loss is always shown", "[train]") {
     Progress progress(100, 10);
     for (int64_t i = 1; i <= 5; ++i) {
       StepResult result = step_of(i);
-      if (i == 3) result.eval_loss = 1.75;
+      if (i >= 3) result.eval_loss = 1.75;
+      result.is_best = i == 4;
       progress.show(result);
     }
   });
-  CHECK(count(text, "\n") == 2);
-  CHECK(count(text, " eval_loss 1.7500\n") == 1);
+  CHECK(count(text, "\n") == 4);
+  CHECK(count(text, " eval_loss 1.7500\n") == 2);
+  CHECK(count(text, " eval_loss 1.7500 (best)\n") == 1);
+}
+
+TEST_CASE("a plain line tells of the steps since the one before", "[train]") {
+  const std::string text = written_to_file([] {
+    Progress progress(124, 4, 3);
+    for (int64_t i = 1; i <= 8; ++i) {
+      StepResult result = step_of(i);
+      result.epoch = i < 6 ? 0 : 1;
+      result.loss = i == 7 ? std::numeric_limits<double>::infinity() : static_cast<double>(i);
+      result.overflow = i == 6 || i == 7;
+      result.step_seconds = 0.1 * static_cast<double>(i);
+      result.data_seconds = 0.5;
+      result.tokens = 100 * i;
+      result.loss_scale = 0x1p28;
+      result.learning_rate = 2.45e-6;
+      progress.show(result);
+    }
+  });
+  CHECK(count(text, "\n") == 3);
+  // Steps 2 to 4: 900 tokens in 0.9 + 1.5 s.
+  CHECK(count(text, "step 4/124 epoch 1/3 loss 4.0000 mean 3.0000 lr 2.45e-06 grad_norm 0.52 scale 2.68435e+08 overflow no 375 tok/s "
+                    "step 0.300 s data 0.500 s mem 512.0 MiB\n") == 1);
+  // Steps 5 to 8, one of whose losses is not finite: 2600 tokens in 2.6 + 2 s.
+  CHECK(count(text, "step 8/124 epoch 2/3 loss 8.0000 mean 6.3333 lr 2.45e-06 grad_norm 0.52 scale 2.68435e+08 overflow 2 of 4 565 tok/s "
+                    "step 0.650 s data 0.500 s mem 512.0 MiB\n") == 1);
 }
 
 TEST_CASE("a quiet log is a quiet progress", "[train]") {

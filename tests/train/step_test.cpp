@@ -346,3 +346,30 @@ TEST_CASE("a micro-batch without targets beside others counts as nothing", "[tra
   CHECK(plain.step(batches_of(dataset, 3)).loss == Approx(padded.step(with).loss).epsilon(1e-12));
   CHECK(distance(values_of(*plain.model), values_of(*padded.model)) < 1e-12);
 }
+
+// ChatGLM's recipe: 5e-5 after 2000 warm-up steps in a run of 124, of which the first 18 overflow. Its log has the rate of the
+// step to come: 2.45e-6, 2.55e-6 and 2.65e-6 after steps 116, 120 and 124.
+TEST_CASE("steps that an overflow left out advance the rate, or do not", "[train]") {
+  const bool count_skipped = GENERATE(true, false);
+  auto options = tiny_options();
+  options.steps = 124;
+  options.learning_rate = 5e-5;
+  options.amp_dtype = at::kHalf;
+  options.scaler = {.init = 0x1p32};
+  options.schedule = {.type = "polynomial", .warmup_steps = 2000, .end = 1e-6, .count_skipped = count_skipped};
+  auto setup = lora_setup(options);
+  const auto batches = batches_of(tiny_dataset(2), 2);
+  const auto parameter = setup.state().optimizer->parameters()[0].second;
+  std::map<int64_t, double> rates;
+  for (int64_t step = 1; step <= 124; ++step) {
+    std::optional<PoisonedGradient> poison;
+    if (setup.state().scaler.scale() > 0x1p14) poison.emplace(parameter, 0, kInfinity);
+    rates[step] = setup.step(batches).learning_rate;
+  }
+  CHECK(setup.state().skipped_steps == 18);
+  CHECK(setup.state().scaler.scale() == 0x1p14);
+  CHECK(rates[19] == Approx(5e-5 * (count_skipped ? 18 : 0) / 2000));
+  CHECK(rates[117] == Approx(count_skipped ? 2.9e-6 : 2.45e-6));
+  CHECK(rates[121] == Approx(count_skipped ? 3.0e-6 : 2.55e-6));
+  CHECK(rates[124] == Approx(5e-5 * (count_skipped ? 123 : 105) / 2000));
+}

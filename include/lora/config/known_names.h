@@ -10,6 +10,7 @@ struct KnownNames {
   std::vector<std::string> architectures = {"llama", "glm"};               ///< of model.arch
   std::vector<std::string> metrics = {"rouge", "bleu4", "exact_match"};  ///< of eval.metrics
   std::vector<std::string> formats = {"adgen", "alpaca", "chat", "sharegpt", "completion", "text", "tokens", "records"};  ///< of data.format
+  std::vector<std::string> callbacks = {};  ///< of train.callbacks
 };
 
 /// Of this process; to be added to before the first run file is read.

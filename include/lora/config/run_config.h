@@ -177,6 +177,7 @@ struct OptimizerSection {
   double eps = 1e-8, weight_decay = 0, momentum = 0;
   std::vector<std::string> no_decay = {"bias$", "norm"};
   bool bias_correction = true;
+  bool master_weights = true;  ///< fp32 copies of parameters in half precision
   std::optional<double> loraplus_lr_ratio;
   bool operator==(const OptimizerSection&) const = default;
 };
@@ -185,7 +186,15 @@ struct ScheduleSection {
   std::string type = "constant";  ///< constant | linear | cosine | polynomial
   int64_t warmup_steps = 0;
   double end = 0, power = 1;
+  bool count_skipped = true;  ///< steps that an overflow left out advance the rate
   bool operator==(const ScheduleSection&) const = default;
+};
+
+/// Ends a run whose held-out loss no longer falls; never without `patience`.
+struct EarlyStopSection {
+  std::optional<int64_t> patience;  ///< evaluations without improvement
+  double min_delta = 0;             ///< less than this below is none
+  bool operator==(const EarlyStopSection&) const = default;
 };
 
 struct TrainSection {
@@ -200,12 +209,16 @@ struct TrainSection {
   std::string on_nonfinite = "skip";            ///< skip | stop
   int64_t max_nonfinite = 10;                   ///< stop after so many skips in a row
   int64_t log_interval = 10, eval_interval = 0;
+  EarlyStopSection early_stop;
+  std::vector<std::string> callbacks;  ///< names that the program registered
   bool operator==(const TrainSection&) const = default;
 };
 
 struct CheckpointSection {
   int64_t every_steps = 0, keep = 2;
   bool save_optimizer = true;
+  bool keep_best = false;         ///< the result with the lowest held-out loss, in `best`
+  bool load_best_at_end = false;  ///< it is the run's result
   bool operator==(const CheckpointSection&) const = default;
 };
 

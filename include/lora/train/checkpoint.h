@@ -14,12 +14,14 @@ namespace lora::train {
 ///   adapter/ (PEFT layout) with adapter_state.safetensors (what that layout cannot hold: AdaLoRA's pruned ranks and
 ///   averages, networks of virtual tokens) and trained.safetensors (what else trains, by the run file's rules),
 ///   or model.safetensors (every parameter, in its own type): the values optimizer.safetensors,
-///   generator.safetensors (random state), state.json (step, scaler, ...), config.yaml
+///   generator.safetensors (random state), state.json (step, scaler, evaluations, ...), config.yaml
+///   best/ the result of the best evaluation so far, where the run keeps it
 ///   manifest.json: size and digest of every file, written last
 /// It appears whole (temporary directory, fsync, rename) or not at all.
 struct CheckpointContent {
   bool optimizer = true;    ///< false: cannot be resumed
   std::string config_yaml;  ///< the resolved run file
+  Path best = {};           ///< a directory with the best result so far, to be copied; empty: none
 };
 
 /// Writes the state after `state.step` steps. Then removes other checkpoints, but for the `keep` -
@@ -40,7 +42,18 @@ std::optional<std::string> verify_checkpoint(const Path& checkpoint);
 /// for each that does not verify.
 std::optional<Path> newest_checkpoint(const Path& output_dir);
 
-/// Steps done at a checkpoint, from its state.json. Throws IoError, FormatError.
-int64_t checkpoint_step(const Path& checkpoint);
+/// Puts the best result that a checkpoint holds to `target`, whole or not at all; when it holds none, removes what is there. Throws
+/// IoError.
+void restore_best(const Path& checkpoint, const Path& target);
+
+/// How far a run had come at a checkpoint.
+struct RunPosition {
+  int64_t step = 0;  ///< steps done
+  EvalHistory evaluations;
+  std::string stopped_by;  ///< see StepState
+};
+
+/// From a checkpoint's state.json. Throws IoError, FormatError.
+RunPosition checkpoint_position(const Path& checkpoint);
 
 }  // namespace lora::train

@@ -20,6 +20,7 @@ struct ParameterMemory {
   uint64_t adapters_bytes = 0;            ///< factors, and the values of modules_to_save and biases
   uint64_t gradients_bytes = 0;
   uint64_t optimizer_bytes = 0;  ///< moments, fp32 masters of parameters in half precision, AdaLoRA's averages
+  uint64_t update_bytes = 0;     ///< for a moment, without masters: the largest parameter in half precision (and its gradient) in fp32
 };
 
 /// Counts the parameters of a model as it stands, adapters attached and freezing rules applied. A

@@ -9,7 +9,7 @@
 namespace lora::train {
 
 /// One metrics line without its end, as documented in docs/outputs.md. Numbers read back as the same doubles; NaN and
-/// infinities, which JSON lacks, are null. `reg_loss`, `eval_loss` and `nonfinite` are only there when they are set.
+/// infinities, which JSON lacks, are null. `reg_loss`, `eval_loss`, `best` and `nonfinite` are only there when they are set.
 std::string to_json_line(const StepResult& result);
 
 /// The metrics file: one JSON object per optimizer step, steps 1..N without gaps.

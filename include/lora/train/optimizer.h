@@ -20,6 +20,9 @@ struct OptimizerOptions {
   std::vector<std::string> no_decay = {"bias$", "norm"};
   /// False: MindSpore's AdamWeightDecay, whose moments are used as they are.
   bool bias_correction = true;
+  /// False: parameters in half precision have no copy in fp32 beside them. Each update is computed in fp32 from a gradient of the
+  /// parameter's type and rounded to that type, as where models train in pure fp16.
+  bool master_weights = true;
   /// LoRA+ (Hayou et al. 2024): B factors and 1-D tensors learn this much faster.
   std::optional<double> loraplus_lr_ratio = {};
 };
@@ -42,7 +45,7 @@ std::vector<ParameterGroup> parameter_groups(const NamedParameters& parameters,
 
 /// Updates parameters from their gradients; parameters without a gradient are left alone. What it
 /// computes in is fp32 (double for double): a parameter in half precision follows a copy in fp32,
-/// made when the optimizer is. State is named after the parameters, so that it can be saved and
+/// made when the optimizer is (unless the options have no master_weights). State is named after the parameters, so that it can be saved and
 /// compared.
 class Optimizer {
  public:

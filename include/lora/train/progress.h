@@ -8,12 +8,13 @@
 namespace lora::train {
 
 /// Shows progress on stderr: a bar that redraws itself on a terminal, else one plain line for the first step, every
-/// `log_interval` steps, steps with a held-out loss and the last step. Nothing when the log level leaves out
+/// `log_interval` steps, steps with a held-out loss and the last step. A line has the step's loss and the mean of finite ones, the mean
+/// times, the speed and the number of overflows since the line before. Nothing when the log level leaves out
 /// information. NO_COLOR, TERM and the locale are honoured.
 class Progress {
  public:
-  /// total_steps 0: not known. The time left is reckoned from now on.
-  Progress(int64_t total_steps, int64_t log_interval);
+  /// total_steps, total_epochs 0: not known. The time left is reckoned from now on.
+  Progress(int64_t total_steps, int64_t log_interval, int64_t total_epochs = 0);
   /// Ends the bar's line, when finish() did not.
   ~Progress();
   void show(const StepResult& result);

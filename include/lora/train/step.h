@@ -8,6 +8,7 @@
 #include "lora/adapters/adapter_sets.h"
 #include "lora/nn/causal_lm.h"
 #include "lora/ops/batch.h"
+#include "lora/train/eval_history.h"
 #include "lora/train/grad_scaler.h"
 #include "lora/train/optimizer.h"
 #include "lora/train/schedule.h"
@@ -48,6 +49,7 @@ struct StepResult {
   std::optional<int64_t> rank_budget;
   std::vector<int64_t> ranks;
   std::optional<double> eval_loss;  ///< when held-out loss was measured after this step
+  bool is_best = false;             ///< the lowest held-out loss of the run so far
   /// Empty, or where the first value that is not finite arose and in which rows. Empty as well for
   /// an overflow that lowers a dynamic loss scale.
   std::string nonfinite;
@@ -65,6 +67,9 @@ struct StepState {
   GradScaler scaler{GradScalerOptions{}};
   int64_t step = 0;  ///< steps done
   int64_t nonfinite_in_a_row = 0;
+  int64_t skipped_steps = 0;  ///< of the steps done, those with an overflow
+  EvalHistory evaluations;     ///< kept by whoever evaluates
+  std::string stopped_by;      ///< the callback that ended the run, if one did; kept by whoever asks them
   bool warned_without_targets = false;  ///< one warning is enough; not saved
   /// On a GPU: steps recorded by shape (nn::FastPaths::recorded_step). train_step makes it and keeps it up to date when
   /// parameters or switches change; reset it after changing an adapter's scale. Not saved.

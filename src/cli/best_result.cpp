@@ -1,0 +1,58 @@
+#include "cli/best_result.h"
+
+#include <utility>
+#include <vector>
+
+#include "cli/run_setup.h"
+#include "core/copy_directory.h"
+#include "lora/adapters/adapter_io.h"
+#include "lora/core/file.h"
+
+namespace lora::cli {
+namespace {
+
+/// Where the model is within the best result.
+Path model_within(const Path& best, const ResultParts& parts) { return parts.adapter ? best / "model" : best; }
+
+/// The run file with the base that a run's own result fits.
+config::RunConfig with_base_of_result(const config::RunConfig& config, const ResultParts& parts) {
+  const Path& output = config.run.output_dir;
+  if (!parts.model) return with_base_of(output, config);
+  config::RunConfig changed = config;
+  changed.model = {.path = output / "model", .dtype = config.model.dtype, .offload = config.model.offload};
+  changed.adapter.quantization = {};  // what was freed is plain, and so is the rest beside it
+  return changed;
+}
+
+}  // namespace
+
+Path best_directory(const config::RunConfig& config) { return config.run.output_dir / "best"; }
+
+void publish_best(const config::RunConfig& config, const ResultParts& parts) {
+  const Path best = best_directory(config), &output = config.run.output_dir;
+  if (parts.adapter) {
+    AtomicDirectory adapter(output / "adapter");
+    copy_directory(best, adapter.path());
+    if (parts.model) std::filesystem::remove_all(model_within(adapter.path(), parts));
+    adapter.commit();
+  }
+  if (parts.model) {
+    AtomicDirectory model(output / "model");
+    copy_directory(model_within(best, parts), model.path());
+    model.commit();
+  }
+}
+
+LoadedResult load_result(const config::RunConfig& config, const ResultParts& parts, const at::Device& device) {
+  LoadedResult result;
+  result.model = make_model(with_base_of_result(config, parts), device);
+  if (!parts.adapter) return result;
+  const Path directory = config.run.output_dir / "adapter";
+  std::vector<AdapterSet> sets = {load_adapter(*result.model, directory, "default")};
+  for (const auto& one : config.more_adapters) sets.push_back(load_adapter(*result.model, directory / one.name, one.name));
+  if (sets.size() > 1) activate_together(*result.model, sets);
+  result.adapters = std::move(sets);
+  return result;
+}
+
+}  // namespace lora::cli
