@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "lora/adapters/fused_rows.h"
 #include "lora/nn/linear.h"
 #include "lora/ops/ops.h"
 
@@ -183,7 +184,7 @@ struct Layer {
 };
 
 /// One micro-batch after the other through every operation, with sizes for tensors. Follows models/llama/model.cpp,
-/// nn/linear_group.cpp and the operations' own files line by line.
+/// models/glm/model.cpp, nn/linear_group.cpp and the operations' own files line by line.
 class Rehearsal {
  public:
   explicit Rehearsal(const MemoryInputs& inputs)
@@ -282,14 +283,15 @@ class Rehearsal {
     std::vector<int64_t> lasting, recomputed;
   };
   LayerTensors tensors_of_layer() const {
-    const int64_t state = N_ * D_ * compute_, stream = N_ * D_ * stream_, inner = N_ * layers_.front().down.inputs() * compute_;
+    const int64_t state = N_ * D_ * compute_, stream = N_ * D_ * stream_, inner = N_ * layers_.front().down.inputs() * compute_,
+                  gate_up = N_ * layers_.front().gate_up.outputs() * compute_;
     LayerTensors tensors{.lasting = {stream, state}, .recomputed = {}};  // the layer's inputs
     const auto add = [&](bool lasts, std::initializer_list<int64_t> sizes) {
       auto& list = lasts ? tensors.lasting : tensors.recomputed;
       list.insert(list.end(), sizes);
     };
     add(in_.recompute != nn::Recompute::kFull, {stream, state, P_ * W_ * compute_, P_ * Q_ * compute_});  // attention
-    add(in_.recompute == nn::Recompute::kNone, {state, 2 * inner, inner, state});                         // feed-forward
+    add(in_.recompute == nn::Recompute::kNone, {state, gate_up, inner, state});                         // feed-forward
     return tensors;
   }
 
@@ -531,12 +533,21 @@ class Rehearsal {
 
   // ---- Forward ----
 
+  /// What norms give goes on as the stream, in a tensor beside the cast that products take.
+  bool has_wide_normed() const { return shapes_.stream_is_normed && stream_ != compute_; }
+  /// Whether the stream that comes into a layer is no tensor that something keeps anyway: the embeddings, of which the first norm
+  /// takes no sum, and what the layer below multiplied.
+  bool has_own_stream(const Layer& layer) const {
+    if (!shapes_.stream_is_normed || &layer == &layers_.front()) return false;
+    return has_wide_normed() || (&layer - 1)->kept.gate_up == 0;
+  }
+
   /// What the layer keeps goes into layer.kept when `keep` is set, and is gone at its end otherwise.
   void forward(Layer& layer, bool keep, bool with_gradients) {
     const bool recomputes_half = in_.recompute == nn::Recompute::kSelective;
     Scope flow(ledger_);
     // What the layer before left to add; recomputation keeps it among the inputs.
-    if (in_.recompute != nn::Recompute::kFull) flow.hold(N_ * D_ * compute_);
+    if (in_.recompute != nn::Recompute::kFull) flow.hold(N_ * D_ * (compute_ + (has_own_stream(layer) ? stream_ : 0)));
     attention_forward(layer, keep, with_gradients, flow);
     if (!recomputes_half) {
       feed_forward(layer, keep, with_gradients);
@@ -550,8 +561,8 @@ class Rehearsal {
   /// it, of which a whole first layer has none.
   void keep_inputs(Layer& layer) {
     const bool has_more = in_.recompute == nn::Recompute::kSelective || &layer != &layers_.front();
-    const bool is_kept_by_norm = layer.kept.norm1 > 0;
-    hold_kept(layer.inputs_kept, N_ * D_ * ((is_kept_by_norm ? 0 : stream_) + (has_more ? compute_ : 0)));
+    const bool is_kept_anyway = shapes_.stream_is_normed ? !has_wide_normed() && layer.kept.qkv > 0 : layer.kept.norm1 > 0;
+    hold_kept(layer.inputs_kept, N_ * D_ * ((is_kept_anyway ? 0 : stream_) + (has_more ? compute_ : 0)));
   }
 
   void hold_kept(int64_t& kept, int64_t bytes) {
@@ -570,6 +581,10 @@ class Rehearsal {
   void norm_forward(bool keep, int64_t& kept, Scope& flow) {
     hold(keep, kept, N_ * D_ * stream_ + N_ * 4, flow);
     if (!has_kernel(in_.fast_paths.fused_norm)) const Scope wide(ledger_, kActivations, 3 * N_ * D_ * 4);
+    if (has_wide_normed()) {
+      flow.hold(N_ * D_ * stream_);
+      const Scope added(ledger_, kActivations, N_ * D_ * stream_);  // in the stream's type
+    }
   }
 
   void attention_forward(Layer& layer, bool keep, bool with_gradients, Scope& flow) {
@@ -588,7 +603,9 @@ class Rehearsal {
       const bool is_joined_again = has_kernel(in_.fast_paths.fused_attention) && !layer.has_prefix;
       if (is_joined_again) inside.hold(P_ * W_ * compute_);  // heads apart, then joined again
     }
+    if (shapes_.heads_laid_apart) const Scope both(ledger_, kActivations, (N_ + attended_rows()) * W_ * compute_);
     hold(attention_keeps, layer.kept.attention, attention_bytes(), inside);
+    if (has_prefix_in_rows()) inside.hold(N_ * Q_ * compute_);  // real tokens alone
     // The out projection's input is attention's result; laid out anew when packed rows are attended to class by class.
     const bool out_keeps = keep && (attention_keeps || layer.out.trains());
     if (attends_by_class()) {
@@ -605,24 +622,35 @@ class Rehearsal {
 
   /// Attention straight from the projections, which takes packed rows as they are, as a GPU's attention by bounds does.
   bool attends_joined() const {
-    return shapes_.prefixed_tokens == 0 && has_kernel(in_.fast_paths.fused_rotary && in_.fast_paths.fused_attention);
+    const bool can_join = shapes_.prefixed_tokens == 0 || shapes_.prefix_in_rows;
+    return can_join && has_kernel(in_.fast_paths.fused_rotary && in_.fast_paths.fused_attention);
   }
+  bool has_prefix_in_rows() const { return shapes_.prefix_in_rows && shapes_.prefixed_tokens > 0; }
+  /// With those of a prefix that are rows.
+  int64_t attended_rows() const { return P_ + (has_prefix_in_rows() ? sequences() * shapes_.prefixed_tokens : 0); }
   /// Elsewhere they are laid out class by class, which is planned as one class.
   bool attends_by_class() const {
     const bool by_bounds = shapes_.prefixed_tokens == 0 && ops::attends_by_bounds(in_.device, compute_type_, shapes_.head_dim);
-    return in_.packed_rows && !attends_joined() && !by_bounds;
+    return in_.packed_rows && !attends_joined() && !by_bounds && !shapes_.masks_prompts;
   }
 
   /// Queries, keys, values, the result and each row's normaliser.
   int64_t attention_bytes() const {
-    if (shapes_.prefixed_tokens > 0) return prefixed_attention_bytes();
+    if (shapes_.prefixed_tokens > 0 && !shapes_.prefix_in_rows) return prefixed_attention_bytes();
     int64_t width = W_ + Q_;
     if (!has_kernel(in_.fast_paths.fused_attention)) {
       if (!has_kernel(in_.fast_paths.fused_rotary)) width += W_ - (W_ - Q_) / 2;  // values are a part of the whole product
       const bool shares_heads = !on_cpu() && compute_ == 2;  // ops/causal_attention.cpp
       if (shapes_.heads != shapes_.kv_heads && !shares_heads) width += 2 * Q_;
     }
-    return P_ * width * compute_ + P_ * shapes_.heads * 4;
+    return attended_rows() * (width * compute_ + shapes_.heads * 4) + mask_bytes();
+  }
+
+  /// What each token of each sequence sees, as numbers; the kernel takes two lengths instead.
+  int64_t mask_bytes() const {
+    if (!shapes_.masks_prompts || has_kernel(in_.fast_paths.fused_attention)) return 0;
+    const int64_t length = longest() + shapes_.prefixed_tokens;
+    return (in_.packed_rows ? 1 : sequences()) * length * length * compute_;
   }
 
   /// Queries and the result; keys and values of virtual tokens before each sequence's own, for every query head; the mask as
@@ -635,7 +663,6 @@ class Rehearsal {
 
   void feed_forward(Layer& layer, bool keep, bool with_gradients) {
     const bool input_has_gradient = layer.half_has_gradient();
-    const int64_t inner = layer.down.inputs();
     Scope flow(ledger_);
     norm_forward(keep && input_has_gradient, layer.kept.norm2, flow);
     const bool gate_up_keeps = keep && (input_has_gradient || layer.gate_up.trains());
@@ -643,7 +670,7 @@ class Rehearsal {
     multiply(layer.gate_up, with_gradients);
     join_outputs(layer.gate_up);
     scale_outputs(layer.gate_up, gate_up_keeps, layer.kept.gate_up, flow);
-    hold(gate_up_keeps, layer.kept.swiglu, N_ * 2 * inner * compute_, flow);
+    hold(gate_up_keeps, layer.kept.swiglu, N_ * layer.gate_up.outputs() * compute_, flow);
     const bool down_keeps = keep && (gate_up_keeps || layer.down.trains());
     hold_input(layer.down, down_keeps, layer.kept.down, flow);
     multiply(layer.down, with_gradients);
@@ -738,7 +765,10 @@ class Rehearsal {
   }
 
   /// Of the stream between layers, and of what is still to be added to it when that has a type of its own.
-  int64_t gradient_bytes() const { return N_ * D_ * (stream_ + (stream_ == compute_ ? 0 : compute_)); }
+  int64_t gradient_bytes() const {
+    const bool is_shared = stream_ == compute_ && !shapes_.stream_is_normed;  // else the stream's is scaled
+    return N_ * D_ * (stream_ + (is_shared ? 0 : compute_));
+  }
 
   void release(int64_t& kept) {
     ledger_.drop(kActivations, kept);
@@ -777,7 +807,7 @@ class Rehearsal {
     add_gradients(layer.down);
     release(layer.kept.down);
     Scope dgate_up(ledger_);
-    if (reaches_swiglu) dgate_up.hold(N_ * 2 * inner * compute_);
+    if (reaches_swiglu) dgate_up.hold(N_ * layer.gate_up.outputs() * compute_);
     dh.end();
     release(layer.kept.swiglu);
     scale_outputs_backward(layer.gate_up);
@@ -808,12 +838,16 @@ class Rehearsal {
     release(layer.kept.out);
     Scope dheads(ledger_);
     if (reaches_attention) {
-      dheads.hold(layer.has_prefix ? prefixed_gradient_bytes() : P_ * W_ * compute_);
+      dheads.hold(layer.has_prefix && !has_prefix_in_rows() ? prefixed_gradient_bytes() : attended_rows() * W_ * compute_);
       const Scope block(ledger_, kActivations, attention_block_bytes());
     }
     dout.end();
     release(layer.kept.attention);
     Scope dqkv(ledger_);
+    if (attends_joined() && shapes_.heads_laid_apart) {
+      if (reaches_attention) dqkv.hold(N_ * W_ * compute_);  // head by head again
+      dheads.end();
+    }
     if (!attends_joined()) {  // else those of the heads stand side by side already
       if (reaches_attention) dqkv.hold(P_ * W_ * compute_ + (attends_by_class() ? N_ * W_ * compute_ : 0));
       dheads.end();
@@ -918,6 +952,7 @@ ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSe
   const auto bytes_in_few_bits = quantized_bytes(model);
   for (const auto& parameter : adapters.parameters()) in_adapter.insert(parameter.unsafeGetTensorImpl());
   for (const AdapterSet& set : adapters) {
+    memory.trainable -= numbers_held_at_zero(set);
     memory.optimizer_bytes += average_bytes(set);
     for (const auto* whole : {&set.saved_parameters(), &set.biases()}) {
       for (const auto& saved : *whole) memory.weights_bytes += nbytes(saved.other);

@@ -13,6 +13,7 @@
 #include "lora/adapters/freeze.h"
 #include "lora/adapters/inject.h"
 #include "lora/data/collate.h"
+#include "lora/models/glm.h"
 #include "lora/models/llama/model.h"
 #include "lora/models/llama/shapes.h"
 #include "lora/ops/device.h"
@@ -51,9 +52,16 @@ llama::LlamaConfig small_config(int64_t kv_heads = 4, bool tied = false) {
   return config;
 }
 
+/// As wide as the Llama; [gMASK] is 507, <sop> 510.
+glm::GlmConfig small_glm_config() {
+  return glm::fresh_glm_config(std::nullopt, {{"hidden_size", "128"}, {"inner_hidden_size", "512"}, {"num_layers", "3"}, {"num_attention_heads", "4"},
+                                              {"vocab_size", "512"}, {"max_sequence_length", "256"}});
+}
+
 /// What one case of this file trains; neither LoRA nor another method: everything.
 struct Case {
   llama::LlamaConfig config = small_config();
+  std::optional<glm::GlmConfig> glm = {};  ///< instead of the Llama
   at::ScalarType dtype = at::kFloat, amp_dtype = at::kFloat;
   std::optional<LoraOptions> lora = LoraOptions{};
   std::optional<MethodOptions> method = {};  ///< instead of LoRA
@@ -67,14 +75,24 @@ struct Case {
 };
 
 struct Made {
-  std::shared_ptr<llama::LlamaForCausalLMImpl> model;
+  std::shared_ptr<nn::CausalLMImpl> model;
   AdapterSet adapters;
 };
+
+nn::DecoderShapes shapes_of(nn::CausalLMImpl& model) {
+  if (auto* glm = dynamic_cast<glm::ChatGlmForConditionalGenerationImpl*>(&model)) return glm::shapes_of(*glm);
+  return llama::shapes_of(dynamic_cast<llama::LlamaForCausalLMImpl&>(model));
+}
 
 Made make(const Case& one, const at::Device& device) {
   seed_generators(1);
   Made made;
-  made.model = std::make_shared<llama::LlamaForCausalLMImpl>(one.config, nn::ParameterOptions{.dtype = one.dtype, .device = device, .quantization = one.quantization});
+  const nn::ParameterOptions parameters{.dtype = one.dtype, .device = device, .quantization = one.quantization};
+  if (one.glm) {
+    made.model = std::make_shared<glm::ChatGlmForConditionalGenerationImpl>(*one.glm, parameters);
+  } else {
+    made.model = std::make_shared<llama::LlamaForCausalLMImpl>(one.config, parameters);
+  }
   made.model->fast_paths.release_plain = true;
   for (const auto& name : one.disabled) made.model->fast_paths.at(name) = false;
   made.model->recompute = one.recompute;
@@ -91,7 +109,7 @@ Made make(const Case& one, const at::Device& device) {
 MemoryInputs inputs_of(const Case& one) {
   const Made made = make(one, at::kMeta);
   MemoryInputs inputs;
-  inputs.shapes = llama::shapes_of(*made.model);
+  inputs.shapes = shapes_of(*made.model);
   inputs.parameters = parameter_memory(*made.model, made.adapters, one.optimizer);
   inputs.fast_paths = made.model->fast_paths;
   inputs.recompute = one.recompute;
@@ -124,6 +142,10 @@ Batch packed_batch(const Case& one) {
   for (const int64_t length : one.packed) {
     data::Example& row = rows.emplace_back();
     row.input_ids.assign(static_cast<size_t>(length), 7);
+    if (one.glm) {
+      row.input_ids[4] = static_cast<int32_t>(one.glm->gmask_token_id);
+      row.input_ids[5] = static_cast<int32_t>(one.glm->bos_token_id);
+    }
     row.labels = row.input_ids;
   }
   std::vector<const data::Example*> pointers;
@@ -134,7 +156,11 @@ Batch packed_batch(const Case& one) {
 Batch random_batch(const Case& one) {
   if (!one.packed.empty()) return packed_batch(one);
   Batch batch;
-  batch.input_ids_BS = at::randint(0, one.config.vocab_size, {one.micro_batch, one.row_tokens}, at::kLong);
+  batch.input_ids_BS = at::randint(0, one.glm ? 500 : one.config.vocab_size, {one.micro_batch, one.row_tokens}, at::kLong);
+  if (one.glm) {  // prompts of a fourth of the row
+    batch.input_ids_BS.select(1, one.row_tokens / 4).fill_(one.glm->gmask_token_id);
+    batch.input_ids_BS.select(1, one.row_tokens / 4 + 1).fill_(one.glm->bos_token_id);
+  }
   batch.labels_BS = batch.input_ids_BS;
   batch.num_tokens = one.micro_batch * one.row_tokens;
   batch.num_targets = one.micro_batch * (one.row_tokens - 1);
@@ -321,6 +347,84 @@ std::vector<std::pair<std::string, Case>> cases() {
   return all;
 }
 
+/// ChatGLM's layers: fused projection with bias, normed stream, feed-forward without a gate.
+std::vector<std::pair<std::string, Case>> glm_cases() {
+  std::vector<std::pair<std::string, Case>> all;
+  const auto add = [&](const std::string& name, auto change) {
+    Case one;
+    one.glm = small_glm_config();
+    one.lora->targets = std::vector<std::string>{"query_key_value"};
+    change(one);
+    all.emplace_back("ChatGLM, " + name, one);
+  };
+  add("fp32", [](Case&) {});
+  add("bf16", [](Case& one) { one.dtype = at::kBFloat16; });
+  add("bf16 over fp32", [](Case& one) { one.amp_dtype = at::kBFloat16; });
+  add("all linear", [](Case& one) { one.lora = all_linear(); });
+  add("all linear bf16, long rows", [](Case& one) {
+    one.lora = all_linear();
+    one.dtype = at::kBFloat16;
+    one.micro_batch = 2;
+    one.row_tokens = 256;
+  });
+  add("dropout", [](Case& one) { one.lora->dropout = 0.1; });
+  add("recompute full", [](Case& one) { one.recompute = nn::Recompute::kFull; });
+  add("recompute selective", [](Case& one) { one.recompute = nn::Recompute::kSelective; });
+  add("recompute full bf16", [](Case& one) {
+    one.dtype = at::kBFloat16;
+    one.recompute = nn::Recompute::kFull;
+  });
+  add("recompute selective bf16, all linear", [](Case& one) {
+    one.lora = all_linear();
+    one.dtype = at::kBFloat16;
+    one.recompute = nn::Recompute::kSelective;
+  });
+  add("everything", [](Case& one) { one.lora.reset(); });
+  add("everything, accumulated", [](Case& one) {
+    one.lora.reset();
+    one.grad_accum = 3;
+  });
+  add("everything, bf16 over fp32", [](Case& one) {
+    one.lora.reset();
+    one.amp_dtype = at::kBFloat16;
+  });
+  add("everything, bf16", [](Case& one) {
+    one.lora.reset();
+    one.dtype = at::kBFloat16;
+  });
+  add("everything, recompute full", [](Case& one) {
+    one.lora.reset();
+    one.recompute = nn::Recompute::kFull;
+  });
+  add("packed rows", [](Case& one) { one.packed = {60, 33, 17, 64, 21, 50, 64, 40, 60, 12, 38}; });
+  add("packed rows, bf16, all linear", [](Case& one) {
+    one.lora = all_linear();
+    one.dtype = at::kBFloat16;
+    one.packed = {200, 120, 64, 50, 190};
+  });
+  add("plain operations", [](Case& one) { one.disabled = nn::FastPaths::names(); });
+  add("few bits bf16", [](Case& one) {
+    one.quantization = QuantizationScheme{QuantizedType::kNf4, 64, true};
+    one.dtype = at::kBFloat16;
+  });
+  const auto ptuning_v2 = [](Case& one) { one.method = PrefixOptions{.num_virtual_tokens = 20, .dropout = 0.1}; };
+  add("P-tuning v2", ptuning_v2);
+  add("P-tuning v2, bf16", [&](Case& one) {
+    ptuning_v2(one);
+    one.dtype = at::kBFloat16;
+  });
+  add("P-tuning v2, recompute full", [&](Case& one) {
+    ptuning_v2(one);
+    one.recompute = nn::Recompute::kFull;
+  });
+  add("P-tuning v2, packed rows", [&](Case& one) {
+    ptuning_v2(one);
+    one.packed = {60, 33, 17, 64, 21, 50, 64, 40, 60, 12, 38};
+  });
+  add("houlsby", [](Case& one) { one.method = bottleneck_preset("houlsby"); });
+  return all;
+}
+
 uint64_t bytes_of(const at::Tensor& tensor) { return tensor.nbytes(); }
 
 }  // namespace
@@ -378,7 +482,9 @@ TEST_CASE("parameters, gradients and optimizer state are counted as the real one
 }
 
 TEST_CASE("the rehearsal has as many bytes of tensors as two real steps") {
-  for (const auto& [name, one] : cases()) {
+  auto every = cases();
+  for (auto& one : glm_cases()) every.push_back(std::move(one));
+  for (const auto& [name, one] : every) {
     const double planned = static_cast<double>(plan_memory(inputs_of(one)).tensors_bytes), measured = measured_bytes(one);
     CAPTURE(name, planned, measured);
     // oneDNN chooses, by the processor, how much memory products in half precision work in: those with transposed gradients most.

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "lora/models/glm/config.h"
@@ -142,6 +143,8 @@ class ChatGlmForConditionalGenerationImpl : public nn::CausalLMImpl {
   std::string model_type() const override { return "chatglm"; }
   std::string model_class() const override { return "ChatGLMForConditionalGeneration"; }
   std::vector<std::string> default_targets() const override { return {"query_key_value"}; }
+  /// Of query_key_value, head by head: queries, keys and values.
+  nn::FusedRows fused_rows(std::string_view layer) const override;
   /// A prefix's keys are not rotated, and real tokens begin at position 0 behind them.
   bool prefix_takes_positions() const override { return false; }
   bool is_repeatable() const override { return false; }
