@@ -631,7 +631,7 @@ class Rehearsal {
   /// Elsewhere they are laid out class by class, which is planned as one class.
   bool attends_by_class() const {
     const bool by_bounds = shapes_.prefixed_tokens == 0 && ops::attends_by_bounds(in_.device, compute_type_, shapes_.head_dim);
-    return in_.packed_rows && !attends_joined() && !by_bounds && !shapes_.masks_prompts;
+    return in_.packed_rows && !attends_joined() && !by_bounds && !shapes_.prompts_see_all;
   }
 
   /// Queries, keys, values, the result and each row's normaliser.
@@ -642,15 +642,9 @@ class Rehearsal {
       if (!has_kernel(in_.fast_paths.fused_rotary)) width += W_ - (W_ - Q_) / 2;  // values are a part of the whole product
       const bool shares_heads = !on_cpu() && compute_ == 2;  // ops/causal_attention.cpp
       if (shapes_.heads != shapes_.kv_heads && !shares_heads) width += 2 * Q_;
+      if (shapes_.prompts_see_all) width += 2 * Q_;  // what prompts see in a pass of its own, and both together
     }
-    return attended_rows() * (width * compute_ + shapes_.heads * 4) + mask_bytes();
-  }
-
-  /// What each token of each sequence sees, as numbers; the kernel takes two lengths instead.
-  int64_t mask_bytes() const {
-    if (!shapes_.masks_prompts || has_kernel(in_.fast_paths.fused_attention)) return 0;
-    const int64_t length = longest() + shapes_.prefixed_tokens;
-    return (in_.packed_rows ? 1 : sequences()) * length * length * compute_;
+    return attended_rows() * (width * compute_ + shapes_.heads * 4);
   }
 
   /// Queries and the result; keys and values of virtual tokens before each sequence's own, for every query head; the mask as

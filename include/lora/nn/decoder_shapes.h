@@ -64,9 +64,8 @@ struct DecoderShapes {
   LinearShape head;
   bool head_is_tied = false, head_has_bias = false;
   /// ChatGLM's: one product gives queries, keys and values head by head, which are laid apart in a copy; what a norm gives goes on
-  /// as the stream, in its type; prefixed keys and values are rows before each sequence's own; and since prompts see all of
-  /// themselves, attention without a kernel has a mask for each sequence.
-  bool heads_laid_apart = false, stream_is_normed = false, prefix_in_rows = false, masks_prompts = false;
+  /// as the stream, in its type; prefixed keys and values are rows before each sequence's own; prompts see all of themselves.
+  bool heads_laid_apart = false, stream_is_normed = false, prefix_in_rows = false, prompts_see_all = false;
   int64_t prefixed_tokens = 0, embedded_tokens = 0;  ///< virtual ones before each sequence: keys and values, or embeddings
   int64_t prompt_numbers = 0;                        ///< that virtual tokens train, with the networks that make them
 };
