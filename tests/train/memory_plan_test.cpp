@@ -5,6 +5,7 @@
 #include <c10/util/ThreadLocalDebugInfo.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <numeric>
 #include <set>
@@ -13,7 +14,8 @@
 #include "lora/adapters/freeze.h"
 #include "lora/adapters/inject.h"
 #include "lora/data/collate.h"
-#include "lora/models/glm.h"
+#include "lora/models/glm/model.h"
+#include "lora/models/glm/shapes.h"
 #include "lora/models/llama/model.h"
 #include "lora/models/llama/shapes.h"
 #include "lora/ops/device.h"
@@ -52,10 +54,21 @@ llama::LlamaConfig small_config(int64_t kv_heads = 4, bool tied = false) {
   return config;
 }
 
-/// As wide as the Llama; [gMASK] is 507, <sop> 510.
-glm::GlmConfig small_glm_config() {
-  return glm::fresh_glm_config(std::nullopt, {{"hidden_size", "128"}, {"inner_hidden_size", "512"}, {"num_layers", "3"}, {"num_attention_heads", "4"},
-                                              {"vocab_size", "512"}, {"max_sequence_length", "256"}});
+/// Four times as wide a feed-forward, as in every ChatGLM.
+glm::GlmConfig small_glm(bool tied = false) {
+  glm::GlmConfig config;
+  config.vocab_size = 512;
+  config.hidden_size = 128;
+  config.inner_hidden_size = 512;
+  config.num_layers = config.residual_alpha_layers = 3;
+  config.num_attention_heads = 4;
+  config.max_sequence_length = 256;
+  config.mask_token_id = 506;
+  config.gmask_token_id = 507;
+  config.bos_token_id = 510;
+  config.eos_token_id = 511;
+  config.tie_word_embeddings = tied;
+  return config;
 }
 
 /// What one case of this file trains; neither LoRA nor another method: everything.
@@ -79,6 +92,12 @@ struct Made {
   AdapterSet adapters;
 };
 
+std::shared_ptr<nn::CausalLMImpl> make_model(const Case& one, const at::Device& device) {
+  const nn::ParameterOptions parameters{.dtype = one.dtype, .device = device, .quantization = one.quantization};
+  if (one.glm) return std::make_shared<glm::ChatGlmForConditionalGenerationImpl>(*one.glm, parameters);
+  return std::make_shared<llama::LlamaForCausalLMImpl>(one.config, parameters);
+}
+
 nn::DecoderShapes shapes_of(nn::CausalLMImpl& model) {
   if (auto* glm = dynamic_cast<glm::ChatGlmForConditionalGenerationImpl*>(&model)) return glm::shapes_of(*glm);
   return llama::shapes_of(dynamic_cast<llama::LlamaForCausalLMImpl&>(model));
@@ -87,12 +106,7 @@ nn::DecoderShapes shapes_of(nn::CausalLMImpl& model) {
 Made make(const Case& one, const at::Device& device) {
   seed_generators(1);
   Made made;
-  const nn::ParameterOptions parameters{.dtype = one.dtype, .device = device, .quantization = one.quantization};
-  if (one.glm) {
-    made.model = std::make_shared<glm::ChatGlmForConditionalGenerationImpl>(*one.glm, parameters);
-  } else {
-    made.model = std::make_shared<llama::LlamaForCausalLMImpl>(one.config, parameters);
-  }
+  made.model = make_model(one, device);
   made.model->fast_paths.release_plain = true;
   for (const auto& name : one.disabled) made.model->fast_paths.at(name) = false;
   made.model->recompute = one.recompute;
@@ -142,10 +156,7 @@ Batch packed_batch(const Case& one) {
   for (const int64_t length : one.packed) {
     data::Example& row = rows.emplace_back();
     row.input_ids.assign(static_cast<size_t>(length), 7);
-    if (one.glm) {
-      row.input_ids[4] = static_cast<int32_t>(one.glm->gmask_token_id);
-      row.input_ids[5] = static_cast<int32_t>(one.glm->bos_token_id);
-    }
+    if (one.glm) std::ranges::copy(std::array{one.glm->gmask_token_id, one.glm->bos_token_id}, row.input_ids.begin() + length / 3);
     row.labels = row.input_ids;
   }
   std::vector<const data::Example*> pointers;
@@ -156,10 +167,11 @@ Batch packed_batch(const Case& one) {
 Batch random_batch(const Case& one) {
   if (!one.packed.empty()) return packed_batch(one);
   Batch batch;
-  batch.input_ids_BS = at::randint(0, one.glm ? 500 : one.config.vocab_size, {one.micro_batch, one.row_tokens}, at::kLong);
-  if (one.glm) {  // prompts of a fourth of the row
-    batch.input_ids_BS.select(1, one.row_tokens / 4).fill_(one.glm->gmask_token_id);
-    batch.input_ids_BS.select(1, one.row_tokens / 4 + 1).fill_(one.glm->bos_token_id);
+  batch.input_ids_BS = at::randint(0, one.config.vocab_size, {one.micro_batch, one.row_tokens}, at::kLong);
+  if (one.glm) {
+    batch.input_ids_BS.clamp_max_(one.glm->mask_token_id - 1);
+    batch.input_ids_BS.select(1, one.row_tokens / 3).fill_(one.glm->gmask_token_id);
+    batch.input_ids_BS.select(1, one.row_tokens / 3 + 1).fill_(one.glm->bos_token_id);
   }
   batch.labels_BS = batch.input_ids_BS;
   batch.num_tokens = one.micro_batch * one.row_tokens;
@@ -190,6 +202,86 @@ LoraOptions all_linear() {
   options.rank = 16;
   options.targets = "all-linear";
   return options;
+}
+
+std::vector<std::pair<std::string, Case>> glm_cases() {
+  std::vector<std::pair<std::string, Case>> all;
+  const auto add = [&](const std::string& name, auto change) {
+    Case one{.glm = small_glm()};
+    change(one);
+    all.emplace_back("GLM, " + name, one);
+  };
+  const std::vector<int64_t> lengths = {60, 33, 17, 64, 21, 50, 64, 40, 60, 12, 38};
+  const PrefixOptions v2{.num_virtual_tokens = 20};
+  add("fp32", [](Case&) {});
+  add("bf16", [](Case& one) { one.dtype = at::kBFloat16; });
+  add("bf16 over fp32", [](Case& one) { one.amp_dtype = at::kBFloat16; });
+  add("all linear", [](Case& one) { one.lora = all_linear(); });
+  add("all linear bf16, tied, long rows", [](Case& one) {
+    one.glm = small_glm(true);
+    one.lora = all_linear();
+    one.dtype = at::kBFloat16;
+    one.micro_batch = 2;
+    one.row_tokens = 240;
+  });
+  add("dropout", [](Case& one) { one.lora->dropout = 0.1; });
+  for (const auto& [kind, recompute] : {std::pair{"full", nn::Recompute::kFull}, std::pair{"selective", nn::Recompute::kSelective}}) {
+    add(std::string("recompute ") + kind, [recompute](Case& one) { one.recompute = recompute; });
+    add(std::string("recompute ") + kind + " bf16, all linear", [recompute](Case& one) {
+      one.lora = all_linear();
+      one.dtype = at::kBFloat16;
+      one.recompute = recompute;
+    });
+  }
+  add("everything", [](Case& one) { one.lora.reset(); });
+  add("everything, accumulated", [](Case& one) {
+    one.lora.reset();
+    one.grad_accum = 3;
+  });
+  add("everything, bf16", [](Case& one) {
+    one.lora.reset();
+    one.dtype = at::kBFloat16;
+  });
+  add("everything, bf16 over fp32, tied", [](Case& one) {
+    one.glm = small_glm(true);
+    one.lora.reset();
+    one.amp_dtype = at::kBFloat16;
+  });
+  add("everything, bf16, recompute full", [](Case& one) {
+    one.lora.reset();
+    one.dtype = at::kBFloat16;
+    one.recompute = nn::Recompute::kFull;
+  });
+  add("packed rows", [&](Case& one) { one.packed = lengths; });
+  add("packed rows, bf16, all linear", [&](Case& one) {
+    one.lora = all_linear();
+    one.dtype = at::kBFloat16;
+    one.packed = lengths;
+  });
+  add("plain operations", [](Case& one) { one.disabled = nn::FastPaths::names(); });
+  add("few bits bf16", [](Case& one) {
+    one.quantization = QuantizationScheme{QuantizedType::kNf4, 64, true};
+    one.dtype = at::kBFloat16;
+  });
+  add("prefix", [&](Case& one) { one.method = v2; });
+  add("prefix, bf16", [&](Case& one) {
+    one.method = v2;
+    one.dtype = at::kBFloat16;
+  });
+  add("prefix, recompute full", [&](Case& one) {
+    one.method = v2;
+    one.recompute = nn::Recompute::kFull;
+  });
+  add("prefix, packed rows", [&](Case& one) {
+    one.method = v2;
+    one.packed = lengths;
+  });
+  add("prompt", [](Case& one) { one.method = PromptOptions{.num_virtual_tokens = 20}; });
+  add("AdaLoRA, bf16", [](Case& one) {
+    one.method = AdaLoraOptions{.total_steps = 100, .targets = "all-linear"};
+    one.dtype = at::kBFloat16;
+  });
+  return all;
 }
 
 std::vector<std::pair<std::string, Case>> cases() {
@@ -344,84 +436,7 @@ std::vector<std::pair<std::string, Case>> cases() {
     add_method(kind + ", bf16", bottleneck_preset(kind), in_half);
   }
   add_method("houlsby, bf16 over fp32", bottleneck_preset("houlsby"), [](Case& one) { one.amp_dtype = at::kBFloat16; });
-  return all;
-}
-
-/// ChatGLM's layers: fused projection with bias, normed stream, feed-forward without a gate.
-std::vector<std::pair<std::string, Case>> glm_cases() {
-  std::vector<std::pair<std::string, Case>> all;
-  const auto add = [&](const std::string& name, auto change) {
-    Case one;
-    one.glm = small_glm_config();
-    one.lora->targets = std::vector<std::string>{"query_key_value"};
-    change(one);
-    all.emplace_back("ChatGLM, " + name, one);
-  };
-  add("fp32", [](Case&) {});
-  add("bf16", [](Case& one) { one.dtype = at::kBFloat16; });
-  add("bf16 over fp32", [](Case& one) { one.amp_dtype = at::kBFloat16; });
-  add("all linear", [](Case& one) { one.lora = all_linear(); });
-  add("all linear bf16, long rows", [](Case& one) {
-    one.lora = all_linear();
-    one.dtype = at::kBFloat16;
-    one.micro_batch = 2;
-    one.row_tokens = 256;
-  });
-  add("dropout", [](Case& one) { one.lora->dropout = 0.1; });
-  add("recompute full", [](Case& one) { one.recompute = nn::Recompute::kFull; });
-  add("recompute selective", [](Case& one) { one.recompute = nn::Recompute::kSelective; });
-  add("recompute full bf16", [](Case& one) {
-    one.dtype = at::kBFloat16;
-    one.recompute = nn::Recompute::kFull;
-  });
-  add("recompute selective bf16, all linear", [](Case& one) {
-    one.lora = all_linear();
-    one.dtype = at::kBFloat16;
-    one.recompute = nn::Recompute::kSelective;
-  });
-  add("everything", [](Case& one) { one.lora.reset(); });
-  add("everything, accumulated", [](Case& one) {
-    one.lora.reset();
-    one.grad_accum = 3;
-  });
-  add("everything, bf16 over fp32", [](Case& one) {
-    one.lora.reset();
-    one.amp_dtype = at::kBFloat16;
-  });
-  add("everything, bf16", [](Case& one) {
-    one.lora.reset();
-    one.dtype = at::kBFloat16;
-  });
-  add("everything, recompute full", [](Case& one) {
-    one.lora.reset();
-    one.recompute = nn::Recompute::kFull;
-  });
-  add("packed rows", [](Case& one) { one.packed = {60, 33, 17, 64, 21, 50, 64, 40, 60, 12, 38}; });
-  add("packed rows, bf16, all linear", [](Case& one) {
-    one.lora = all_linear();
-    one.dtype = at::kBFloat16;
-    one.packed = {200, 120, 64, 50, 190};
-  });
-  add("plain operations", [](Case& one) { one.disabled = nn::FastPaths::names(); });
-  add("few bits bf16", [](Case& one) {
-    one.quantization = QuantizationScheme{QuantizedType::kNf4, 64, true};
-    one.dtype = at::kBFloat16;
-  });
-  const auto ptuning_v2 = [](Case& one) { one.method = PrefixOptions{.num_virtual_tokens = 20, .dropout = 0.1}; };
-  add("P-tuning v2", ptuning_v2);
-  add("P-tuning v2, bf16", [&](Case& one) {
-    ptuning_v2(one);
-    one.dtype = at::kBFloat16;
-  });
-  add("P-tuning v2, recompute full", [&](Case& one) {
-    ptuning_v2(one);
-    one.recompute = nn::Recompute::kFull;
-  });
-  add("P-tuning v2, packed rows", [&](Case& one) {
-    ptuning_v2(one);
-    one.packed = {60, 33, 17, 64, 21, 50, 64, 40, 60, 12, 38};
-  });
-  add("houlsby", [](Case& one) { one.method = bottleneck_preset("houlsby"); });
+  for (auto& glm : glm_cases()) all.push_back(std::move(glm));
   return all;
 }
 
@@ -482,9 +497,7 @@ TEST_CASE("parameters, gradients and optimizer state are counted as the real one
 }
 
 TEST_CASE("the rehearsal has as many bytes of tensors as two real steps") {
-  auto every = cases();
-  for (auto& one : glm_cases()) every.push_back(std::move(one));
-  for (const auto& [name, one] : every) {
+  for (const auto& [name, one] : cases()) {
     const double planned = static_cast<double>(plan_memory(inputs_of(one)).tensors_bytes), measured = measured_bytes(one);
     CAPTURE(name, planned, measured);
     // oneDNN chooses, by the processor, how much memory products in half precision work in: those with transposed gradients most.
