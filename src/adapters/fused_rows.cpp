@@ -7,6 +7,7 @@
 #include "adapters/state.h"
 #include "core/check.h"
 #include "lora/adapters/lora.h"
+#include "lora/nn/fused_rows.h"
 
 namespace lora {
 namespace {
@@ -38,13 +39,14 @@ bool are_zero(const at::Tensor& numbers) { return numbers.is_meta() || at::count
 
 }  // namespace
 
-void train_fused_rows(const nn::CausalLMImpl& model, const AdapterSet& adapters, const std::vector<std::string>& parts) {
+void train_fused_rows(const torch::nn::Module& model, const AdapterSet& adapters, const std::vector<std::string>& parts) {
   require_plain_lora(adapters);
   require<ConfigError>(!parts.empty(), "[adapters.fused_rows] a part must be named at least; found none; leave the option out");
+  const auto* fused = dynamic_cast<const nn::FusedLayers*>(&model);
   int64_t held = 0;
   for (const auto& slot : adapters.slots()) {
     const auto adapter = std::dynamic_pointer_cast<LoraLinear>(slot.adapter);
-    const nn::FusedRows rows = model.fused_rows(slot.path);
+    const nn::FusedRows rows = fused == nullptr ? nn::FusedRows() : fused->fused_rows(slot.path);
     require<ConfigError>(adapter != nullptr && !adapter->has_start(), "[adapters.fused_rows] every target must be a fused layer; found {}",
                          slot.path);
     at::Tensor& b_OR = adapter->lora_B;

@@ -6,10 +6,8 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
-#include "lora/nn/fused_rows.h"
 #include "lora/nn/kv_cache.h"
 #include "lora/nn/linear_group.h"
 #include "lora/nn/prompt.h"
@@ -56,8 +54,6 @@ class CausalLMImpl : public torch::nn::Module {
   virtual std::string model_class() const { return {}; }
   /// Names of the modules that LoRA adapts where nobody names any, as PEFT has them; empty: there is no such rule.
   virtual std::vector<std::string> default_targets() const { return {}; }
-  /// Which rows of the layer at a path (of the model) belong to queries, keys and values; empty: it holds one product.
-  virtual FusedRows fused_rows(std::string_view) const { return {}; }
   /// Whether the keys of a prefix take positions, so that those of real tokens begin behind them.
   virtual bool prefix_takes_positions() const { return true; }
   /// Whether a pass depends on its batch through shapes and the numbers in device memory alone, so that a GPU may repeat its

@@ -12,6 +12,7 @@
 #include "lora/nn/block_output.h"
 #include "lora/nn/causal_lm.h"
 #include "lora/nn/embedding.h"
+#include "lora/nn/fused_rows.h"
 #include "lora/nn/norm.h"
 #include "lora/nn/rotary.h"
 #include "lora/ops/ops.h"
@@ -122,7 +123,7 @@ TORCH_MODULE(GlmModel);
 /// Positions and what each token may see follow from the token numbers: a row is a prompt with [gMASK] (or [MASK]), <sop> and
 /// an answer, see prompt_places in models/glm/positions.h for what is refused. Padding on the right needs no mask, padding on the
 /// left needs Batch::attention_mask_BS. With a cache the first pass holds the whole prompt and <sop>.
-class ChatGlmForConditionalGenerationImpl : public nn::CausalLMImpl {
+class ChatGlmForConditionalGenerationImpl : public nn::CausalLMImpl, public nn::FusedLayers {
  public:
   /// Fresh weights (normal with initializer_range, norms one, biases zero) from torch's default generator, unless the
   /// options leave them uninitialised. `allocate` false and `quantization` concern the layers; embedding, head and norms hold
