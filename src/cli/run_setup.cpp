@@ -7,6 +7,7 @@
 #include "core/check.h"
 #include "lora/adapters/adapter_io.h"
 #include "lora/adapters/eva.h"
+#include "lora/adapters/fused_rows.h"
 #include "lora/adapters/inject.h"
 #include "lora/adapters/loftq.h"
 #include "lora/core/dtype.h"
@@ -381,6 +382,14 @@ std::optional<QuantizationScheme> quantization(const config::QuantizationSection
   return scheme;
 }
 
+void require_loaded_fields(const RunConfig& config, const models::Architecture& architecture) {
+  for (const auto& [key, text] : config.model.fields) {
+    const bool is_known = std::ranges::find(architecture.loaded_fields, key) != architecture.loaded_fields.end();
+    require<ConfigError>(is_known, "[model.{}] the key must be one that a loaded {} can change; found it set to {}; remove it", key,
+                         architecture.name, text);
+  }
+}
+
 std::shared_ptr<nn::CausalLMImpl> load_or_make(const RunConfig& config, const at::Device& device) {
   const auto in_few_bits = quantization(config.adapter.quantization);
   const nn::Offload where = device.is_meta() ? nn::Offload::kNone : offload(config);
@@ -389,7 +398,9 @@ std::shared_ptr<nn::CausalLMImpl> load_or_make(const RunConfig& config, const at
   }
   const auto& architecture = architecture_of(config);
   if (config.model.path) {
-    return architecture.load(*config.model.path, {.device = device, .dtype = model_dtype(config), .offload = where, .quantization = in_few_bits});
+    require_loaded_fields(config, architecture);
+    return architecture.load(*config.model.path, {.device = device, .dtype = model_dtype(config), .offload = where, .quantization = in_few_bits,
+                                                  .fields = config.model.fields});
   }
   require<ConfigError>(architecture.make != nullptr, "[model.arch] fresh weights need an architecture that makes them; found {:?}, which is "
                        "only loaded; give model.path", architecture.name);
@@ -529,7 +540,7 @@ void start_adapters(const RunConfig& config, nn::CausalLMImpl& model, const Adap
 AdapterSets make_adapters(const RunConfig& config, nn::CausalLMImpl& model, const data::Tokenizer* tokenizer, int64_t total_steps,
                           const std::optional<Path>& checkpoint) {
   if (config.adapter.method == "none") return {};
-  const auto make = [&](const config::AdapterSection& section, const std::string& name) {
+  const auto make_whole = [&](const config::AdapterSection& section, const std::string& name) {
     if (checkpoint && (starts_as(section, "eva") || starts_as(section, "loftq"))) {
       return load_adapter(model, name == "default" ? *checkpoint / "adapter" : *checkpoint / "adapter" / name, name);
     }
@@ -538,6 +549,11 @@ AdapterSets make_adapters(const RunConfig& config, nn::CausalLMImpl& model, cons
     set_base_model_name(options, own_base(config).value_or(config.model.path.value_or("")).string());
     const AdapterSet adapters = inject_method(model, options, name);
     if (section.tokens_from) start_token_rows(adapters, io::read_adapter_files(*section.tokens_from));
+    return adapters;
+  };
+  const auto make = [&](const config::AdapterSection& section, const std::string& name) {
+    const AdapterSet adapters = make_whole(section, name);
+    if (section.fused_rows) train_fused_rows(model, adapters, *section.fused_rows);
     return adapters;
   };
   std::vector<AdapterSet> sets = {make(config.adapter, "default")};

@@ -27,6 +27,11 @@ bool parse(const std::string& text, bool& value) {
   return value || text == "false";
 }
 
+bool parse(const std::string& text, std::string& value) {
+  value = text;
+  return true;
+}
+
 }  // namespace
 
 template <class T>
@@ -41,6 +46,7 @@ std::optional<T> find_field(const ModelFields& fields, std::string_view name) {
 template std::optional<int64_t> find_field(const ModelFields&, std::string_view);
 template std::optional<double> find_field(const ModelFields&, std::string_view);
 template std::optional<bool> find_field(const ModelFields&, std::string_view);
+template std::optional<std::string> find_field(const ModelFields&, std::string_view);
 
 void set_field(ModelFields& fields, std::string_view name, const std::optional<std::string>& text) {
   const auto entry = lower_bound_of(fields, name);

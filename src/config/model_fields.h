@@ -9,7 +9,7 @@
 
 namespace lora::config {
 
-/// Nothing when `fields` does not hold `name`. For int64_t, double and bool.
+/// Nothing when `fields` does not hold `name`. For int64_t, double, bool and text.
 template <class T>
 std::optional<T> find_field(const ModelFields& fields, std::string_view name);
 

@@ -63,6 +63,7 @@ void describe_fields(Visitor& v, ModelFields& fields) {
   for (const auto* name : {"tie_word_embeddings", "attention_bias", "mlp_bias"}) {
     describe_field<bool>(v, name, fields);
   }
+  describe_field<std::string>(v, "rope_inv_freq_dtype", fields, one_of({"fp32", "fp16"}));
 }
 
 template <class Visitor>
@@ -74,7 +75,6 @@ void describe_model(Visitor& v, ModelSection& model) {
   describe_fields(v, model.fields);
   v.key("offload", model.offload, one_of({"none", "cpu", "disk"}).with_effect(Effect::kNone));
   v.only("fp32_modules", "[]");
-  v.only("rope_inv_freq_dtype", "null");
 }
 
 template <class Visitor>
@@ -153,6 +153,7 @@ void describe_adapter(Visitor& v, AdapterSection& adapter) {
   v.key("exclude_modules", adapter.exclude_modules);
   v.key("modules_to_save", adapter.modules_to_save);
   v.key("trainable_token_indices", adapter.trainable_token_indices, at_least(0));
+  v.key("fused_rows", adapter.fused_rows);
   v.key("layers_to_transform", adapter.layers_to_transform, at_least(0).or_single());
   v.key("layers_pattern", adapter.layers_pattern, Rule{}.or_single());
   v.key("rank_pattern", adapter.rank_pattern, at_least(1));

@@ -637,7 +637,129 @@ log: {{samples: 0}}
             self.assertAlmostEqual(score, other, delta=1e-4)
         self.write_rows("rows.jsonl", [{"input_ids": [5, 6, 7]}])
         self.assertIn("<sop>", self.finetune("--set", "run.output_dir=bad", code=1))
-        self.assertIn("widths", self.run_command("plan", "-c", "run.yaml", "--memory", "1GiB", code=2))
+
+    def glm_run(self, *arguments, adapter="{r: 4}", code=0):
+        """A run of a few rows on the small ChatGLM."""
+        config = json.loads((self.GLM / "config.json").read_text())
+        gmask, sop, eop = (config[name] for name in ("gmask_token_id", "bos_token_id", "eos_token_id"))
+        rows = [[5, 6, gmask, sop, 7, 8, 9, eop], [5, 9, 6, gmask, sop, 8, 7, eop]]
+        self.write_rows("rows.jsonl", [{"input_ids": row, "labels": [-100] * (row.index(sop) + 1) + row[row.index(sop) + 1:]} for row in rows])
+        self.write("run.yaml", RUN_FILE.format(base=self.GLM).replace("{r: 4, lora_alpha: 8, target_modules: [q_proj, v_proj]}", adapter))
+        return self.finetune("--overwrite", *arguments, code=code)
+
+    def test_a_loaded_chatglm_takes_how_it_computes_from_the_run_file(self):
+        # The reference has the loss of both ways to compute; an adapter that does nothing yet leaves it the model's own.
+        expected = json.loads((self.GLM / "expected.json").read_text())
+        _, tensors = read_safetensors(self.GLM / "expected.safetensors")
+        ids, labels = (struct.unpack("<32q", tensors[name][2]) for name in ("in.input_ids", "in.labels_shifted"))
+        end = json.loads((self.GLM / "config.json").read_text())["eos_token_id"]
+        rows = []
+        for first in (0, 16):
+            row = list(ids[first:first + 16])
+            length = row.index(end) + 1
+            rows.append({"input_ids": row[:length], "labels": ([-100] + list(labels[first:first + 15]))[:length]})
+        ways = {"layers_fp32rope": ("rope_inv_freq_dtype=fp32", "residual_alpha_layers=2"), "alpha28_fp16rope": ("rope_inv_freq_dtype=fp16", "residual_alpha_layers=28")}
+        for name, words in ways.items():
+            self.glm_run("--set", "train.max_steps=1")
+            self.write_rows("rows.jsonl", rows)
+            self.finetune("--overwrite", "--set", "train.max_steps=1", *(part for word in words for part in ("--set", f"model.{word}")))
+            self.assertAlmostEqual(self.metrics()[0]["loss"], float(expected[f"loss_valid_tokens_{name}"]), delta=2e-6)
+            written = (self.folder / "out/config.yaml").read_text()
+            for word in words:
+                self.assertIn(word.replace("=", ": "), written)
+        self.assertIn("model.num_layers", self.finetune("--overwrite", "--set", "model.num_layers=1", code=2))
+        self.assertIn("fp16", self.finetune("--overwrite", "--set", "model.rope_inv_freq_dtype=bf16", code=2))
+        self.write("run.yaml", RUN_FILE.format(base=BASE))
+        for word in ("rope_inv_freq_dtype=fp16", "residual_alpha_layers=28"):
+            error = self.finetune("--overwrite", "--set", f"model.{word}", code=2)
+            self.assertIn(f"model.{word.split('=')[0]}", error)
+            self.assertIn("llama", error)
+
+    def test_rows_of_keys_stay_zero_where_queries_and_values_are_adapted(self):
+        self.glm_run("--set", "train.max_steps=6", "--set", "train.optimizer.weight_decay=0.1", adapter="{r: 4, fused_rows: [q, v]}")
+        losses = [line["loss"] for line in self.metrics()]
+        self.assertLess(losses[-1], losses[0])
+        config = json.loads((self.GLM / "config.json").read_text())
+        heads, size = config["num_attention_heads"], config["hidden_size"] // config["num_attention_heads"]
+        _, tensors = read_safetensors(self.folder / "out/adapter/adapter_model.safetensors")
+        factors = {name: value for name, value in tensors.items() if name.endswith("query_key_value.lora_B.weight")}
+        self.assertEqual(len(factors), config["num_layers"])
+        for dtype, shape, data in factors.values():
+            self.assertEqual((dtype, shape), ("F32", [3 * heads * size, 4]))
+            rows = [struct.unpack_from("<4f", data, 16 * row) for row in range(shape[0])]
+            for row, numbers in enumerate(rows):
+                is_key = row // size % 3 == 1
+                self.assertEqual(any(numbers), not is_key, row)
+        # It is a LoRA as any other: it goes on training without the key, and folds into the weight.
+        self.assertNotIn("fused_rows", (self.folder / "out/adapter/adapter_config.json").read_text())
+        self.run_command("merge", "--model", self.GLM, "--adapter", "out/adapter", "--output", "merged")
+        self.finetune("--set", "run.output_dir=again", "--set", "adapter={init_from: out/adapter, fused_rows: [q, v]}")
+        self.assertIn("zero", self.finetune("--set", "run.output_dir=no", "--set", "adapter={init_from: out/adapter, fused_rows: [q]}", code=2))
+        summary = lora("finetune", "-c", "run.yaml", "--overwrite", "--set", "train.max_steps=1", cwd=self.folder).stderr
+        trained = config["num_layers"] * 4 * (heads * size + 2 * heads * size)
+        self.assertIn(f"{trained:,}", summary)
+        plan = json.loads(self.run_command("plan", "-c", "run.yaml", "--memory", "1GiB", "--json"))
+        self.assertEqual(plan["trainable_parameters"], trained)
+
+    def test_parts_of_layers_that_are_not_fused_are_refused(self):
+        self.assertIn("k, q, v", self.glm_run(adapter="{r: 4, fused_rows: [w]}", code=2))
+        self.assertIn("fused", self.glm_run(adapter="{r: 4, fused_rows: [q], target_modules: [dense]}", code=2))
+        self.assertIn("init_lora_weights", self.glm_run(adapter="{r: 4, fused_rows: [q], init_lora_weights: pissa}", code=2))
+        self.assertIn("fused_rows belongs to adapter.method lora", self.glm_run(adapter="{method: adalora, fused_rows: [q]}", code=2))
+        self.assertIn("dora", self.glm_run(adapter="{r: 4, fused_rows: [q], use_dora: true}", code=2))
+        self.write("run.yaml", RUN_FILE.format(base=BASE).replace("r: 4,", "r: 4, fused_rows: [q],"))
+        self.assertIn("fused", self.finetune("--overwrite", code=2))
+
+    def test_chatglm_is_converted_and_inspected(self):
+        shutil.copytree(self.GLM, self.folder / "glm")
+        shutil.copy(SOURCE / "tests/reference/glm_tokenizer/v2/ice_text.model", self.folder / "glm")
+        _, before = read_safetensors(self.folder / "glm/model.safetensors")
+        said = self.run_command("convert", "--input", "glm", "--output", "half", "--dtype", "fp16", "--shard-size", "8KB")
+        parameters = sum(math.prod(shape) for name, (_, shape, _) in before.items() if not name.endswith("inv_freq"))
+        self.assertIn(f"{parameters:,} parameters", said)
+        self.assertIn("fp16", said)
+        half = self.folder / "half"
+        self.assertGreater(len(list(half.glob("model-*.safetensors"))), 1)
+        self.assertEqual((half / "ice_text.model").read_bytes(), (self.folder / "glm/ice_text.model").read_bytes())
+        shown = json.loads(self.run_command("inspect", "half", "--json"))
+        self.assertEqual((shown["kind"], shown["parameters"], shown["tokenizer"]), ("model", parameters, True))
+        for tensor in shown["tensors"]:
+            self.assertEqual(tensor["dtype"], "F32" if "norm" in tensor["name"] else "F16", tensor["name"])
+        self.run_command("convert", "--input", "half", "--output", "whole", "--dtype", "fp32")
+        _, after = read_safetensors(self.folder / "whole/model.safetensors")
+        self.assertEqual(set(after), {name for name in before if not name.endswith("inv_freq")})
+        for name, (_, shape, data) in after.items():
+            old = before[name]
+            numbers, others = (struct.unpack(f"<{len(d) // 4}f", d) for d in (data, old[2]))
+            self.assertEqual(shape, old[1])
+            for number, other in zip(numbers, others, strict=True):
+                self.assertAlmostEqual(number, other, delta=1e-3 * max(1, abs(other)))
+        # What cannot be, and what is only said.
+        self.assertIn("would convert", self.run_command("convert", "--input", "glm", "--output", "none", "--dry-run"))
+        self.write("tokens.txt", "<ad>\n")
+        self.assertIn("ChatGLM", self.run_command("convert", "--input", "glm", "--output", "none", "--add-tokens", "tokens.txt", code=2))
+        header, tensors = read_safetensors(self.folder / "whole/model.safetensors")
+        tensors.pop("transformer.final_layernorm.bias")
+        write_safetensors(self.folder / "whole/model.safetensors", tensors)
+        self.assertIn("final_layernorm.bias", self.run_command("convert", "--input", "whole", "--output", "none", code=1))
+        self.assertFalse((self.folder / "none").exists())
+
+    def test_chatglm_is_planned(self):
+        self.write("plan.yaml", """
+run: {output_dir: out}
+model: {arch: glm, preset: chatglm-6b, dtype: fp16}
+adapter: {r: 8, lora_alpha: 32}
+data: {format: tokens, train: {path: rows.jsonl}, max_length: 128}
+train: {micro_batch: 8}
+""")
+        plan = json.loads(self.run_command("plan", "-c", "plan.yaml", "--device", "cuda", "--memory", "24GiB", "--json"))
+        # The published counts: docs of the model, and 28 (8 x 4096 + 12288 x 8).
+        self.assertEqual(plan["parameters"], 6_707_929_088 + 3_670_016)
+        self.assertEqual(plan["trainable_parameters"], 3_670_016)
+        norms = 28 * 4 * 4096 + 2 * 4096
+        self.assertEqual(plan["weights_bytes"], 2 * (6_707_929_088 - norms) + 4 * norms)
+        self.assertTrue(plan["fits"])
+        self.assertFalse(json.loads(self.run_command("plan", "-c", "plan.yaml", "--device", "cuda", "--memory", "12GiB", "--json"))["fits"])
 
     def test_ranks_are_in_the_metrics_and_the_report(self):
         self.with_method(self.METHODS["adalora"])

@@ -41,7 +41,7 @@ struct ModelSection {
   /// fp32 | bf16 | fp16; default: config.json's (fresh weights: fp32)
   std::optional<std::string> dtype;
   std::string offload = "none";  ///< none | cpu | disk: where the frozen layers' weights stay
-  ModelFields fields;            ///< for fresh weights
+  ModelFields fields;            ///< for fresh weights; some also over a loaded model's own
   bool operator==(const ModelSection&) const = default;
 };
 
@@ -88,6 +88,7 @@ struct AdapterSection {
   std::optional<std::string> bias;               ///< none | all | lora_only
   std::optional<Names> target_modules, exclude_modules;
   std::optional<std::vector<std::string>> modules_to_save, layers_pattern;
+  std::optional<std::vector<std::string>> fused_rows;  ///< of a fused layer: the parts (q, k, v) whose rows train
   std::optional<TokenIndices> trainable_token_indices;
   std::optional<std::vector<int64_t>> layers_to_transform;
   std::optional<Patterns> rank_pattern, alpha_pattern;

@@ -26,6 +26,8 @@ struct Architecture {
   /// Moves the weights of the layers' products into host memory, from where they stream to the device, and the rest there.
   /// Null: `model.offload: cpu` is refused for fresh weights.
   std::function<void(nn::CausalLMImpl& model, const at::Device& device)> offload_to_host = nullptr;
+  /// Fields of config.json that `load` takes over the checkpoint's own (LoadOptions::fields).
+  std::vector<std::string> loaded_fields = {};
   /// Widths of the model's parts and what trains, for `lora plan`. Null: its memory cannot be planned.
   std::function<nn::DecoderShapes(nn::CausalLMImpl& model)> shapes = nullptr;
 };

@@ -30,6 +30,9 @@ struct LoadOptions {
   /// Keeps the weights of the layers in few bits (LinearImpl::quantize_weight), quantised one by one as they are read;
   /// embedding, head and norms stay as they are. Weights that are stored in few bits must be of this scheme (ConfigError).
   std::optional<QuantizationScheme> quantization = std::nullopt;
+  /// Fields of config.json over the checkpoint's own, values as YAML text: those that an architecture lets a loaded model
+  /// change; ConfigError for others.
+  std::vector<std::pair<std::string, std::string>> fields = {};
 };
 
 struct SaveOptions {

@@ -198,6 +198,19 @@ GlmConfig fresh_glm_config(const std::optional<std::string>& preset,
   return config;
 }
 
+std::vector<std::string> glm_loaded_fields() { return {"rope_inv_freq_dtype", "residual_alpha_layers"}; }
+
+GlmConfig with_loaded_fields(GlmConfig config, const std::vector<std::pair<std::string, std::string>>& fields) {
+  const auto allowed = glm_loaded_fields();
+  for (const auto& [key, text] : fields) {
+    require<ConfigError>(std::ranges::find(allowed, key) != allowed.end(), "[model.{}] over a loaded model only {} can be set, which "
+                         "change no weight; found {}; make fresh weights, or leave it out", key, fmt::join(allowed, " and "), key);
+    set_field(config, key, text);
+  }
+  check_glm_config(config, "model");
+  return config;
+}
+
 void check_glm_config(const GlmConfig& config, std::string_view where) {
   constexpr int64_t kMost = 1 << 24;  // far beyond any model, and products of two still fit 64 bits
   for (const auto& [key, member] : kSizes) {

@@ -1,5 +1,6 @@
 #include "lora/models/llama/load.h"
 
+#include "core/check.h"
 #include "formats/json.h"
 #include "lora/core/file.h"
 #include "lora/io/dtype.h"
@@ -24,6 +25,9 @@ nn::LayerList layers_of(LlamaForCausalLMImpl& model) { return {model.model->laye
 void offload_to_host(LlamaForCausalLMImpl& model, const at::Device& device) { nn::offload_to_host(model, layers_of(model), device); }
 
 std::shared_ptr<LlamaForCausalLMImpl> load(const Path& directory, const LoadOptions& options) {
+  for (const auto& [key, text] : options.fields) {
+    fail<ConfigError>("[model.{}] over a loaded Llama no field of config.json can be set; found {}; leave it out", key, text);
+  }
   LlamaConfig config = read_llama_config(directory);
   const nn::ModelWeights weights(directory, layout_of(config), options);
   config.dtype = io::from_torch(weights.dtype());

@@ -67,6 +67,12 @@ std::vector<std::string> glm_preset_names();
 GlmConfig fresh_glm_config(const std::optional<std::string>& preset,
                            const std::vector<std::pair<std::string, std::string>>& fields);
 
+/// What a run may set over a checkpoint's own: rope_inv_freq_dtype and residual_alpha_layers, which change how it computes and
+/// no weight.
+std::vector<std::string> glm_loaded_fields();
+/// `config` with some of those, values as YAML text. Throws ConfigError for others.
+GlmConfig with_loaded_fields(GlmConfig config, const std::vector<std::pair<std::string, std::string>>& fields);
+
 /// Throws ConfigError unless the sizes are positive and fit together, and the special tokens are different ones of the
 /// vocabulary; `where` opens the message.
 void check_glm_config(const GlmConfig& config, std::string_view where);
