@@ -12,9 +12,7 @@
 #include "lora/core/text.h"
 #include "lora/data/new_tokens.h"
 #include "lora/io/dtype.h"
-#include "lora/models/glm.h"
 #include "lora/models/llama.h"
-#include "lora/models/registry.h"
 
 namespace lora::cli {
 namespace {
@@ -43,31 +41,13 @@ std::string detect(const Path& input) {
   return "llama2c";
 }
 
-/// What a conversion tells of a model.
-struct Summary {
-  int64_t parameters = 0, layers = 0;
-  DType dtype = DType::kF32;
-};
-
-int64_t numbers_of(const std::vector<int64_t>& shape) {
-  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
-}
-
-Summary summary_of(const llama::LlamaConfig& config) {
-  Summary summary{.layers = config.num_hidden_layers, .dtype = config.dtype};
-  for (const auto& [name, shape] : llama::llama_weight_shapes(config)) summary.parameters += numbers_of(shape);
-  return summary;
-}
-
-Summary summary_of(const glm::GlmConfig& config) {
-  Summary summary{.layers = config.num_layers, .dtype = config.dtype};
-  for (const auto& weight : glm::glm_weight_shapes(config)) summary.parameters += numbers_of(weight.shape);
-  return summary;
-}
-
-void describe(const Summary& summary, const std::string& from, const std::string& output, bool dry_run) {
+void describe(const llama::LlamaConfig& config, const std::string& from, const std::string& output, bool dry_run) {
+  int64_t parameters = 0;
+  for (const auto& [name, shape] : llama::llama_weight_shapes(config)) {
+    parameters += std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+  }
   fmt::print("{} {} -> hf {}: {} parameters, {} layers, {}\n", dry_run ? "would convert" : "converted", from, output,
-             with_thousands(summary.parameters), summary.layers, short_name(summary.dtype));
+             with_thousands(parameters), config.num_hidden_layers, short_name(config.dtype));
 }
 
 /// --quantize, --double-quant and --block-size; nothing: plain numbers.
@@ -81,24 +61,14 @@ std::optional<QuantizationScheme> quantization_of(const std::string& type, bool 
 }
 
 /// A Hugging Face directory with the layers' weights in few bits, as bitsandbytes stores them.
-void quantize_hf(const Path& from, const Path& directory, const QuantizationScheme& scheme, models::SaveOptions options) {
-  models::LoadOptions loading;
+llama::LlamaConfig quantize_hf(const Path& from, const Path& directory, const QuantizationScheme& scheme, llama::SaveOptions options) {
+  llama::LoadOptions loading;
   loading.quantization = scheme;
   if (options.dtype) loading.dtype = io::to_torch(*options.dtype, "--dtype");
-  const auto& architecture = models::architecture_of(from);
-  const auto model = architecture.load(from, loading);
+  const auto model = llama::load(from, loading);
   options.quantized = true;
-  architecture.save(*model, directory, options);
-}
-
-bool is_chatglm(const Path& input, const std::string& kind) { return kind == "hf" && models::architecture_of(input).name == "glm"; }
-
-/// What the output's config.json will say.
-Summary planned_summary(const Path& input, const std::string& kind, const models::SaveOptions& options) {
-  if (kind != "hf") return summary_of(llama::llama2c_config(input, options));
-  Summary summary = is_chatglm(input, kind) ? summary_of(glm::read_glm_config(input)) : summary_of(llama::read_llama_config(input));
-  summary.dtype = options.dtype.value_or(summary.dtype);
-  return summary;
+  llama::save(*model, directory, options);
+  return model->config;
 }
 
 /// The tokens of a file for the vocabulary of the model that is read.
@@ -127,9 +97,6 @@ int ConvertCommand::run() const {
   require<ConfigError>(!scheme || kind == "hf", "[--quantize] weights are put into few bits from hf; found {}; convert it to hf first", kind);
   require<ConfigError>(add_tokens.empty() || (kind == "hf" && !scheme), "[--add-tokens] tokens are added to a plain Hugging Face "
                        "directory; found {}; add them first, then convert the result", scheme ? "--quantize" : kind);
-  require<ConfigError>(add_tokens.empty() || !is_chatglm(input, kind), "[--add-tokens] tokens are added to a tokenizer whose last pieces are "
-                       "not fixed; found a ChatGLM, whose special, blank and byte pieces stand at the end and have fixed numbers; leave "
-                       "it out");
   require_free_output(output, overwrite);
 
   llama::SaveOptions options;
@@ -149,26 +116,18 @@ int ConvertCommand::run() const {
     growth = growth_by(*this, options.copy_tokenizer_from.value());
     grown_vocabulary(*before, *growth);
   }
-  Summary summary = planned_summary(input, kind, options);
   if (dry_run) {
-    describe(summary, kind, output, true);
+    describe(kind == "hf" ? llama::read_llama_config(input) : llama::llama2c_config(input, options), kind, output, true);
     if (growth) describe_growth(*before, *growth);
     return kDone;
   }
   AtomicDirectory directory{Path(output)};
-  if (scheme) {
-    quantize_hf(input, directory.path(), *scheme, options);
-  } else if (growth) {
-    summary = summary_of(llama::convert_hf_with_tokens(input, directory.path(), *growth, options));
-  } else if (kind == "llama2c") {
-    llama::convert_llama2c(input, directory.path(), options);
-  } else if (is_chatglm(input, kind)) {
-    glm::convert_hf(input, directory.path(), options);
-  } else {
-    llama::convert_hf(input, directory.path(), options);
-  }
+  const auto config = scheme         ? quantize_hf(input, directory.path(), *scheme, options)
+                      : growth       ? llama::convert_hf_with_tokens(input, directory.path(), *growth, options)
+                      : kind == "hf" ? llama::convert_hf(input, directory.path(), options)
+                                     : llama::convert_llama2c(input, directory.path(), options);
   directory.commit();
-  describe(summary, kind, output, false);
+  describe(config, kind, output, false);
   if (growth) describe_growth(*before, *growth);
   return kDone;
 }

@@ -16,7 +16,6 @@
 #include "lora/core/mapped_file.h"
 #include "lora/core/text.h"
 #include "lora/data/dataset.h"
-#include "lora/data/glm_tokenizer.h"
 #include "lora/formats/gguf.h"
 #include "lora/formats/records.h"
 #include "lora/io/adapter_files.h"
@@ -82,7 +81,7 @@ Json inspect_model(const Path& directory) {
     add_tensor(result, name, stored.scheme ? name_of(stored.scheme->type) : safetensors_name(stored.dtype), stored.shape);
   }
   result["config"] = formats::parse_json(read_file(directory / "config.json"), (directory / "config.json").string());
-  result["tokenizer"] = std::filesystem::exists(directory / "tokenizer.model") || std::filesystem::exists(directory / data::kGlmTokenizerFile);
+  result["tokenizer"] = std::filesystem::exists(directory / "tokenizer.model");
   return result;
 }
 

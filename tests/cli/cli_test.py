@@ -710,40 +710,6 @@ log: {{samples: 0}}
         self.write("run.yaml", RUN_FILE.format(base=BASE).replace("r: 4,", "r: 4, fused_rows: [q],"))
         self.assertIn("fused", self.finetune("--overwrite", code=2))
 
-    def test_chatglm_is_converted_and_inspected(self):
-        shutil.copytree(self.GLM, self.folder / "glm")
-        shutil.copy(SOURCE / "tests/reference/glm_tokenizer/v2/ice_text.model", self.folder / "glm")
-        _, before = read_safetensors(self.folder / "glm/model.safetensors")
-        said = self.run_command("convert", "--input", "glm", "--output", "half", "--dtype", "fp16", "--shard-size", "8KB")
-        parameters = sum(math.prod(shape) for name, (_, shape, _) in before.items() if not name.endswith("inv_freq"))
-        self.assertIn(f"{parameters:,} parameters", said)
-        self.assertIn("fp16", said)
-        half = self.folder / "half"
-        self.assertGreater(len(list(half.glob("model-*.safetensors"))), 1)
-        self.assertEqual((half / "ice_text.model").read_bytes(), (self.folder / "glm/ice_text.model").read_bytes())
-        shown = json.loads(self.run_command("inspect", "half", "--json"))
-        self.assertEqual((shown["kind"], shown["parameters"], shown["tokenizer"]), ("model", parameters, True))
-        for tensor in shown["tensors"]:
-            self.assertEqual(tensor["dtype"], "F32" if "norm" in tensor["name"] else "F16", tensor["name"])
-        self.run_command("convert", "--input", "half", "--output", "whole", "--dtype", "fp32")
-        _, after = read_safetensors(self.folder / "whole/model.safetensors")
-        self.assertEqual(set(after), {name for name in before if not name.endswith("inv_freq")})
-        for name, (_, shape, data) in after.items():
-            old = before[name]
-            numbers, others = (struct.unpack(f"<{len(d) // 4}f", d) for d in (data, old[2]))
-            self.assertEqual(shape, old[1])
-            for number, other in zip(numbers, others, strict=True):
-                self.assertAlmostEqual(number, other, delta=1e-3 * max(1, abs(other)))
-        # What cannot be, and what is only said.
-        self.assertIn("would convert", self.run_command("convert", "--input", "glm", "--output", "none", "--dry-run"))
-        self.write("tokens.txt", "<ad>\n")
-        self.assertIn("ChatGLM", self.run_command("convert", "--input", "glm", "--output", "none", "--add-tokens", "tokens.txt", code=2))
-        header, tensors = read_safetensors(self.folder / "whole/model.safetensors")
-        tensors.pop("transformer.final_layernorm.bias")
-        write_safetensors(self.folder / "whole/model.safetensors", tensors)
-        self.assertIn("final_layernorm.bias", self.run_command("convert", "--input", "whole", "--output", "none", code=1))
-        self.assertFalse((self.folder / "none").exists())
-
     def test_chatglm_is_planned(self):
         self.write("plan.yaml", """
 run: {output_dir: out}

@@ -2,7 +2,6 @@
 
 #include "lora/models/glm/architecture.h"
 #include "lora/models/glm/config.h"
-#include "lora/models/glm/convert.h"
 #include "lora/models/glm/load.h"
 #include "lora/models/glm/model.h"
 #include "lora/models/glm/shapes.h"
