@@ -8,7 +8,6 @@
 #include "lora/adapters/combine.h"
 #include "lora/adapters/eva.h"
 #include "lora/adapters/freeze.h"
-#include "lora/adapters/fused_rows.h"
 #include "lora/adapters/inject.h"
 #include "lora/adapters/loftq.h"
 #include "lora/adapters/lora.h"

@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "core/check.h"
-#include "lora/adapters/fused_rows.h"
 #include "lora/core/pattern.h"
 #include "lora/core/text.h"
 #include "lora/nn/linear.h"
@@ -129,9 +128,7 @@ FreezeReport freeze_base(torch::nn::Module& model, const std::vector<AdapterSet>
   for (const auto& set : adapters) {
     for (auto& parameter : set.parameters()) free_for_training(parameter);
   }
-  auto report = apply_rules(parameters, rules);
-  for (const auto& set : adapters) report.trainable -= numbers_held_at_zero(set);
-  return report;
+  return apply_rules(parameters, rules);
 }
 
 FreezeReport train_all(torch::nn::Module& model, const FreezeRules& rules) {

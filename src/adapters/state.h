@@ -25,7 +25,6 @@ struct AdapterSet::State {
   std::string model_type, model_class;  ///< empty: a model that does not say
   std::shared_ptr<RankAllocator> allocator;
   std::vector<SavedParameter> saved, biases;
-  int64_t held_at_zero = 0;  ///< numbers of the parameters that get no gradient (fused_rows.h)
   std::vector<const at::TensorImpl*> shared_weights;  ///< of slots with rows of tokens: those that two modules have
   /// Its place among the active adapters; empty when it is not active.
   std::optional<size_t> active_position;

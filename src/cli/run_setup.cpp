@@ -7,7 +7,6 @@
 #include "core/check.h"
 #include "lora/adapters/adapter_io.h"
 #include "lora/adapters/eva.h"
-#include "lora/adapters/fused_rows.h"
 #include "lora/adapters/inject.h"
 #include "lora/adapters/loftq.h"
 #include "lora/core/dtype.h"
@@ -540,7 +539,7 @@ void start_adapters(const RunConfig& config, nn::CausalLMImpl& model, const Adap
 AdapterSets make_adapters(const RunConfig& config, nn::CausalLMImpl& model, const data::Tokenizer* tokenizer, int64_t total_steps,
                           const std::optional<Path>& checkpoint) {
   if (config.adapter.method == "none") return {};
-  const auto make_whole = [&](const config::AdapterSection& section, const std::string& name) {
+  const auto make = [&](const config::AdapterSection& section, const std::string& name) {
     if (checkpoint && (starts_as(section, "eva") || starts_as(section, "loftq"))) {
       return load_adapter(model, name == "default" ? *checkpoint / "adapter" : *checkpoint / "adapter" / name, name);
     }
@@ -549,11 +548,6 @@ AdapterSets make_adapters(const RunConfig& config, nn::CausalLMImpl& model, cons
     set_base_model_name(options, own_base(config).value_or(config.model.path.value_or("")).string());
     const AdapterSet adapters = inject_method(model, options, name);
     if (section.tokens_from) start_token_rows(adapters, io::read_adapter_files(*section.tokens_from));
-    return adapters;
-  };
-  const auto make = [&](const config::AdapterSection& section, const std::string& name) {
-    const AdapterSet adapters = make_whole(section, name);
-    if (section.fused_rows) train_fused_rows(model, adapters, *section.fused_rows);
     return adapters;
   };
   std::vector<AdapterSet> sets = {make(config.adapter, "default")};

@@ -10,7 +10,6 @@
 #include <utility>
 #include <vector>
 
-#include "lora/adapters/fused_rows.h"
 #include "lora/nn/linear.h"
 #include "lora/ops/ops.h"
 
@@ -992,7 +991,6 @@ ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSe
   const auto bytes_in_few_bits = quantized_bytes(model);
   for (const auto& parameter : adapters.parameters()) in_adapter.insert(parameter.unsafeGetTensorImpl());
   for (const AdapterSet& set : adapters) {
-    memory.trainable -= numbers_held_at_zero(set);
     memory.optimizer_bytes += average_bytes(set);
     for (const auto* whole : {&set.saved_parameters(), &set.biases()}) {
       for (const auto& saved : *whole) memory.weights_bytes += nbytes(saved.other);

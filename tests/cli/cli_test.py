@@ -675,41 +675,6 @@ log: {{samples: 0}}
             self.assertIn(f"model.{word.split('=')[0]}", error)
             self.assertIn("llama", error)
 
-    def test_rows_of_keys_stay_zero_where_queries_and_values_are_adapted(self):
-        self.glm_run("--set", "train.max_steps=6", "--set", "train.optimizer.weight_decay=0.1", adapter="{r: 4, fused_rows: [q, v]}")
-        losses = [line["loss"] for line in self.metrics()]
-        self.assertLess(losses[-1], losses[0])
-        config = json.loads((self.GLM / "config.json").read_text())
-        heads, size = config["num_attention_heads"], config["hidden_size"] // config["num_attention_heads"]
-        _, tensors = read_safetensors(self.folder / "out/adapter/adapter_model.safetensors")
-        factors = {name: value for name, value in tensors.items() if name.endswith("query_key_value.lora_B.weight")}
-        self.assertEqual(len(factors), config["num_layers"])
-        for dtype, shape, data in factors.values():
-            self.assertEqual((dtype, shape), ("F32", [3 * heads * size, 4]))
-            rows = [struct.unpack_from("<4f", data, 16 * row) for row in range(shape[0])]
-            for row, numbers in enumerate(rows):
-                is_key = row // size % 3 == 1
-                self.assertEqual(any(numbers), not is_key, row)
-        # It is a LoRA as any other: it goes on training without the key, and folds into the weight.
-        self.assertNotIn("fused_rows", (self.folder / "out/adapter/adapter_config.json").read_text())
-        self.run_command("merge", "--model", self.GLM, "--adapter", "out/adapter", "--output", "merged")
-        self.finetune("--set", "run.output_dir=again", "--set", "adapter={init_from: out/adapter, fused_rows: [q, v]}")
-        self.assertIn("zero", self.finetune("--set", "run.output_dir=no", "--set", "adapter={init_from: out/adapter, fused_rows: [q]}", code=2))
-        summary = lora("finetune", "-c", "run.yaml", "--overwrite", "--set", "train.max_steps=1", cwd=self.folder).stderr
-        trained = config["num_layers"] * 4 * (heads * size + 2 * heads * size)
-        self.assertIn(f"{trained:,}", summary)
-        plan = json.loads(self.run_command("plan", "-c", "run.yaml", "--memory", "1GiB", "--json"))
-        self.assertEqual(plan["trainable_parameters"], trained)
-
-    def test_parts_of_layers_that_are_not_fused_are_refused(self):
-        self.assertIn("k, q, v", self.glm_run(adapter="{r: 4, fused_rows: [w]}", code=2))
-        self.assertIn("fused", self.glm_run(adapter="{r: 4, fused_rows: [q], target_modules: [dense]}", code=2))
-        self.assertIn("init_lora_weights", self.glm_run(adapter="{r: 4, fused_rows: [q], init_lora_weights: pissa}", code=2))
-        self.assertIn("fused_rows belongs to adapter.method lora", self.glm_run(adapter="{method: adalora, fused_rows: [q]}", code=2))
-        self.assertIn("dora", self.glm_run(adapter="{r: 4, fused_rows: [q], use_dora: true}", code=2))
-        self.write("run.yaml", RUN_FILE.format(base=BASE).replace("r: 4,", "r: 4, fused_rows: [q],"))
-        self.assertIn("fused", self.finetune("--overwrite", code=2))
-
     def test_chatglm_is_planned(self):
         self.write("plan.yaml", """
 run: {output_dir: out}

@@ -88,7 +88,6 @@ struct AdapterSection {
   std::optional<std::string> bias;               ///< none | all | lora_only
   std::optional<Names> target_modules, exclude_modules;
   std::optional<std::vector<std::string>> modules_to_save, layers_pattern;
-  std::optional<std::vector<std::string>> fused_rows;  ///< of a fused layer: the parts (q, k, v) whose rows train
   std::optional<TokenIndices> trainable_token_indices;
   std::optional<std::vector<int64_t>> layers_to_transform;
   std::optional<Patterns> rank_pattern, alpha_pattern;

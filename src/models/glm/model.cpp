@@ -291,19 +291,6 @@ nn::PredictingStates ChatGlmForConditionalGenerationImpl::predicting_states(cons
   return transformer->forward(batch, nullptr, fast_paths, recompute, activations, prompts().get());
 }
 
-nn::FusedRows ChatGlmForConditionalGenerationImpl::fused_rows(std::string_view layer) const {
-  nn::FusedRows rows;
-  if (!layer.ends_with(".query_key_value")) return rows;
-  int64_t row = 0;
-  for (int64_t head = 0; head < config.num_attention_heads; ++head) {
-    for (const char* part : {"q", "k", "v"}) {
-      rows[part].emplace_back(row, row + config.head_dim());
-      row += config.head_dim();
-    }
-  }
-  return rows;
-}
-
 at::ScalarType ChatGlmForConditionalGenerationImpl::stored_dtype() const { return io::to_torch(config.dtype, "model.dtype"); }
 
 std::optional<nn::PromptShape> ChatGlmForConditionalGenerationImpl::prompt_shape() const {

@@ -5,7 +5,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "lora/models/glm/config.h"
@@ -13,7 +12,6 @@
 #include "lora/nn/causal_lm.h"
 #include "lora/nn/decoder_stream.h"
 #include "lora/nn/embedding.h"
-#include "lora/nn/fused_rows.h"
 #include "lora/nn/norm.h"
 #include "lora/nn/rotary.h"
 #include "lora/ops/ops.h"
@@ -114,7 +112,7 @@ TORCH_MODULE(GlmModel);
 /// Positions and what each token may see follow from the token numbers: a row is a prompt with [gMASK] (or [MASK]), <sop> and
 /// an answer, see prompt_places in models/glm/positions.h for what is refused. Padding on the right needs no mask, padding on the
 /// left needs Batch::attention_mask_BS. With a cache the first pass holds the whole prompt and <sop>.
-class ChatGlmForConditionalGenerationImpl : public nn::CausalLMImpl, public nn::FusedLayers {
+class ChatGlmForConditionalGenerationImpl : public nn::CausalLMImpl {
  public:
   /// Fresh weights (normal with initializer_range, norms one, biases zero) from torch's default generator, unless the
   /// options leave them uninitialised. `allocate` false and `quantization` concern the layers; embedding, head and norms hold
@@ -135,8 +133,6 @@ class ChatGlmForConditionalGenerationImpl : public nn::CausalLMImpl, public nn::
   std::string model_type() const override { return "chatglm"; }
   std::string model_class() const override { return "ChatGLMForConditionalGeneration"; }
   std::vector<std::string> default_targets() const override { return {"query_key_value"}; }
-  /// Of query_key_value, head by head: queries, keys and values.
-  nn::FusedRows fused_rows(std::string_view layer) const override;
   /// A prefix's keys are not rotated, and real tokens begin at position 0 behind them.
   bool prefix_takes_positions() const override { return false; }
   bool is_repeatable() const override { return false; }
