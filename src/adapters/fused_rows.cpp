@@ -9,7 +9,6 @@
 #include "adapters/module_tree.h"
 #include "adapters/state.h"
 #include "core/check.h"
-#include "lora/adapters/dora.h"
 #include "lora/adapters/lora.h"
 #include "lora/nn/fused_projections.h"
 

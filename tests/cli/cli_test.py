@@ -848,7 +848,7 @@ train: {max_steps: 1, micro_batch: 2}
         self.write_rows("rows.jsonl", [{"input_ids": [5, 6, 31, 34, 7, 8, 35], "labels": [-100] * 4 + [7, 8, 35]},
                                        {"input_ids": [9, 31, 34, 10, 35], "labels": [-100] * 3 + [10, 35]}])
         self.write("run.yaml", RUN_FILE.format(base=self.GLM).replace("target_modules: [q_proj, v_proj]", "fused_rows: [q, v]")
-                   + "    weight_decay: 0.1\n    no_decay: []\n")
+                   .replace("lr: 5.0e-3", "lr: 5.0e-3, weight_decay: 0.1, no_decay: []"))
 
     def factor_rows(self, directory):
         """The rows of every lora_B by part: of 4 heads q, k and v of 8 rows each."""
