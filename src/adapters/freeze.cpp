@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "lora/adapters/fused_rows.h"
 #include "lora/core/pattern.h"
 #include "lora/core/text.h"
 #include "lora/nn/linear.h"
@@ -128,7 +129,9 @@ FreezeReport freeze_base(torch::nn::Module& model, const std::vector<AdapterSet>
   for (const auto& set : adapters) {
     for (auto& parameter : set.parameters()) free_for_training(parameter);
   }
-  return apply_rules(parameters, rules);
+  FreezeReport report = apply_rules(parameters, rules);
+  for (const auto& set : adapters) report.trainable -= num_held_numbers(set);
+  return report;
 }
 
 FreezeReport train_all(torch::nn::Module& model, const FreezeRules& rules) {

@@ -26,6 +26,8 @@ struct AdapterSet::State {
   std::shared_ptr<RankAllocator> allocator;
   std::vector<SavedParameter> saved, biases;
   std::vector<const at::TensorImpl*> shared_weights;  ///< of slots with rows of tokens: those that two modules have
+  /// Factors of which some numbers are held at zero, and how many (see train_fused_rows).
+  std::vector<std::pair<at::Tensor, int64_t>> held;
   /// Its place among the active adapters; empty when it is not active.
   std::optional<size_t> active_position;
   /// True while the model's own parameters hold the trained values of `saved` and `biases`.

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <numeric>
+#include <set>
 
 #include "cli/command.h"
 #include "cli/options.h"
@@ -13,6 +14,7 @@
 #include "lora/data/new_tokens.h"
 #include "lora/io/dtype.h"
 #include "lora/models/llama.h"
+#include "lora/models/registry.h"
 
 namespace lora::cli {
 namespace {
@@ -41,13 +43,51 @@ std::string detect(const Path& input) {
   return "llama2c";
 }
 
-void describe(const llama::LlamaConfig& config, const std::string& from, const std::string& output, bool dry_run) {
-  int64_t parameters = 0;
+/// A model in numbers.
+struct Summary {
+  int64_t parameters = 0, layers = 0;
+  DType dtype = DType::kF32;
+};
+
+Summary summary_of(const llama::LlamaConfig& config) {
+  Summary summary{.layers = config.num_hidden_layers, .dtype = config.dtype};
   for (const auto& [name, shape] : llama::llama_weight_shapes(config)) {
-    parameters += std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+    summary.parameters += std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
   }
+  return summary;
+}
+
+/// Of a directory that can be loaded, from its headers.
+Summary summary_of(const models::Architecture& architecture, const Path& directory, const std::optional<DType>& dtype = std::nullopt) {
+  models::LoadOptions options{.device = at::kMeta};
+  if (dtype) options.dtype = io::to_torch(*dtype, "--dtype");
+  const auto model = architecture.load(directory, options);
+  Summary summary{.layers = model->num_layers(), .dtype = io::from_torch(model->stored_dtype())};
+  std::set<const at::TensorImpl*> seen;  // a tied tensor counts once
+  for (const auto& parameter : model->parameters()) {
+    if (seen.insert(parameter.unsafeGetTensorImpl()).second) summary.parameters += parameter.numel();
+  }
+  return summary;
+}
+
+void describe(const Summary& summary, const std::string& from, const std::string& output, bool dry_run) {
   fmt::print("{} {} -> hf {}: {} parameters, {} layers, {}\n", dry_run ? "would convert" : "converted", from, output,
-             with_thousands(parameters), config.num_hidden_layers, short_name(config.dtype));
+             with_thousands(summary.parameters), summary.layers, short_name(summary.dtype));
+}
+
+/// Of a Hugging Face directory.
+const models::Architecture& convertible(const Path& directory) {
+  const auto& architecture = models::architecture_of(directory);
+  require<ConfigError>(architecture.convert != nullptr, "[--input] the architecture must be one that converts; found {:?} in {}, which was "
+                       "registered without it", architecture.name, directory.string());
+  return architecture;
+}
+
+/// Where the tokens are those of tokenizer.model, new ones follow the last.
+void require_growing(const models::Architecture& architecture) {
+  require<ConfigError>(architecture.model_type == "llama" || architecture.model_type == "baichuan",
+                       "[--add-tokens] tokens are added where all ids are those of tokenizer.model (llama, baichuan); found {}, whose special "
+                       "tokens follow the pieces at fixed ids; leave the option out", architecture.model_type);
 }
 
 /// --quantize, --double-quant and --block-size; nothing: plain numbers.
@@ -60,15 +100,14 @@ std::optional<QuantizationScheme> quantization_of(const std::string& type, bool 
   return scheme;
 }
 
-/// A Hugging Face directory with the layers' weights in few bits, as bitsandbytes stores them.
-llama::LlamaConfig quantize_hf(const Path& from, const Path& directory, const QuantizationScheme& scheme, llama::SaveOptions options) {
-  llama::LoadOptions loading;
-  loading.quantization = scheme;
+/// Writes a Hugging Face directory with the layers' weights in few bits, as bitsandbytes stores them.
+void quantize_hf(const models::Architecture& architecture, const Path& from, const Path& directory, const QuantizationScheme& scheme,
+                 models::SaveOptions options) {
+  models::LoadOptions loading{.quantization = scheme};
   if (options.dtype) loading.dtype = io::to_torch(*options.dtype, "--dtype");
-  const auto model = llama::load(from, loading);
+  const auto model = architecture.load(from, loading);
   options.quantized = true;
-  llama::save(*model, directory, options);
-  return model->config;
+  architecture.save(*model, directory, options);
 }
 
 /// The tokens of a file for the vocabulary of the model that is read.
@@ -97,9 +136,11 @@ int ConvertCommand::run() const {
   require<ConfigError>(!scheme || kind == "hf", "[--quantize] weights are put into few bits from hf; found {}; convert it to hf first", kind);
   require<ConfigError>(add_tokens.empty() || (kind == "hf" && !scheme), "[--add-tokens] tokens are added to a plain Hugging Face "
                        "directory; found {}; add them first, then convert the result", scheme ? "--quantize" : kind);
+  const auto* architecture = kind == "hf" ? &convertible(input) : nullptr;
+  if (!add_tokens.empty()) require_growing(*architecture);
   require_free_output(output, overwrite);
 
-  llama::SaveOptions options;
+  models::SaveOptions options;
   if (!dtype.empty()) options.dtype = parse_float_dtype(dtype, "--dtype");
   options.shard_bytes = parse_bytes(shard_size, "--shard-size");
   if (!tokenizer.empty()) {
@@ -117,17 +158,24 @@ int ConvertCommand::run() const {
     grown_vocabulary(*before, *growth);
   }
   if (dry_run) {
-    describe(kind == "hf" ? llama::read_llama_config(input) : llama::llama2c_config(input, options), kind, output, true);
+    describe(architecture ? summary_of(*architecture, input, options.dtype) : summary_of(llama::llama2c_config(input, options)), kind, output,
+             true);
     if (growth) describe_growth(*before, *growth);
     return kDone;
   }
   AtomicDirectory directory{Path(output)};
-  const auto config = scheme         ? quantize_hf(input, directory.path(), *scheme, options)
-                      : growth       ? llama::convert_hf_with_tokens(input, directory.path(), *growth, options)
-                      : kind == "hf" ? llama::convert_hf(input, directory.path(), options)
-                                     : llama::convert_llama2c(input, directory.path(), options);
+  if (scheme) {
+    quantize_hf(*architecture, input, directory.path(), *scheme, options);
+  } else if (growth) {
+    llama::convert_hf_with_tokens(input, directory.path(), *growth, options);
+  } else if (architecture) {
+    architecture->convert(input, directory.path(), options);
+  } else {
+    llama::convert_llama2c(input, directory.path(), options);
+  }
+  const Summary summary = architecture ? summary_of(*architecture, directory.path()) : summary_of(llama::llama2c_config(input, options));
   directory.commit();
-  describe(config, kind, output, false);
+  describe(summary, kind, output, false);
   if (growth) describe_growth(*before, *growth);
   return kDone;
 }

@@ -81,7 +81,12 @@ Json inspect_model(const Path& directory) {
     add_tensor(result, name, stored.scheme ? name_of(stored.scheme->type) : safetensors_name(stored.dtype), stored.shape);
   }
   result["config"] = formats::parse_json(read_file(directory / "config.json"), (directory / "config.json").string());
-  result["tokenizer"] = std::filesystem::exists(directory / "tokenizer.model");
+  const Json& config = result["config"];
+  if (config.contains("model_type")) result["model_type"] = config.at("model_type");
+  for (const char* key : {"num_hidden_layers", "num_layers"}) {
+    if (config.contains(key)) result["layers"] = config.at(key);
+  }
+  result["tokenizer"] = std::filesystem::exists(directory / "tokenizer.model") || std::filesystem::exists(directory / "ice_text.model");
   return result;
 }
 

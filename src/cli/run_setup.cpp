@@ -7,6 +7,7 @@
 #include "core/check.h"
 #include "lora/adapters/adapter_io.h"
 #include "lora/adapters/eva.h"
+#include "lora/adapters/fused_rows.h"
 #include "lora/adapters/inject.h"
 #include "lora/adapters/loftq.h"
 #include "lora/core/dtype.h"
@@ -550,8 +551,13 @@ AdapterSets make_adapters(const RunConfig& config, nn::CausalLMImpl& model, cons
     if (section.tokens_from) start_token_rows(adapters, io::read_adapter_files(*section.tokens_from));
     return adapters;
   };
-  std::vector<AdapterSet> sets = {make(config.adapter, "default")};
-  for (const auto& one : config.more_adapters) sets.push_back(make(one.adapter, one.name));
+  const auto made = [&](const config::AdapterSection& section, const std::string& name) {
+    const AdapterSet adapters = make(section, name);
+    if (section.fused_rows) train_fused_rows(model, adapters, *section.fused_rows);
+    return adapters;
+  };
+  std::vector<AdapterSet> sets = {made(config.adapter, "default")};
+  for (const auto& one : config.more_adapters) sets.push_back(made(one.adapter, one.name));
   if (sets.size() > 1) activate_together(model, sets);
   return sets;
 }

@@ -15,7 +15,7 @@ const std::map<std::string_view, Methods>& table() {
   static const Methods kVirtual = {"prefix", "prompt", "ptuning", "ptuning_v2"}, kPrefix = {"prefix", "ptuning_v2"};
   static const Methods kPrompt = {"prompt"}, kPTuning = {"ptuning"}, kBottleneck = {"bottleneck"};
   static const std::map<std::string_view, Methods> kTable = {
-      {"r", kLora}, {"use_rslora", kLora}, {"use_dora", kLora}, {"init_lora_weights", kLora}, {"rank_pattern", kLora},
+      {"r", kLora}, {"use_rslora", kLora}, {"use_dora", kLora}, {"init_lora_weights", kLora}, {"rank_pattern", kLora}, {"fused_rows", kLora},
       {"alpha_pattern", kLora}, {"lora_alpha", kBoth}, {"lora_dropout", kBoth}, {"bias", kBoth}, {"layers_to_transform", kBoth},
       {"layers_pattern", kBoth}, {"target_modules", {"lora", "adalora", "ia3", "trainable_tokens"}},
       {"trainable_token_indices", {"lora", "adalora", "trainable_tokens"}}, {"tokens_from", kBoth}, {"exclude_modules", kWeights}, {"modules_to_save", kWeights},

@@ -153,6 +153,7 @@ void describe_adapter(Visitor& v, AdapterSection& adapter) {
   v.key("exclude_modules", adapter.exclude_modules);
   v.key("modules_to_save", adapter.modules_to_save);
   v.key("trainable_token_indices", adapter.trainable_token_indices, at_least(0));
+  v.key("fused_rows", adapter.fused_rows, one_of({"q", "k", "v"}));
   v.key("layers_to_transform", adapter.layers_to_transform, at_least(0).or_single());
   v.key("layers_pattern", adapter.layers_pattern, Rule{}.or_single());
   v.key("rank_pattern", adapter.rank_pattern, at_least(1));

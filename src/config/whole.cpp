@@ -99,6 +99,19 @@ void check_adapter(const WholeCheck& check, const AdapterSection& adapter, const
   }
 }
 
+/// Which rows train is said of lora_B, whose others must be zero from the beginning.
+void check_fused_rows(const WholeCheck& check, const AdapterSection& adapter, const std::string& section = "adapter") {
+  if (!adapter.fused_rows) return;
+  const std::string key = section + ".fused_rows";
+  check.holds(!adapter.fused_rows->empty(), key, "must name some of q, k, v; found none; remove the key");
+  check.holds(!adapter.use_dora.value_or(false), key, "goes without use_dora, which trains a magnitude of every row; found both; remove one");
+  const std::string bias = adapter.bias.value_or("none");
+  check.holds(bias == "none", key, fmt::format("goes with bias: none, since biases train whole; found {}; remove one", bias));
+  const std::string init = adapter.init_lora_weights.value_or("true");
+  check.holds(adapter.init_from || init == "true" || init == "gaussian", key,
+              fmt::format("goes with init_lora_weights true and gaussian, where lora_B begins at zero and stays in place; found {}; change one", init));
+}
+
 void check_token_indices(const WholeCheck& check, const AdapterSection& adapter, const std::string& section = "adapter") {
   const std::string key = section + ".trainable_token_indices";
   const bool is_alone = adapter.method == "trainable_tokens";
@@ -121,6 +134,7 @@ void check_more_adapters(const WholeCheck& check, const RunConfig& config) {
     check.holds(name != "default", section, "must have another name: adapter itself is default; found default twice");
     check.holds(adapter.method != "none", section + ".method", "must be a method; found none; remove the adapter");
     check_adapter(check, adapter, section);
+    check_fused_rows(check, adapter, section);
     check_token_indices(check, adapter, section);
   }
 }
@@ -232,6 +246,7 @@ void check_whole(const RunConfig& config, const Places& places, std::string_view
   check_model(check, config.model);
   check_adapter(check, config.adapter);
   check_more_adapters(check, config);
+  check_fused_rows(check, config.adapter);
   check_token_indices(check, config.adapter);
   check_training(check, config);
   check_evaluations(check, config);

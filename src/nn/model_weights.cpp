@@ -153,6 +153,8 @@ formats::QuantizationConfig stored_form(const LayerList& layers, DType dtype) {
 
 bool is_half(DType dtype) { return dtype == DType::kF16 || dtype == DType::kBF16; }
 
+DType written_dtype(const WeightShape& weight, DType dtype) { return weight.wide && is_half(dtype) ? DType::kF32 : dtype; }
+
 }  // namespace
 
 ModelWeights::ModelWeights(const Path& directory, ModelLayout layout, const LoadOptions& options)
@@ -215,6 +217,17 @@ void ModelWeights::fill(torch::nn::Module& model, const LayerList& layers) const
   if (on_host()) offload_to_host(model, layers, options_.device);
 }
 
+std::vector<io::TensorSource> ModelWeights::sources() const {
+  std::vector<io::TensorSource> tensors;
+  for (const auto& weight : layout_.weights) {
+    const DType dtype = written_dtype(weight, io::from_torch(dtype_));
+    tensors.push_back({weight.name, dtype, weight.shape, [files = files_, name = weight.name, stored = stored_.at(weight.name), dtype] {
+                         return read_plain(*files, name, stored, io::to_torch(dtype, "config.json"));
+                       }});
+  }
+  return tensors;
+}
+
 void offload_to_host(torch::nn::Module& model, const LayerList& layers, const at::Device& device) {
   if (device.is_cpu()) return;
   const auto stream = std::make_shared<WeightStream>(device);
@@ -240,13 +253,13 @@ ModelLayout save_weights(const torch::nn::Module& model, const LayerList& layers
   }
   if (options.dtype) layout.dtype = *options.dtype;
   std::vector<io::TensorSource> tensors;
-  for (const auto& [name, shape, wide] : layout.weights) {
-    if (const auto bits = in_few_bits.find(name); bits != in_few_bits.end()) {
-      for (auto& source : io::quantized_sources(name, bits->second->parts())) tensors.push_back(std::move(source));
+  for (const auto& weight : layout.weights) {
+    if (const auto bits = in_few_bits.find(weight.name); bits != in_few_bits.end()) {
+      for (auto& source : io::quantized_sources(weight.name, bits->second->parts())) tensors.push_back(std::move(source));
       continue;
     }
-    const DType dtype = wide && is_half(layout.dtype) ? DType::kF32 : layout.dtype;
-    tensors.push_back({name, dtype, shape, [read = readers.at(name)] { return read().detach(); }});
+    tensors.push_back({weight.name, written_dtype(weight, layout.dtype), weight.shape,
+                       [read = readers.at(weight.name)] { return read().detach(); }});
   }
   io::save_model_files(directory, tensors, options.shard_bytes);
   return layout;

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "lora/adapters/fused_rows.h"
 #include "lora/nn/linear.h"
 #include "lora/ops/ops.h"
 
@@ -992,6 +993,7 @@ ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSe
   for (const auto& parameter : adapters.parameters()) in_adapter.insert(parameter.unsafeGetTensorImpl());
   for (const AdapterSet& set : adapters) {
     memory.optimizer_bytes += average_bytes(set);
+    memory.trainable -= num_held_numbers(set);
     for (const auto* whole : {&set.saved_parameters(), &set.biases()}) {
       for (const auto& saved : *whole) memory.weights_bytes += nbytes(saved.other);
     }

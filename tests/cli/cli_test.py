@@ -853,6 +853,103 @@ train: {max_steps: 1, micro_batch: 2}
         self.assertIn("W_pack", self.run_command("export", "--model", base, "--adapter", "out/adapter", "--to", "gguf", "--output", "a.gguf", code=1))
         self.finetune("--set", "run.output_dir=few", "--set", "adapter.quantization.bits=4")
 
+    GLM = SOURCE / "tests/reference/glm"
+
+    def glm_with_tokenizer(self):
+        shutil.copytree(self.GLM, self.folder / "glm")
+        shutil.copy(SOURCE / "tests/reference/glm_tokenizer/v2/ice_text.model", self.folder / "glm")
+        (self.folder / "glm/tokenizer_config.json").write_text("{}")
+        return self.folder / "glm"
+
+    def test_chatglm_is_converted_tensor_by_tensor(self):
+        base = self.glm_with_tokenizer()
+        before = read_safetensors(base / "model.safetensors")[1]
+        self.assertIn("would convert", self.run_command("convert", "--input", base, "--output", "dry", "--dtype", "bf16", "--dry-run"))
+        self.assertFalse((self.folder / "dry").exists())
+        said = self.run_command("convert", "--input", base, "--output", "shards", "--shard-size", "20KB")
+        count = sum(math.prod(shape) for _, shape, _ in before.values())
+        self.assertIn(f"{count:,} parameters, 2 layers, fp32", said)
+        shards = sorted((self.folder / "shards").glob("model-*.safetensors"))
+        self.assertGreater(len(shards), 2)
+        after = {}
+        for shard in shards:
+            after.update(read_safetensors(shard)[1])
+        self.assertEqual(after, before)
+        for name in ("ice_text.model", "tokenizer_config.json"):
+            self.assertEqual((self.folder / "shards" / name).read_bytes(), (base / name).read_bytes())
+        self.assertIn("bf16", self.run_command("convert", "--input", base, "--output", "half", "--dtype", "bf16"))
+        types = {name: kind for name, (kind, _, _) in read_safetensors(self.folder / "half/model.safetensors")[1].items()}
+        self.assertEqual({name for name, kind in types.items() if kind == "F32"}, {name for name in types if "layernorm" in name})
+        self.run_command("convert", "--input", base, "--output", "bits", "--quantize", "nf4")
+        config = json.loads((self.folder / "bits/config.json").read_text())
+        self.assertEqual((config["model_type"], config["quantization_config"]["bnb_4bit_quant_type"]), ("chatglm", "nf4"))
+        self.run_command("convert", "--input", "bits", "--output", "plain")
+        self.assertEqual(set(read_safetensors(self.folder / "plain/model.safetensors")[1]), set(before))
+        self.write("tokens.txt", "word\n")
+        self.assertIn("chatglm, whose special tokens", self.run_command("convert", "--input", base, "--output", "grown", "--add-tokens",
+                                                                        "tokens.txt", code=2))
+        self.assertFalse((self.folder / "grown").exists())
+
+    def test_a_chatglm_directory_is_shown(self):
+        shown = json.loads(self.run_command("inspect", "--json", self.glm_with_tokenizer()))
+        tensors = read_safetensors(self.GLM / "model.safetensors")[1]
+        self.assertEqual((shown["kind"], shown["model_type"], shown["layers"], shown["tokenizer"]), ("model", "chatglm", 2, True))
+        self.assertEqual(shown["parameters"], sum(math.prod(shape) for _, shape, _ in tensors.values()))
+
+    def glm_run(self):
+        """Rows with the reference's [gMASK] 31, <sop> 34 and <eop> 35."""
+        self.write_rows("rows.jsonl", [{"input_ids": [5, 6, 31, 34, 7, 8, 35], "labels": [-100] * 4 + [7, 8, 35]},
+                                       {"input_ids": [9, 31, 34, 10, 35], "labels": [-100] * 3 + [10, 35]}])
+        self.write("run.yaml", RUN_FILE.format(base=self.GLM).replace("target_modules: [q_proj, v_proj]", "fused_rows: [q, v]")
+                   .replace("lr: 5.0e-3", "lr: 5.0e-3, weight_decay: 0.1, no_decay: []"))
+
+    def factor_rows(self, directory):
+        """The rows of every lora_B by part: of 4 heads q, k and v of 8 rows each."""
+        rows = {"q": [], "k": [], "v": []}
+        for name, (_, shape, data) in read_safetensors(self.folder / directory / "adapter/adapter_model.safetensors")[1].items():
+            if name.endswith("lora_B.weight"):
+                self.assertEqual(shape, [96, 4])
+                for row in range(96):
+                    rows["qkv"[row // 8 % 3]].append(data[16 * row:16 * (row + 1)])
+        return rows
+
+    def test_only_the_named_rows_of_a_fused_projection_train(self):
+        self.glm_run()
+        zero = bytes(16)
+        result = lora("finetune", "-c", "run.yaml", cwd=self.folder)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("trainable params: 768", result.stdout + result.stderr)  # 2 layers, rank 4, 32 columns of A, 64 rows of B
+        rows = self.factor_rows("out")
+        self.assertEqual(set(rows["k"]), {zero})
+        self.assertNotIn(zero, rows["q"] + rows["v"])
+        config = (self.folder / "out/adapter/adapter_config.json").read_text()
+        self.assertEqual(json.loads(config)["target_modules"], ["query_key_value"])
+        self.assertNotIn("fused", config)
+        self.assertIn("fused_rows", (self.folder / "out/config.yaml").read_text())
+        self.finetune("--set", "run.output_dir=parts", "--set", "train.max_steps=2")  # in two goes
+        self.finetune("--set", "run.output_dir=parts")
+        self.assertEqual(self.factor_rows("parts"), rows)
+        self.finetune("--set", "run.output_dir=more", "--set", f"adapter.init_from={self.folder}/out/adapter")
+        self.assertEqual(set(self.factor_rows("more")["k"]), {zero})
+        self.assertNotEqual(self.factor_rows("more"), rows)
+        self.finetune("--set", "run.output_dir=bits", "--set", "adapter.quantization={bits: 4}")
+        self.assertEqual(set(self.factor_rows("bits")["k"]), {zero})
+        self.run_command("merge", "--model", self.GLM, "--adapter", "out/adapter", "--output", "merged")
+
+    def test_rows_that_cannot_be_chosen_are_refused(self):
+        self.glm_run()
+        for setting, words in (("adapter.fused_rows=[x]", "must be one of q, k, v"), ("adapter.fused_rows=[]", "must name some"),
+                               ("adapter.use_dora=true", "use_dora"), ("adapter.bias=lora_only", "bias: none"),
+                               ("adapter.init_lora_weights=pissa", "true and gaussian"),
+                               ("adapter={method: ia3, r: null, lora_alpha: null}", "belongs to adapter.method lora"),
+                               ("adapter.target_modules=[dense]", "found none that does")):
+            with self.subTest(setting):
+                self.assertIn(words, self.finetune("--set", setting, code=2))
+        self.finetune("--set", "adapter.fused_rows=null")
+        self.assertIn("must be zero", self.finetune("--set", "run.output_dir=next", "--set", f"adapter.init_from={self.folder}/out/adapter", code=2))
+        self.write("run.yaml", RUN_FILE.format(base=BASE))
+        self.assertIn("found none that does", self.finetune("--set", "adapter.fused_rows=[q]", "--set", "run.output_dir=llama", code=2))
+
     QUICK = SOURCE / "quickstart/base"
 
     def add_tokens(self, *arguments, tokens="<ad>\n类型#\nzebra\n", base=None, output="grown", code=0):

@@ -53,6 +53,12 @@ class OwnModelTest(unittest.TestCase):
         self.run_command("merge", "--model", "base/model", "--adapter", "out/adapter", "--output", "merged")
         self.assertEqual(json.loads((self.folder / "merged/config.json").read_text()), {"model_type": "pairs"})
 
+    def test_a_model_that_does_not_convert_is_named(self):
+        self.with_run_file("train", "adapter={method: none, r: null, target_modules: null}", "run.output_dir=base")
+        for option in ([], ["--dry-run"], ["--quantize", "nf4"]):
+            self.assertIn("found \"pairs\"", self.run_command("convert", "--input", "base/model", "--output", "converted", *option, code=2))
+        self.assertFalse((self.folder / "converted").exists())
+
     def test_its_rows_are_the_completions_that_they_stand_for(self):
         self.with_run_file("finetune")
         rows = [json.loads(line) for line in (self.folder / "rows.jsonl").read_text().splitlines()]

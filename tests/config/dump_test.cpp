@@ -44,6 +44,7 @@ RunConfig unusual() {
   c.adapter.rank_pattern = Patterns{{"z, x", 2}, {"a\\.b#", 1}, {"12", 4}};
   c.adapter.alpha_pattern = Patterns{};
   c.adapter.use_dora = true;
+  c.adapter.fused_rows = std::vector<std::string>{"v", "q"};
   c.adapter.init_r = 5;
   c.adapter.target_r = 4;
   c.adapter.tinit = 1;

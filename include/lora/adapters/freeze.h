@@ -17,7 +17,7 @@ struct FreezeRules {
 };
 
 struct FreezeReport {
-  int64_t trainable = 0, total = 0;  ///< parameters; a tied tensor counts once
+  int64_t trainable = 0, total = 0;  ///< parameters; a tied tensor counts once, what train_fused_rows holds does not train
   std::vector<std::string> trainable_names = {};
   /// "trainable params: 4,194,304 || all params: 6,742,609,920 || trainable%: 0.0622"
   std::string summary() const;

@@ -89,6 +89,7 @@ struct AdapterSection {
   std::optional<Names> target_modules, exclude_modules;
   std::optional<std::vector<std::string>> modules_to_save, layers_pattern;
   std::optional<TokenIndices> trainable_token_indices;
+  std::optional<std::vector<std::string>> fused_rows;  ///< q, k, v: of a layer that computes them all, the rows that train
   std::optional<std::vector<int64_t>> layers_to_transform;
   std::optional<Patterns> rank_pattern, alpha_pattern;
   std::optional<int64_t> init_r, target_r, tinit, tfinal, deltaT, total_step;

@@ -79,6 +79,9 @@ class ModelWeights {
   at::ScalarType dtype() const { return dtype_; }
   /// Fills a model that was made so, tensor by tensor. On the meta device no weight is read: a model of shapes alone.
   void fill(torch::nn::Module& model, const LayerList& layers) const;
+  /// The weights as they are to be written, in their order: plain numbers in dtype() (wide ones in fp32 where that is half
+  /// precision), each read when it is asked for. They keep the files open.
+  std::vector<io::TensorSource> sources() const;
 
  private:
   bool on_disk() const;

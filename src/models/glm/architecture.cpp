@@ -23,6 +23,7 @@ models::Architecture architecture() {
           .load = [](const Path& directory, const LoadOptions& options) { return load(directory, options); },
           .make = make,
           .save = [](nn::CausalLMImpl& model, const Path& directory, const SaveOptions& options) { save(as_glm(model), directory, options); },
+          .convert = [](const Path& from, const Path& directory, const SaveOptions& options) { convert_hf(from, directory, options); },
           .offload_to_host = [](nn::CausalLMImpl& model, const at::Device& device) { offload_to_host(as_glm(model), device); },
           .loaded_fields = glm_loaded_fields(),
           .shapes = [](nn::CausalLMImpl& model) { return shapes_of(as_glm(model)); }};

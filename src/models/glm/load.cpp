@@ -18,6 +18,16 @@ nn::ModelLayout layout_of(const GlmConfig& config) {
 
 nn::LayerList layers_of(ChatGlmForConditionalGenerationImpl& model) { return {model.transformer->layers, "transformer.layers"}; }
 
+/// The files beside the weights.
+void write_companions(const GlmConfig& config, const Path& directory, const SaveOptions& options) {
+  write_file_atomically(directory / "config.json", write_glm_config(config));
+  const formats::Json generation = {{"bos_token_id", config.bos_token_id},
+                                    {"eos_token_id", config.eos_token_id},
+                                    {"pad_token_id", config.pad_token_id ? formats::Json(*config.pad_token_id) : formats::Json()}};
+  write_file_atomically(directory / "generation_config.json", generation.dump(2) + "\n");
+  if (options.copy_tokenizer_from) nn::copy_tokenizer_files(*options.copy_tokenizer_from, directory, data::kGlmTokenizerFile);
+}
+
 }  // namespace
 
 std::shared_ptr<ChatGlmForConditionalGenerationImpl> load(const Path& directory, const LoadOptions& options) {
@@ -43,12 +53,16 @@ void save(ChatGlmForConditionalGenerationImpl& model, const Path& directory, con
   const nn::ModelLayout saved = nn::save_weights(model, layers_of(model), layout_of(config), directory, options);
   config.dtype = saved.dtype;
   config.quantization = saved.quantization;
-  write_file_atomically(directory / "config.json", write_glm_config(config));
-  const formats::Json generation = {{"bos_token_id", config.bos_token_id},
-                                    {"eos_token_id", config.eos_token_id},
-                                    {"pad_token_id", config.pad_token_id ? formats::Json(*config.pad_token_id) : formats::Json()}};
-  write_file_atomically(directory / "generation_config.json", generation.dump(2) + "\n");
-  if (options.copy_tokenizer_from) nn::copy_tokenizer_files(*options.copy_tokenizer_from, directory, data::kGlmTokenizerFile);
+  write_companions(config, directory, options);
+}
+
+void convert_hf(const Path& from, const Path& directory, const SaveOptions& options) {
+  GlmConfig config = read_glm_config(from);
+  config.dtype = options.dtype.value_or(config.dtype);
+  const nn::ModelWeights weights(from, layout_of(config), {.dtype = io::to_torch(config.dtype, "config.json")});
+  io::save_model_files(directory, weights.sources(), options.shard_bytes);
+  config.quantization = std::nullopt;  // what was in few bits is written as the numbers that it stands for
+  write_companions(config, directory, options);
 }
 
 }  // namespace lora::glm

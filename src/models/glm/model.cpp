@@ -126,6 +126,15 @@ bool GlmAttentionImpl::keeps_rows_apart(at::ScalarType dtype, const nn::FastPath
   return fast.fused_rotary && fast.fused_attention && qkv_.keeps_rows_apart(dtype, fast) && dense_.keeps_rows_apart(dtype, fast);
 }
 
+nn::RowsByPart GlmAttentionImpl::rows_by_part(const std::string& child) const {
+  if (child != "query_key_value") return {};
+  const char* const parts[] = {"q", "k", "v"};
+  const int64_t head_dim = query_key_value->options.out_features / (3 * num_heads_);
+  nn::RowsByPart rows;
+  for (int64_t row = 0; row < query_key_value->options.out_features; ++row) rows[parts[row / head_dim % 3]].push_back(row);
+  return rows;
+}
+
 /// (B, S, H K).
 Tensor GlmAttentionImpl::attend(ops::Heads heads, const AttentionContext& context) const {
   const bool is_first = context.cache == nullptr || context.cache->length() == 0;

@@ -5,6 +5,7 @@
 
 #include "core/check.h"
 #include "lora/io/dtype.h"
+#include "lora/models/llama/convert.h"
 #include "lora/models/llama/load.h"
 #include "lora/models/llama/shapes.h"
 
@@ -49,6 +50,7 @@ models::Architecture architecture() {
           .load = [](const Path& directory, const LoadOptions& options) { return load(directory, options); },
           .make = make_llama,
           .save = [](nn::CausalLMImpl& model, const Path& directory, const SaveOptions& options) { save(as_llama(model), directory, options); },
+          .convert = [](const Path& from, const Path& directory, const SaveOptions& options) { convert_hf(from, directory, options); },
           .offload_to_host = [](nn::CausalLMImpl& model, const at::Device& device) { offload_to_host(as_llama(model), device); },
           .shapes = [](nn::CausalLMImpl& model) { return shapes_of(as_llama(model)); }};
 }

@@ -15,8 +15,7 @@
 #include "lora/formats/llama2c.h"
 #include "lora/io/dtype.h"
 #include "lora/io/model_files.h"
-#include "lora/io/quantized.h"
-#include "lora/ops/quantized.h"
+#include "models/llama/layout.h"
 
 namespace lora::llama {
 namespace {
@@ -70,31 +69,18 @@ constexpr std::string_view kEmbedding = "model.embed_tokens.weight", kHead = "lm
 
 bool is_table(std::string_view name) { return name == kEmbedding || name == kHead; }
 
-/// What the copy's config.json says, as long as no table grows.
-LlamaConfig converted_config(const Path& from, const SaveOptions& options) {
+/// A directory's weights in the wanted type, and what the copy's config.json says as long as no table grows.
+struct Copy {
+  LlamaConfig config;
+  nn::ModelWeights weights;
+};
+
+Copy copy_of(const Path& from, const SaveOptions& options) {
   LlamaConfig config = read_llama_config(from);
   config.dtype = options.dtype.value_or(config.dtype);
+  nn::ModelWeights weights(from, layout_of(config), {.dtype = io::to_torch(config.dtype, "config.json")});
   config.quantization = std::nullopt;  // what was in few bits is written as the numbers that it stands for
-  return config;
-}
-
-/// The stored weights under the names and shapes of `config`, whose tables have `stored_rows` rows in the files.
-std::vector<io::TensorSource> weights_of(const io::ModelFiles& files, const LlamaConfig& config, int64_t stored_rows) {
-  std::vector<io::TensorSource> tensors;
-  for (const auto& [name, shape] : llama_weight_shapes(config)) {
-    auto stored_shape = shape;
-    if (is_table(name)) stored_shape.front() = stored_rows;
-    const bool is_there = files.contains(name);
-    const auto stored = is_there ? io::stored_weight(files, name) : io::StoredWeight{};
-    require<ShapeError>(is_there && stored.shape == stored_shape,
-                        "[convert] {} must hold {} with shape [{}], as its config.json says", files.directory().string(), name,
-                        fmt::join(stored_shape, ", "));
-    const auto dtype = io::to_torch(config.dtype, "config.json");
-    tensors.push_back({name, config.dtype, shape, [&files, name = name, dtype, in_few_bits = stored.scheme.has_value()] {
-                         return in_few_bits ? ops::QuantizedTensor(io::read_quantized(files, name)).dequantize(dtype) : files.read(name);
-                       }});
-  }
-  return tensors;
+  return {config, std::move(weights)};
 }
 
 /// Drawn row by row, each from a seed of its own.
@@ -182,9 +168,8 @@ LlamaConfig convert_llama2c(const Path& file, const Path& directory, const SaveO
 }
 
 LlamaConfig convert_hf(const Path& from, const Path& directory, const SaveOptions& options) {
-  const LlamaConfig config = converted_config(from, options);
-  const io::ModelFiles files(from);
-  io::save_model_files(directory, weights_of(files, config, config.vocab_size), options.shard_bytes);
+  const auto [config, weights] = copy_of(from, options);
+  io::save_model_files(directory, weights.sources(), options.shard_bytes);
   write_config(config, directory, options);
   return config;
 }
@@ -203,16 +188,16 @@ int64_t grown_vocabulary(const LlamaConfig& config, const VocabularyGrowth& grow
 }
 
 LlamaConfig convert_hf_with_tokens(const Path& from, const Path& directory, const VocabularyGrowth& growth, const SaveOptions& options) {
-  LlamaConfig config = converted_config(from, options);
-  const int64_t old_rows = std::exchange(config.vocab_size, grown_vocabulary(config, growth));
+  auto [config, weights] = copy_of(from, options);
+  config.vocab_size = grown_vocabulary(config, growth);
   check_llama_config(config, "new tokens");
-  const io::ModelFiles files(from);
-  auto tensors = weights_of(files, config, old_rows);
+  auto tensors = weights.sources();
   for (auto& tensor : tensors) {
     if (!is_table(tensor.name)) continue;
+    tensor.shape.front() = config.vocab_size;
     const uint64_t seed = mix_seed({growth.seed, tensor.name == kHead});
     const auto dtype = io::to_torch(config.dtype, "config.json");
-    tensor.read = [read = tensor.read, rows = config.vocab_size, dtype, &growth, seed] {
+    tensor.read = [read = tensor.read, rows = tensor.shape.front(), dtype, &growth, seed] {
       return grown_table(read(), rows, dtype, growth, seed);
     };
   }

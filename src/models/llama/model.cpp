@@ -122,6 +122,16 @@ bool LlamaAttentionImpl::keeps_rows_apart(at::ScalarType dtype, const nn::FastPa
   return fast.fused_rotary && fast.fused_attention && qkv_.keeps_rows_apart(dtype, fast) && o_.keeps_rows_apart(dtype, fast);
 }
 
+nn::RowsByPart LlamaAttentionImpl::rows_by_part(const std::string& child) const {
+  if (child != "W_pack") return {};
+  const int64_t queries = num_heads_ * head_dim_, keys = num_kv_heads_ * head_dim_;
+  nn::RowsByPart rows;
+  for (int64_t row = 0; row < queries + 2 * keys; ++row) {
+    rows[row < queries ? "q" : row < queries + keys ? "k" : "v"].push_back(row);
+  }
+  return rows;
+}
+
 /// Each class of sequences is a batch of its own.
 Tensor LlamaAttentionImpl::attend_within_segments(const Tensor& qkv, const AttentionContext& context,
                                                   const PrefixKeys& prefix) const {

@@ -30,4 +30,8 @@ void offload_to_host(ChatGlmForConditionalGenerationImpl& model, const at::Devic
 /// ConfigError where `quantized` cannot be kept: weights of several schemes, or none in few bits.
 void save(ChatGlmForConditionalGenerationImpl& model, const Path& directory, const SaveOptions& options = {});
 
+/// Copies a model directory into another, existing one, as `save` would write it, tensor by tensor: in another type or sharding,
+/// few bits as the plain numbers that they stand for. Its weights must be as `load` wants them. Throws IoError, FormatError, ShapeError.
+void convert_hf(const Path& from, const Path& directory, const SaveOptions& options = {});
+
 }  // namespace lora::glm

@@ -12,6 +12,7 @@
 #include "lora/nn/causal_lm.h"
 #include "lora/nn/decoder_stream.h"
 #include "lora/nn/embedding.h"
+#include "lora/nn/fused_projections.h"
 #include "lora/nn/norm.h"
 #include "lora/nn/rotary.h"
 #include "lora/ops/ops.h"
@@ -37,12 +38,13 @@ struct AttentionContext : nn::DecoderContext {
   Tensor source_N, real_N;        ///< of a packed row with a prefix: what stands at its longer rows' places, and where its own tokens do
 };
 
-class GlmAttentionImpl : public torch::nn::Module {
+class GlmAttentionImpl : public torch::nn::Module, public nn::FusedProjections {
  public:
   GlmAttentionImpl(const GlmConfig& config, int64_t layer, const nn::ParameterOptions& parameters);
   /// prefix: in pairs (see models/glm/heads.h).
   Tensor forward(const Tensor& x_BSD, const AttentionContext& context, const nn::PrefixKeys& prefix = {});
   bool keeps_rows_apart(at::ScalarType dtype, const nn::FastPaths& fast) const;
+  nn::RowsByPart rows_by_part(const std::string& child) const override;
 
   /// Rows of its weight stand head by head: of queries, keys and values, K each.
   nn::Linear query_key_value{nullptr}, dense{nullptr};

@@ -9,6 +9,7 @@
 #include "lora/nn/causal_lm.h"
 #include "lora/nn/decoder_stream.h"
 #include "lora/nn/embedding.h"
+#include "lora/nn/fused_projections.h"
 #include "lora/nn/norm.h"
 #include "lora/nn/rotary.h"
 #include "lora/ops/ops.h"
@@ -30,11 +31,12 @@ struct AttentionContext : nn::DecoderContext {
   ops::Segments segments;  ///< of a packed row; empty: not packed
 };
 
-class LlamaAttentionImpl : public torch::nn::Module {
+class LlamaAttentionImpl : public torch::nn::Module, public nn::FusedProjections {
  public:
   LlamaAttentionImpl(const LlamaConfig& config, int64_t layer, const nn::ParameterOptions& parameters);
   Tensor forward(const Tensor& x_BSD, const AttentionContext& context, const PrefixKeys& prefix = {});
   bool keeps_rows_apart(at::ScalarType dtype, const nn::FastPaths& fast) const;
+  nn::RowsByPart rows_by_part(const std::string& child) const override;
 
   nn::Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, o_proj{nullptr};
   nn::Linear W_pack{nullptr};  ///< instead of the first three: their rows one after the other (LlamaConfig::fused_qkv)
