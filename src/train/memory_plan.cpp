@@ -13,7 +13,7 @@
 #include "lora/nn/linear.h"
 #include "lora/ops/ops.h"
 
-// Legend: N tokens of a micro-batch, P places of attention (N without packed rows), D model, H heads, K head size, Q
+// Legend: N tokens of a micro-batch, P places of attention (N without packed rows and virtual tokens' rows), D model, H heads, K head size, Q
 // width of all query heads, W of queries, keys and values, F feed-forward, V vocabulary, R rank, T real tokens, without the
 // virtual ones that N counts.
 namespace lora::train {
@@ -160,7 +160,7 @@ struct Group {
 
 /// What one layer's operations keep for the backward pass.
 struct Kept {
-  int64_t norm1 = 0, qkv = 0, attention = 0, out = 0, after_attention = 0, norm2 = 0, gate_up = 0, swiglu = 0, down = 0,
+  int64_t norm1 = 0, qkv = 0, attention = 0, out = 0, after_attention = 0, norm2 = 0, gate_up = 0, activation = 0, down = 0,
           after_feed_forward = 0;
 };
 
@@ -183,7 +183,7 @@ struct Layer {
 };
 
 /// One micro-batch after the other through every operation, with sizes for tensors. Follows models/llama/model.cpp,
-/// nn/linear_group.cpp and the operations' own files line by line.
+/// models/glm/model.cpp, nn/linear_group.cpp and the operations' own files line by line.
 class Rehearsal {
  public:
   explicit Rehearsal(const MemoryInputs& inputs)
@@ -282,14 +282,15 @@ class Rehearsal {
     std::vector<int64_t> lasting, recomputed;
   };
   LayerTensors tensors_of_layer() const {
-    const int64_t state = N_ * D_ * compute_, stream = N_ * D_ * stream_, inner = N_ * layers_.front().down.inputs() * compute_;
+    const int64_t state = N_ * D_ * compute_, stream = N_ * D_ * stream_, inner = N_ * layers_.front().down.inputs() * compute_,
+                  gate_up = N_ * layers_.front().gate_up.outputs() * compute_;
     LayerTensors tensors{.lasting = {stream, state}, .recomputed = {}};  // the layer's inputs
     const auto add = [&](bool lasts, std::initializer_list<int64_t> sizes) {
       auto& list = lasts ? tensors.lasting : tensors.recomputed;
       list.insert(list.end(), sizes);
     };
     add(in_.recompute != nn::Recompute::kFull, {stream, state, P_ * W_ * compute_, P_ * Q_ * compute_});  // attention
-    add(in_.recompute == nn::Recompute::kNone, {state, 2 * inner, inner, state});                         // feed-forward
+    add(in_.recompute == nn::Recompute::kNone, {state, gate_up, inner, state});                           // feed-forward
     return tensors;
   }
 
@@ -317,13 +318,15 @@ class Rehearsal {
     return in_.packed_rows ? static_cast<int64_t>(in_.sequences_per_row * static_cast<double>(in_.micro_batch)) : in_.micro_batch;
   }
   int64_t places() const {
-    const int64_t all = tokens() + sequences() * shapes_.embedded_tokens;
+    const int64_t all = tokens() + sequences() * (shapes_.embedded_tokens + (has_prefix_rows() ? shapes_.prefixed_tokens : 0));
     return attends_by_class() ? static_cast<int64_t>(static_cast<double>(all) * in_.places_per_token) : all;
   }
   /// Of a sequence that attention sees, in the worst case.
   int64_t longest() const {
-    return (in_.longest_sequence > 0 ? in_.longest_sequence : in_.row_tokens) + shapes_.embedded_tokens;
+    return (in_.longest_sequence > 0 ? in_.longest_sequence : in_.row_tokens) + shapes_.embedded_tokens +
+           (has_prefix_rows() ? shapes_.prefixed_tokens : 0);
   }
+  bool has_prefix_rows() const { return shapes_.qkv_by_heads && shapes_.prefixed_tokens > 0; }
   bool on_cpu() const { return in_.device == c10::kCPU; }
   /// ops/rows.h: kernels exist on the CPU for bf16 and fp32.
   bool has_kernel(bool wanted) const { return wanted && on_cpu() && compute_type_ != at::kHalf && shapes_.stream_dtype != at::kHalf; }
@@ -429,11 +432,14 @@ class Rehearsal {
     }
   }
 
+  bool needs_input(const Group& group) const {
+    const bool recomputes = group.is_in_few_bits() && !is_joined(group);  // LinearImpl::base_forward
+    return group.has_trained_weight() || group.ranks() > 0 || group.scales_inputs() || recomputes;
+  }
+
   /// A product's input: until the scope's end, or where something trained needs it again for the backward pass.
   void hold_input(const Group& group, bool keep, int64_t& kept, Scope& flow) {
-    const bool recomputes = group.is_in_few_bits() && !is_joined(group);  // LinearImpl::base_forward
-    const bool needs_input = group.has_trained_weight() || group.ranks() > 0 || group.scales_inputs() || recomputes;
-    hold(keep && needs_input, kept, N_ * group.inputs() * compute_, flow);
+    hold(keep && needs_input(group), kept, N_ * group.inputs() * compute_, flow);
     if (keep) hold_kept(kept, kept_beside_input(group));
     if (group.scales_inputs()) scale(N_ * group.inputs(), flow);
   }
@@ -536,7 +542,7 @@ class Rehearsal {
     const bool recomputes_half = in_.recompute == nn::Recompute::kSelective;
     Scope flow(ledger_);
     // What the layer before left to add; recomputation keeps it among the inputs.
-    if (in_.recompute != nn::Recompute::kFull) flow.hold(N_ * D_ * compute_);
+    if (in_.recompute != nn::Recompute::kFull) flow.hold(N_ * D_ * compute_ + normed_before_bytes(layer));
     attention_forward(layer, keep, with_gradients, flow);
     if (!recomputes_half) {
       feed_forward(layer, keep, with_gradients);
@@ -546,12 +552,20 @@ class Rehearsal {
     }
   }
 
+  /// What the last norm of the layer before gave, while this layer runs, where no product keeps it.
+  int64_t normed_before_bytes(const Layer& layer) const {
+    const bool is_kept = in_.recompute == nn::Recompute::kNone && keeps_normed(layer.gate_up);
+    return shapes_.adds_to_normed && !is_kept ? N_ * D_ * stream_ : 0;
+  }
+  /// Whether the input that a product keeps is what a norm gave.
+  bool keeps_normed(const Group& group) const { return needs_input(group) && stream_ == compute_; }
+
   /// What recomputation begins with: the stream, which may be what the norm before keeps, and what is still to be added to
   /// it, of which a whole first layer has none.
   void keep_inputs(Layer& layer) {
     const bool has_more = in_.recompute == nn::Recompute::kSelective || &layer != &layers_.front();
-    const bool is_kept_by_norm = layer.kept.norm1 > 0;
-    hold_kept(layer.inputs_kept, N_ * D_ * ((is_kept_by_norm ? 0 : stream_) + (has_more ? compute_ : 0)));
+    const bool is_kept = shapes_.adds_to_normed ? layer.kept.qkv > 0 && keeps_normed(layer.qkv) : layer.kept.norm1 > 0;
+    hold_kept(layer.inputs_kept, N_ * D_ * ((is_kept ? 0 : stream_) + (has_more ? compute_ : 0)));
   }
 
   void hold_kept(int64_t& kept, int64_t bytes) {
@@ -567,9 +581,25 @@ class Rehearsal {
     }
   }
 
+  /// A norm's sum and its rows' statistics.
+  int64_t norm_bytes() const { return N_ * D_ * stream_ + N_ * 4 * (shapes_.layer_norms ? 2 : 1); }
+
   void norm_forward(bool keep, int64_t& kept, Scope& flow) {
-    hold(keep, kept, N_ * D_ * stream_ + N_ * 4, flow);
+    if (shapes_.adds_to_normed) {
+      norm_forward_to_stream(keep, kept, flow);
+    } else {
+      hold(keep, kept, norm_bytes(), flow);
+    }
     if (!has_kernel(in_.fast_paths.fused_norm)) const Scope wide(ledger_, kActivations, 3 * N_ * D_ * 4);
+  }
+
+  /// The sum is nobody else's, and what is added is converted for it. What comes out is the next sum's other part; of one type with
+  /// the products it is the input that hold_input counts.
+  void norm_forward_to_stream(bool keep, int64_t& kept, Scope& flow) {
+    Scope summed(ledger_);
+    if (stream_ != compute_) summed.hold(N_ * D_ * stream_);
+    hold(keep, kept, norm_bytes(), summed);
+    if (stream_ != compute_) flow.hold(N_ * D_ * stream_);
   }
 
   void attention_forward(Layer& layer, bool keep, bool with_gradients, Scope& flow) {
@@ -581,18 +611,19 @@ class Rehearsal {
     Scope inside(ledger_);
     join_outputs(layer.qkv);
     scale_outputs(layer.qkv, keep, layer.kept.qkv, inside);
+    rearrange_heads();
     const bool attention_keeps = keep && layer.attention_has_gradient();
     if (!attends_joined()) {
       inside.hold(N_ * W_ * compute_);
       if (attends_by_class()) inside.hold(P_ * W_ * compute_);
-      const bool is_joined_again = has_kernel(in_.fast_paths.fused_attention) && !layer.has_prefix;
+      const bool is_joined_again = has_kernel(in_.fast_paths.fused_attention) && (!layer.has_prefix || has_prefix_rows());
       if (is_joined_again) inside.hold(P_ * W_ * compute_);  // heads apart, then joined again
     }
     hold(attention_keeps, layer.kept.attention, attention_bytes(), inside);
     // The out projection's input is attention's result; laid out anew when packed rows are attended to class by class.
     const bool out_keeps = keep && (attention_keeps || layer.out.trains());
-    if (attends_by_class()) {
-      const Scope joined(ledger_, kActivations, P_ * Q_ * compute_);
+    if (attends_by_class() || has_prefix_rows()) {
+      const Scope joined(ledger_, kActivations, attends_by_class() ? P_ * Q_ * compute_ : 0);
       hold_input(layer.out, out_keeps, layer.kept.out, inside);
     } else if (out_keeps) {
       hold_kept(layer.kept.out, kept_beside_input(layer.out) + (attention_keeps ? 0 : N_ * Q_ * compute_));
@@ -603,24 +634,40 @@ class Rehearsal {
     bottlenecks_forward(*layer.after_attention, keep, layer.kept.after_attention);
   }
 
+  /// The product as it stands and laid out anew; then the latter with virtual tokens' rows put in.
+  void rearrange_heads() {
+    if (!shapes_.qkv_by_heads) return;
+    { const Scope both(ledger_, kActivations, 2 * N_ * W_ * compute_); }
+    if (has_prefix_rows()) const Scope lengthened(ledger_, kActivations, (N_ + P_) * W_ * compute_);
+  }
+  /// The gradient of the layout anew, less its virtual tokens' rows, and as the product stands, whose place `dheads` takes.
+  void rearrange_heads_backward(Scope& dheads) {
+    if (!shapes_.qkv_by_heads) return;
+    { const Scope both(ledger_, kActivations, (has_prefix_rows() ? 2 : 1) * N_ * W_ * compute_); }
+    dheads.end();
+    dheads.hold(N_ * W_ * compute_);
+  }
+
   /// Attention straight from the projections, which takes packed rows as they are, as a GPU's attention by bounds does.
   bool attends_joined() const {
-    return shapes_.prefixed_tokens == 0 && has_kernel(in_.fast_paths.fused_rotary && in_.fast_paths.fused_attention);
+    const bool has_keys_apart = shapes_.prefixed_tokens > 0 && !has_prefix_rows();
+    return !has_keys_apart && has_kernel(in_.fast_paths.fused_rotary && in_.fast_paths.fused_attention);
   }
   /// Elsewhere they are laid out class by class, which is planned as one class.
   bool attends_by_class() const {
     const bool by_bounds = shapes_.prefixed_tokens == 0 && ops::attends_by_bounds(in_.device, compute_type_, shapes_.head_dim);
-    return in_.packed_rows && !attends_joined() && !by_bounds;
+    return in_.packed_rows && !attends_joined() && !by_bounds && !shapes_.qkv_by_heads;
   }
 
   /// Queries, keys, values, the result and each row's normaliser.
   int64_t attention_bytes() const {
-    if (shapes_.prefixed_tokens > 0) return prefixed_attention_bytes();
+    if (shapes_.prefixed_tokens > 0 && !has_prefix_rows()) return prefixed_attention_bytes();
     int64_t width = W_ + Q_;
     if (!has_kernel(in_.fast_paths.fused_attention)) {
       if (!has_kernel(in_.fast_paths.fused_rotary)) width += W_ - (W_ - Q_) / 2;  // values are a part of the whole product
       const bool shares_heads = !on_cpu() && compute_ == 2;  // ops/causal_attention.cpp
       if (shapes_.heads != shapes_.kv_heads && !shares_heads) width += 2 * Q_;
+      if (shapes_.qkv_by_heads) width += 2 * Q_;  // ops/prefix_attention.cpp: of the context, of all, and both put together
     }
     return P_ * width * compute_ + P_ * shapes_.heads * 4;
   }
@@ -635,7 +682,6 @@ class Rehearsal {
 
   void feed_forward(Layer& layer, bool keep, bool with_gradients) {
     const bool input_has_gradient = layer.half_has_gradient();
-    const int64_t inner = layer.down.inputs();
     Scope flow(ledger_);
     norm_forward(keep && input_has_gradient, layer.kept.norm2, flow);
     const bool gate_up_keeps = keep && (input_has_gradient || layer.gate_up.trains());
@@ -643,7 +689,7 @@ class Rehearsal {
     multiply(layer.gate_up, with_gradients);
     join_outputs(layer.gate_up);
     scale_outputs(layer.gate_up, gate_up_keeps, layer.kept.gate_up, flow);
-    hold(gate_up_keeps, layer.kept.swiglu, N_ * 2 * inner * compute_, flow);
+    hold(gate_up_keeps, layer.kept.activation, N_ * layer.gate_up.outputs() * compute_, flow);
     const bool down_keeps = keep && (gate_up_keeps || layer.down.trains());
     hold_input(layer.down, down_keeps, layer.kept.down, flow);
     multiply(layer.down, with_gradients);
@@ -656,7 +702,7 @@ class Rehearsal {
 
   void loss() {
     Scope flow(ledger_);
-    hold(output_has_gradient_, final_norm_, N_ * D_ * stream_ + N_ * 4, flow);
+    hold(output_has_gradient_, final_norm_, norm_bytes(), flow);
     flow.hold(N_ * D_ * compute_);                                     // hidden states
     if (in_.micro_batch > 1 || in_.packed_rows || N_ > T_) flow.hold(T_ * D_ * compute_);  // of the targets alone
     if (N_ > T_) flow.hold(T_ * D_ * compute_);                        // with those before first tokens
@@ -709,6 +755,7 @@ class Rehearsal {
   void micro_batch() {
     const Scope batch(ledger_, kActivations, T_ * 2 * 8);
     const Scope virtual_tokens(ledger_, kActivations, virtual_token_bytes());
+    const Scope tables(ledger_, kActivations, rotary_bytes());
     for (Layer& layer : layers_) {
       if (in_.recompute == nn::Recompute::kFull) {
         keep_inputs(layer);
@@ -734,8 +781,12 @@ class Rehearsal {
   /// Embedded tokens with the real ones; keys and values of all layers, in fp32 as a network makes them and in the products' type.
   int64_t virtual_token_bytes() const {
     const int64_t keys = shapes_.prefixed_tokens * 2 * layer_count() * shapes_.kv_heads * shapes_.head_dim;
-    return (shapes_.embedded_tokens > 0 ? N_ * D_ * stream_ : 0) + keys * (4 + (compute_ < 4 ? compute_ : 0));
+    const int64_t turned = has_prefix_rows() ? keys / 2 * compute_ : 0;  // the keys in pairs
+    return (shapes_.embedded_tokens > 0 ? N_ * D_ * stream_ : 0) + keys * (4 + (compute_ < 4 ? compute_ : 0)) + turned;
   }
+
+  /// Cosines and sines of each place by itself; tables by position alone are small.
+  int64_t rotary_bytes() const { return shapes_.qkv_by_heads ? P_ * shapes_.head_dim * 4 : 0; }
 
   /// Of the stream between layers, and of what is still to be added to it when that has a type of its own.
   int64_t gradient_bytes() const { return N_ * D_ * (stream_ + (stream_ == compute_ ? 0 : compute_)); }
@@ -765,21 +816,23 @@ class Rehearsal {
 
   void feed_forward_backward(Layer& layer) {
     const bool reaches_norm = layer.half_has_gradient();
-    const bool reaches_swiglu = reaches_norm || layer.gate_up.trains();
+    const bool reaches_activation = reaches_norm || layer.gate_up.trains();
     const int64_t inner = layer.down.inputs();
+    Scope dresult(ledger_, kActivations, result_gradient_bytes());
     bottlenecks_backward(*layer.after_feed_forward, layer.kept.after_feed_forward);
     scale_outputs_backward(layer.down);
     Scope dh(ledger_);
-    if (reaches_swiglu) {
+    if (reaches_activation) {
       dh.hold(N_ * inner * compute_);
       multiply_transposed(layer.down);
     }
     add_gradients(layer.down);
+    dresult.end();
     release(layer.kept.down);
     Scope dgate_up(ledger_);
-    if (reaches_swiglu) dgate_up.hold(N_ * 2 * inner * compute_);
+    if (reaches_activation) dgate_up.hold(N_ * layer.gate_up.outputs() * compute_);
     dh.end();
-    release(layer.kept.swiglu);
+    release(layer.kept.activation);
     scale_outputs_backward(layer.gate_up);
     Scope dy(ledger_);
     if (reaches_norm) {
@@ -789,26 +842,28 @@ class Rehearsal {
     add_gradients(layer.gate_up);
     dgate_up.end();
     release(layer.kept.gate_up);
-    if (reaches_norm) dy.hold(gradient_bytes());
+    if (reaches_norm) norm_backward(layer, dy);
     release(layer.kept.norm2);
   }
 
   void attention_backward(Layer& layer) {
     const bool reaches_norm = layer.input_has_gradient || layer.norms_trained;
     const bool reaches_attention = layer.attention_has_gradient();
+    Scope dresult(ledger_, kActivations, result_gradient_bytes());
     bottlenecks_backward(*layer.after_attention, layer.kept.after_attention);
     scale_outputs_backward(layer.out);
     Scope dout(ledger_);
     if (reaches_attention) {
       dout.hold(N_ * Q_ * compute_);
       multiply_transposed(layer.out);
-      if (attends_by_class()) dout.hold(P_ * Q_ * compute_);
+      if (attends_by_class() || has_prefix_rows()) dout.hold(P_ * Q_ * compute_);
     }
     add_gradients(layer.out);
+    dresult.end();
     release(layer.kept.out);
     Scope dheads(ledger_);
     if (reaches_attention) {
-      dheads.hold(layer.has_prefix ? prefixed_gradient_bytes() : P_ * W_ * compute_);
+      dheads.hold(layer.has_prefix && !has_prefix_rows() ? prefixed_gradient_bytes() : P_ * W_ * compute_);
       const Scope block(ledger_, kActivations, attention_block_bytes());
     }
     dout.end();
@@ -818,6 +873,7 @@ class Rehearsal {
       if (reaches_attention) dqkv.hold(P_ * W_ * compute_ + (attends_by_class() ? N_ * W_ * compute_ : 0));
       dheads.end();
     }
+    if (reaches_attention) rearrange_heads_backward(attends_joined() ? dheads : dqkv);
     scale_outputs_backward(layer.qkv);
     if (reaches_norm) {
       dqkv.hold(N_ * D_ * compute_);
@@ -825,9 +881,18 @@ class Rehearsal {
     }
     add_gradients(layer.qkv);
     release(layer.kept.qkv);
-    if (reaches_norm) dqkv.hold(gradient_bytes());
+    if (reaches_norm) norm_backward(layer, dqkv);
     release(layer.kept.norm1);
   }
+
+  /// The gradient of the sum; before it those of a layer norm's own weights, made of wide numbers.
+  void norm_backward(const Layer& layer, Scope& flow) {
+    if (shapes_.layer_norms && layer.norms_trained) const Scope wide(ledger_, kActivations, (stream_ < 4 ? 2 : 1) * N_ * D_ * 4);
+    flow.hold(gradient_bytes());
+  }
+
+  /// Of a block's result, where it is not the stream's: that is scaled. In another type it is counted with the stream's.
+  int64_t result_gradient_bytes() const { return shapes_.adds_to_normed && stream_ == compute_ ? N_ * D_ * compute_ : 0; }
 
   /// The backward pass of one thread: one head of the longest sequence in the products' type three times, its gradients
   /// twice in fp32, and a block's scores, twice in fp32 and three times narrow.

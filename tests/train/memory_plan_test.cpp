@@ -5,6 +5,7 @@
 #include <c10/util/ThreadLocalDebugInfo.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <numeric>
 #include <set>
@@ -13,6 +14,8 @@
 #include "lora/adapters/freeze.h"
 #include "lora/adapters/inject.h"
 #include "lora/data/collate.h"
+#include "lora/models/glm/model.h"
+#include "lora/models/glm/shapes.h"
 #include "lora/models/llama/model.h"
 #include "lora/models/llama/shapes.h"
 #include "lora/ops/device.h"
@@ -51,9 +54,27 @@ llama::LlamaConfig small_config(int64_t kv_heads = 4, bool tied = false) {
   return config;
 }
 
+/// Four times as wide a feed-forward, as in every ChatGLM.
+glm::GlmConfig small_glm(bool tied = false) {
+  glm::GlmConfig config;
+  config.vocab_size = 512;
+  config.hidden_size = 128;
+  config.inner_hidden_size = 512;
+  config.num_layers = config.residual_alpha_layers = 3;
+  config.num_attention_heads = 4;
+  config.max_sequence_length = 256;
+  config.mask_token_id = 506;
+  config.gmask_token_id = 507;
+  config.bos_token_id = 510;
+  config.eos_token_id = 511;
+  config.tie_word_embeddings = tied;
+  return config;
+}
+
 /// What one case of this file trains; neither LoRA nor another method: everything.
 struct Case {
   llama::LlamaConfig config = small_config();
+  std::optional<glm::GlmConfig> glm = {};  ///< instead of the Llama
   at::ScalarType dtype = at::kFloat, amp_dtype = at::kFloat;
   std::optional<LoraOptions> lora = LoraOptions{};
   std::optional<MethodOptions> method = {};  ///< instead of LoRA
@@ -67,14 +88,25 @@ struct Case {
 };
 
 struct Made {
-  std::shared_ptr<llama::LlamaForCausalLMImpl> model;
+  std::shared_ptr<nn::CausalLMImpl> model;
   AdapterSet adapters;
 };
+
+std::shared_ptr<nn::CausalLMImpl> make_model(const Case& one, const at::Device& device) {
+  const nn::ParameterOptions parameters{.dtype = one.dtype, .device = device, .quantization = one.quantization};
+  if (one.glm) return std::make_shared<glm::ChatGlmForConditionalGenerationImpl>(*one.glm, parameters);
+  return std::make_shared<llama::LlamaForCausalLMImpl>(one.config, parameters);
+}
+
+nn::DecoderShapes shapes_of(nn::CausalLMImpl& model) {
+  if (auto* glm = dynamic_cast<glm::ChatGlmForConditionalGenerationImpl*>(&model)) return glm::shapes_of(*glm);
+  return llama::shapes_of(dynamic_cast<llama::LlamaForCausalLMImpl&>(model));
+}
 
 Made make(const Case& one, const at::Device& device) {
   seed_generators(1);
   Made made;
-  made.model = std::make_shared<llama::LlamaForCausalLMImpl>(one.config, nn::ParameterOptions{.dtype = one.dtype, .device = device, .quantization = one.quantization});
+  made.model = make_model(one, device);
   made.model->fast_paths.release_plain = true;
   for (const auto& name : one.disabled) made.model->fast_paths.at(name) = false;
   made.model->recompute = one.recompute;
@@ -91,7 +123,7 @@ Made make(const Case& one, const at::Device& device) {
 MemoryInputs inputs_of(const Case& one) {
   const Made made = make(one, at::kMeta);
   MemoryInputs inputs;
-  inputs.shapes = llama::shapes_of(*made.model);
+  inputs.shapes = shapes_of(*made.model);
   inputs.parameters = parameter_memory(*made.model, made.adapters, one.optimizer);
   inputs.fast_paths = made.model->fast_paths;
   inputs.recompute = one.recompute;
@@ -124,6 +156,7 @@ Batch packed_batch(const Case& one) {
   for (const int64_t length : one.packed) {
     data::Example& row = rows.emplace_back();
     row.input_ids.assign(static_cast<size_t>(length), 7);
+    if (one.glm) std::ranges::copy(std::array{one.glm->gmask_token_id, one.glm->bos_token_id}, row.input_ids.begin() + length / 3);
     row.labels = row.input_ids;
   }
   std::vector<const data::Example*> pointers;
@@ -135,6 +168,11 @@ Batch random_batch(const Case& one) {
   if (!one.packed.empty()) return packed_batch(one);
   Batch batch;
   batch.input_ids_BS = at::randint(0, one.config.vocab_size, {one.micro_batch, one.row_tokens}, at::kLong);
+  if (one.glm) {
+    batch.input_ids_BS.clamp_max_(one.glm->mask_token_id - 1);
+    batch.input_ids_BS.select(1, one.row_tokens / 3).fill_(one.glm->gmask_token_id);
+    batch.input_ids_BS.select(1, one.row_tokens / 3 + 1).fill_(one.glm->bos_token_id);
+  }
   batch.labels_BS = batch.input_ids_BS;
   batch.num_tokens = one.micro_batch * one.row_tokens;
   batch.num_targets = one.micro_batch * (one.row_tokens - 1);
@@ -164,6 +202,86 @@ LoraOptions all_linear() {
   options.rank = 16;
   options.targets = "all-linear";
   return options;
+}
+
+std::vector<std::pair<std::string, Case>> glm_cases() {
+  std::vector<std::pair<std::string, Case>> all;
+  const auto add = [&](const std::string& name, auto change) {
+    Case one{.glm = small_glm()};
+    change(one);
+    all.emplace_back("GLM, " + name, one);
+  };
+  const std::vector<int64_t> lengths = {60, 33, 17, 64, 21, 50, 64, 40, 60, 12, 38};
+  const PrefixOptions v2{.num_virtual_tokens = 20};
+  add("fp32", [](Case&) {});
+  add("bf16", [](Case& one) { one.dtype = at::kBFloat16; });
+  add("bf16 over fp32", [](Case& one) { one.amp_dtype = at::kBFloat16; });
+  add("all linear", [](Case& one) { one.lora = all_linear(); });
+  add("all linear bf16, tied, long rows", [](Case& one) {
+    one.glm = small_glm(true);
+    one.lora = all_linear();
+    one.dtype = at::kBFloat16;
+    one.micro_batch = 2;
+    one.row_tokens = 240;
+  });
+  add("dropout", [](Case& one) { one.lora->dropout = 0.1; });
+  for (const auto& [kind, recompute] : {std::pair{"full", nn::Recompute::kFull}, std::pair{"selective", nn::Recompute::kSelective}}) {
+    add(std::string("recompute ") + kind, [recompute](Case& one) { one.recompute = recompute; });
+    add(std::string("recompute ") + kind + " bf16, all linear", [recompute](Case& one) {
+      one.lora = all_linear();
+      one.dtype = at::kBFloat16;
+      one.recompute = recompute;
+    });
+  }
+  add("everything", [](Case& one) { one.lora.reset(); });
+  add("everything, accumulated", [](Case& one) {
+    one.lora.reset();
+    one.grad_accum = 3;
+  });
+  add("everything, bf16", [](Case& one) {
+    one.lora.reset();
+    one.dtype = at::kBFloat16;
+  });
+  add("everything, bf16 over fp32, tied", [](Case& one) {
+    one.glm = small_glm(true);
+    one.lora.reset();
+    one.amp_dtype = at::kBFloat16;
+  });
+  add("everything, bf16, recompute full", [](Case& one) {
+    one.lora.reset();
+    one.dtype = at::kBFloat16;
+    one.recompute = nn::Recompute::kFull;
+  });
+  add("packed rows", [&](Case& one) { one.packed = lengths; });
+  add("packed rows, bf16, all linear", [&](Case& one) {
+    one.lora = all_linear();
+    one.dtype = at::kBFloat16;
+    one.packed = lengths;
+  });
+  add("plain operations", [](Case& one) { one.disabled = nn::FastPaths::names(); });
+  add("few bits bf16", [](Case& one) {
+    one.quantization = QuantizationScheme{QuantizedType::kNf4, 64, true};
+    one.dtype = at::kBFloat16;
+  });
+  add("prefix", [&](Case& one) { one.method = v2; });
+  add("prefix, bf16", [&](Case& one) {
+    one.method = v2;
+    one.dtype = at::kBFloat16;
+  });
+  add("prefix, recompute full", [&](Case& one) {
+    one.method = v2;
+    one.recompute = nn::Recompute::kFull;
+  });
+  add("prefix, packed rows", [&](Case& one) {
+    one.method = v2;
+    one.packed = lengths;
+  });
+  add("prompt", [](Case& one) { one.method = PromptOptions{.num_virtual_tokens = 20}; });
+  add("AdaLoRA, bf16", [](Case& one) {
+    one.method = AdaLoraOptions{.total_steps = 100, .targets = "all-linear"};
+    one.dtype = at::kBFloat16;
+  });
+  return all;
 }
 
 std::vector<std::pair<std::string, Case>> cases() {
@@ -318,6 +436,7 @@ std::vector<std::pair<std::string, Case>> cases() {
     add_method(kind + ", bf16", bottleneck_preset(kind), in_half);
   }
   add_method("houlsby, bf16 over fp32", bottleneck_preset("houlsby"), [](Case& one) { one.amp_dtype = at::kBFloat16; });
+  for (auto& glm : glm_cases()) all.push_back(std::move(glm));
   return all;
 }
 

@@ -45,7 +45,7 @@ struct BottleneckShape {
   bool learns_scale = false;
 };
 
-/// One decoder layer: norm, attention, norm, feed-forward (gated; else gate_up has one product).
+/// One decoder layer: norm, attention, norm, feed-forward (gated; else gate_up has one layer, as wide as down's input).
 struct DecoderLayerShape {
   LinearGroupShape qkv, out, gate_up, down;
   bool norms_trained = false;
@@ -63,6 +63,11 @@ struct DecoderShapes {
   std::vector<DecoderLayerShape> layers;
   LinearShape head;
   bool head_is_tied = false, head_has_bias = false;
+  bool layer_norms = false;     ///< mean and variance norms with a bias; else root mean square
+  bool adds_to_normed = false;  ///< blocks add to what a norm gives (ChatGLM), not to what it reads
+  /// The fused qkv product stands head by head and is laid out anew; each token has its own rotary tables, keys and values of virtual
+  /// tokens stand as rows before those of each sequence, and packed sequences are attended one by one (ChatGLM).
+  bool qkv_by_heads = false;
   int64_t prefixed_tokens = 0, embedded_tokens = 0;  ///< virtual ones before each sequence: keys and values, or embeddings
   int64_t prompt_numbers = 0;                        ///< that virtual tokens train, with the networks that make them
 };

@@ -2,6 +2,7 @@
 
 #include "lora/io/dtype.h"
 #include "lora/models/glm/load.h"
+#include "lora/models/glm/shapes.h"
 
 namespace lora::glm {
 namespace {
@@ -22,7 +23,8 @@ models::Architecture architecture() {
           .load = [](const Path& directory, const LoadOptions& options) { return load(directory, options); },
           .make = make,
           .save = [](nn::CausalLMImpl& model, const Path& directory, const SaveOptions& options) { save(as_glm(model), directory, options); },
-          .offload_to_host = [](nn::CausalLMImpl& model, const at::Device& device) { offload_to_host(as_glm(model), device); }};  // no shapes: the memory plan knows gated feed-forward blocks alone
+          .offload_to_host = [](nn::CausalLMImpl& model, const at::Device& device) { offload_to_host(as_glm(model), device); },
+          .shapes = [](nn::CausalLMImpl& model) { return shapes_of(as_glm(model)); }};
 }
 
 }  // namespace lora::glm

@@ -36,6 +36,7 @@ nn::DecoderShapes shapes_of(ChatGlmForConditionalGenerationImpl& model) {
   shapes.head = nn::shape_of(*model.lm_head);
   shapes.head_is_tied = config.tie_word_embeddings;
   shapes.head_has_bias = model.lm_head->bias.defined();
+  shapes.layer_norms = shapes.adds_to_normed = shapes.qkv_by_heads = true;
   nn::add_virtual_tokens(model, shapes);
   shapes.weight_dtype = shapes.layers.front().qkv.front().dtype;
   return shapes;
