@@ -27,8 +27,16 @@ def model(hidden, inner, layers, heads, kv_heads, vocabulary, tied=False):
             "max_position_embeddings": 2048, "tie_word_embeddings": tied}
 
 
+def glm(hidden, layers, heads, vocabulary):
+    return {"arch": "glm", "hidden_size": hidden, "inner_hidden_size": 4 * hidden, "num_layers": layers,
+            "num_attention_heads": heads, "vocab_size": vocabulary, "max_sequence_length": 2048,
+            "mask_token_id": vocabulary - 6, "gmask_token_id": vocabulary - 5, "bos_token_id": vocabulary - 2,
+            "eos_token_id": vocabulary - 1}
+
+
 M134 = model(768, 2048, 12, 12, 12, 32000)
 M370 = model(1024, 2816, 24, 16, 16, 32000)
+G134 = glm(768, 12, 12, 32000)
 SMALL = model(512, 1376, 8, 8, 8, 8000)
 GROUPED = model(1024, 2816, 6, 16, 4, 16000, tied=True)
 H640, H640_TIED = model(640, 1760, 10, 10, 2, 50000), model(640, 1760, 10, 10, 2, 50000, tied=True)
@@ -133,6 +141,8 @@ CASES = {
     "134m_parallel_amp": ("finetune", M134, "fp32", "bf16", PARALLEL, 8, 128, {}),
     "134m_prefix_and_parallel": ("finetune", M134, "bf16", "fp32",
                                  method("prefix", num_virtual_tokens=20, also={"parallel": PARALLEL}), 8, 128, {}),
+    "glm_134m_bf16": ("finetune", G134, "bf16", "fp32", {"r": 8}, 4, 128, {}),
+    "glm_134m_ptuning_v2": ("finetune", G134, "bf16", "fp32", method("ptuning_v2", pre_seq_len=128), 4, 128, {}),
     "h1280_offload_disk": ("finetune", H1280_TIED, "bf16", "fp32", ALL64, 6, 300, {"model": {"offload": "disk"}}),
 }
 
@@ -177,11 +187,19 @@ def write_bf16_model(folder, shape):
             file.write(numbers)
 
 
+def random_row(source, shape, length):
+    """ChatGLM's with [gMASK] and <sop> before the answer, and none of its special tokens elsewhere."""
+    special = [shape[name] for name in ("gmask_token_id", "bos_token_id") if name in shape]
+    row = source.choices(range(3, shape["vocab_size"] - 8 * bool(special)), k=length)
+    row[length // 3:length // 3 + len(special)] = special
+    return row
+
+
 def write_case(folder, name, steps):
     command, shape, dtype, amp, adapter, rows, length, others = CASES[name]
     source = random.Random(0)
     shortest, longest = length if isinstance(length, tuple) else (length, length)
-    rows_of_tokens = [source.choices(range(3, shape["vocab_size"]), k=source.randint(shortest, longest)) for _ in range(64)]
+    rows_of_tokens = [random_row(source, shape, source.randint(shortest, longest)) for _ in range(64)]
     (folder / "rows.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows_of_tokens))
     weights = shape | {"dtype": dtype}
     if "model" in others:

@@ -7,6 +7,7 @@
 #include "cli/run_setup.h"
 #include "core/check.h"
 #include "formats/json.h"
+#include "io/weight_files.h"
 #include "lora/core/text.h"
 #include "lora/data/packing.h"
 #include "lora/io/dtype.h"
@@ -81,7 +82,7 @@ uint64_t quantizing_bytes(const nn::DecoderShapes& shapes, at::ScalarType dtype)
 uint64_t loading_bytes(const RunConfig& config, const nn::DecoderShapes& shapes, at::ScalarType dtype) {
   if (config.adapter.quantization.bits) return quantizing_bytes(shapes, dtype);
   uint64_t largest = 0;
-  if (!config.model.path) return largest;
+  if (!config.model.path || !io::has_weight_files(*config.model.path)) return largest;
   const io::ModelFiles files(*config.model.path);
   for (const auto& name : files.names()) {
     const auto& entry = files.entry(name);

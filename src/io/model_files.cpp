@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "formats/json.h"
+#include "io/weight_files.h"
 #include "lora/core/file.h"
 #include "lora/core/log.h"
 
@@ -89,6 +90,11 @@ std::string index_text(const std::vector<std::vector<TensorSource>>& shards,
 }
 
 }  // namespace
+
+bool has_weight_files(const Path& directory) {
+  std::error_code error;
+  return std::filesystem::exists(directory / kWholeFile, error) || std::filesystem::exists(directory / kIndexFile, error);
+}
 
 ModelFiles::ModelFiles(const Path& directory) : directory_(directory) {
   std::error_code error;

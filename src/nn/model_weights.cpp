@@ -7,8 +7,10 @@
 #include <array>
 #include <set>
 #include <string_view>
+#include <system_error>
 
 #include "core/check.h"
+#include "io/weight_files.h"
 #include "lora/core/file.h"
 #include "lora/io/dtype.h"
 #include "lora/nn/linear.h"
@@ -57,6 +59,20 @@ StoredWeights check_fit(const io::ModelFiles& files, const ModelLayout& layout) 
   if (!extra.empty()) problems.push_back("unknown: " + first_names(extra));
   fail<ShapeError>("[model] the weights in {} must be those that its config.json describes; {}",
                    files.directory().string(), fmt::join(problems, "; "));
+}
+
+/// A model of shapes alone needs none: then null.
+std::shared_ptr<const io::ModelFiles> open_files(const Path& directory, const at::Device& device) {
+  std::error_code error;
+  if (device.is_meta() && std::filesystem::is_directory(directory, error) && !io::has_weight_files(directory)) return nullptr;
+  return std::make_shared<const io::ModelFiles>(directory);
+}
+
+/// What files with these weights would hold.
+StoredWeights described(const ModelLayout& layout) {
+  StoredWeights stored;
+  for (const auto& [name, shape, wide] : layout.weights) stored[name] = {.shape = shape, .dtype = layout.dtype, .scheme = std::nullopt};
+  return stored;
 }
 
 /// visit(layer's number, name of the weight, layer) for every product of every layer.
@@ -113,13 +129,16 @@ ops::QuantizedTensor read_bits(const io::ModelFiles& files, const std::string& n
   return ops::QuantizedTensor::quantize(read_plain(files, name, stored, dtype), scheme);
 }
 
-/// A layer's weight in few bits, or (without a scheme) in memory of its own; on the meta device the form alone.
+/// The form alone, on the meta device.
+void shape_layer(LinearImpl& layer, const std::optional<QuantizationScheme>& scheme, const io::StoredWeight& stored) {
+  if (scheme) layer.quantize_weight(ops::QuantizedTensor::quantize(at::empty(stored.shape, layer.weight.options()), *scheme));
+}
+
+/// A layer's weight in few bits, or (without a scheme) in memory of its own.
 void fill_layer(LinearImpl& layer, const std::optional<QuantizationScheme>& scheme, const io::ModelFiles& files,
                 const std::string& name, const io::StoredWeight& stored) {
   const auto dtype = layer.weight.scalar_type();
-  if (layer.weight.is_meta()) {
-    if (scheme) layer.quantize_weight(ops::QuantizedTensor::quantize(at::empty(stored.shape, layer.weight.options()), *scheme));
-  } else if (scheme) {
+  if (scheme) {
     layer.quantize_weight(read_bits(files, name, stored, *scheme, dtype));
   } else {
     layer.weight.set_data(at::empty(stored.shape, layer.weight.options()));
@@ -161,8 +180,8 @@ ModelWeights::ModelWeights(const Path& directory, ModelLayout layout, const Load
     : layout_(std::move(layout)),
       options_(options),
       dtype_(options.dtype.value_or(io::to_torch(layout_.dtype, "config.json"))),
-      files_(std::make_shared<const io::ModelFiles>(directory)),
-      stored_(check_fit(*files_, layout_)) {
+      files_(open_files(directory, options.device)),
+      stored_(files_ ? check_fit(*files_, layout_) : described(layout_)) {
   check_wish(stored_, layout_, options_.quantization);
   in_few_bits_ = layout_.quantization || options_.quantization ||
                  std::any_of(stored_.begin(), stored_.end(), [](const auto& entry) { return entry.second.scheme.has_value(); });
@@ -191,6 +210,8 @@ void ModelWeights::fill_layers(const LayerList& layers) const {
   for_each_product(layers, [&](size_t layer, const std::string& name, LinearImpl& linear) {
     if (stream) {
       linear.stream_weight(stream, layer, WeightStream::from_files(files_, name));
+    } else if (options_.device.is_meta()) {
+      shape_layer(linear, form_of(name), stored_.at(name));
     } else {
       fill_layer(linear, form_of(name), *files_, name, stored_.at(name));
     }

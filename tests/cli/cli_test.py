@@ -637,6 +637,44 @@ log: {{samples: 0}}
             self.assertAlmostEqual(score, other, delta=1e-4)
         self.write_rows("rows.jsonl", [{"input_ids": [5, 6, 7]}])
         self.assertIn("<sop>", self.finetune("--set", "run.output_dir=bad", code=1))
+        plan = json.loads(self.run_command("plan", "-c", "run.yaml", "--memory", "1GiB", "--json"))
+        self.assertTrue(plan["fits"])
+        self.assertGreater(plan["activations_bytes"], 0)
+
+    def plan_of(self, model, adapter, *settings):
+        self.write_rows("rows.jsonl", [{"input_ids": [5, 6, 7]}])
+        self.write("plan.yaml", "model: %s\nadapter: %s\ndata: {format: tokens, max_length: 128, train: {path: elsewhere.jsonl}}\n" % (model, adapter))
+        return json.loads(self.run_command("plan", "-c", "plan.yaml", "--json", "--device", "cuda", "--memory", "24GiB", *settings))
+
+    def test_chatglm_6b_is_planned_without_its_weights(self):
+        # Published: 6,173,286,400 numbers with a shared head, 130,528 x 4096 more with its own. r = 8: 28 x 8 x (4096 + 12288).
+        untied, tied, lora = 6_707_929_088, 6_173_286_400, 3_670_016
+        glm = "{arch: glm, preset: chatglm-6b, dtype: bf16}"
+        plan = self.plan_of(glm, "{r: 8}")
+        self.assertEqual((plan["parameters"], plan["trainable_parameters"]), (untied + lora, lora))
+        plan = self.plan_of(glm.replace("}", ", tie_word_embeddings: true}"), "{r: 8}")
+        self.assertEqual((plan["parameters"], plan["trainable_parameters"]), (tied + lora, lora))
+        full = self.plan_of(glm, "{method: none}")
+        self.assertEqual((full["parameters"], full["trainable_parameters"], full["fits"]), (untied, untied, False))
+        # Norms are fp32: 57 of them with two vectors of 4096.
+        self.assertEqual(full["weights_bytes"], 2 * untied + 2 * 57 * 2 * 4096)
+
+        # A directory with config.json alone, as the small model's is here.
+        (self.folder / "bare").mkdir()
+        shutil.copy(self.GLM / "config.json", self.folder / "bare")
+        small = json.loads((self.GLM / "config.json").read_text())
+        layers, hidden, inner, vocabulary = (small[name] for name in ("num_layers", "hidden_size", "inner_hidden_size", "vocab_size"))
+        layer = 4 * hidden * hidden + 2 * hidden * inner + 4 * hidden + inner + hidden + 4 * hidden
+        heads = 1 if small.get("tie_word_embeddings") else 2
+        numbers = layers * layer + heads * vocabulary * hidden + 2 * hidden
+        for name, adapter in {"lora": "{r: 4}", "ptuning_v2": "{method: ptuning_v2, pre_seq_len: 3}", "adalora": "{method: adalora, init_r: 4}",
+                              "4 bits": "{r: 4, quantization: {bits: 4, double: true}}", "full": "{method: none}"}.items():
+            for settings in ((), ("train.recompute=full",), ("data.packing=true",)):
+                with self.subTest(name, settings=settings):
+                    plan = self.plan_of("{path: bare}", adapter, *(part for one in settings for part in ("--set", one)))
+                    added = 0 if name == "full" else plan["trainable_parameters"]
+                    self.assertEqual(plan["parameters"] - added, numbers)
+                    self.assertGreater(plan["peak_bytes"], 0)
 
     def glm_run(self, *arguments, adapter="{r: 4}", code=0):
         """A run of a few rows on the small ChatGLM."""
@@ -674,23 +712,6 @@ log: {{samples: 0}}
             error = self.finetune("--overwrite", "--set", f"model.{word}", code=2)
             self.assertIn(f"model.{word.split('=')[0]}", error)
             self.assertIn("llama", error)
-
-    def test_chatglm_is_planned(self):
-        self.write("plan.yaml", """
-run: {output_dir: out}
-model: {arch: glm, preset: chatglm-6b, dtype: fp16}
-adapter: {r: 8, lora_alpha: 32}
-data: {format: tokens, train: {path: rows.jsonl}, max_length: 128}
-train: {micro_batch: 8}
-""")
-        plan = json.loads(self.run_command("plan", "-c", "plan.yaml", "--device", "cuda", "--memory", "24GiB", "--json"))
-        # The published counts: docs of the model, and 28 (8 x 4096 + 12288 x 8).
-        self.assertEqual(plan["parameters"], 6_707_929_088 + 3_670_016)
-        self.assertEqual(plan["trainable_parameters"], 3_670_016)
-        norms = 28 * 4 * 4096 + 2 * 4096
-        self.assertEqual(plan["weights_bytes"], 2 * (6_707_929_088 - norms) + 4 * norms)
-        self.assertTrue(plan["fits"])
-        self.assertFalse(json.loads(self.run_command("plan", "-c", "plan.yaml", "--device", "cuda", "--memory", "12GiB", "--json"))["fits"])
 
     def test_ranks_are_in_the_metrics_and_the_report(self):
         self.with_method(self.METHODS["adalora"])
