@@ -8,8 +8,7 @@
 #include <torch/nn/modules/container/modulelist.h>
 
 using namespace lora;
-constexpr int64_t kVocabulary = 2000, kWidth = 64, kLayers = 2;
-
+constexpr int64_t kVocabulary = 2000, kWidth = 64, kLayers = 2, kEnd = 2;
 /// Predicts a token from the one before it.
 struct PairModel : nn::CausalLMImpl {
   explicit PairModel(const nn::ParameterOptions& parameters)
@@ -28,6 +27,7 @@ struct PairModel : nn::CausalLMImpl {
   int64_t vocab_size() const override { return kVocabulary; }
   int64_t num_layers() const override { return kLayers; }
   int64_t max_positions() const override { return 512; }
+  std::vector<int64_t> end_ids() const override { return {kEnd}; }
   nn::Embedding embed;
   torch::nn::ModuleList layers;
   nn::Linear output;
