@@ -29,6 +29,7 @@ RunConfig unusual() {
   c.adapter.r = 3;
   c.adapter.lora_alpha = 0.1;
   c.adapter.lora_dropout = 1.0 / 3;
+  c.adapter.fused_rows = std::vector<std::string>{"q", "v"};
   c.adapter.use_rslora = false;
   c.adapter.init_lora_weights = "false";
   c.adapter.eva_config = {1.5, 0.5, false, true, false, 3};
