@@ -30,6 +30,7 @@ RunConfig unusual() {
   c.adapter.r = 3;
   c.adapter.lora_alpha = 0.1;
   c.adapter.lora_dropout = 1.0 / 3;
+  c.adapter.fused_rows = std::vector<std::string>{"q", "v"};
   c.adapter.use_rslora = false;
   c.adapter.init_lora_weights = "false";
   c.adapter.eva_config = {1.5, 0.5, false, true, false, 3};
@@ -139,7 +140,7 @@ RunConfig fresh() {
       "eos_token_id: 2,\n"
       "  pad_token_id: 0, attention_bias: false, mlp_bias: true,\n"
       "  num_layers: 2, inner_hidden_size: 16, max_sequence_length: 65, residual_alpha_layers: 3, mask_token_id: 3, "
-      "gmask_token_id: 4,\n  layernorm_epsilon: 1.0e-6}");
+      "gmask_token_id: 4,\n  layernorm_epsilon: 1.0e-6, rope_inv_freq_dtype: fp16}");
 }
 
 }  // namespace
