@@ -3,7 +3,7 @@
 
   make_data.py text --output pretrain.jsonl [--megabytes 30]   general text, one {"text": ...} per line
   make_data.py rows --output DIR [--train 4000] [--dev 200]    DIR/train.jsonl and DIR/dev.jsonl, ADGEN rows
-  make_data.py catalogue --output FILE [--count 20000]         rows for the small ChatGLM of glm/, none of whose attributes are dev.jsonl's
+  make_data.py openings --output FILE [--megabytes 8]          the same kind of text as openings to be gone on with, for the small ChatGLM
 """
 
 import argparse
@@ -12,7 +12,6 @@ import pathlib
 import random
 
 from ads import write_rows
-from catalogue import write_catalogue
 from goods import Chooser
 from prose import write_documents
 
@@ -40,10 +39,16 @@ def make_rows(arguments):
     write_jsonl(arguments.output / "dev.jsonl", dev)
 
 
-def make_catalogue(arguments):
+def split(text):
+    """A document's opening, to the end of a sentence, and how it goes on."""
+    end = text.find("。", len(text) // 4) + 1
+    return text[:end], text[end:]
+
+
+def make_openings(arguments):
     choose = Chooser(random.Random(arguments.seed + 2))
-    held_out = (pathlib.Path(__file__).parent / "data/dev.jsonl").read_text(encoding="utf-8").splitlines()
-    write_jsonl(arguments.output, write_catalogue(choose, arguments.count, {json.loads(line)["content"] for line in held_out}))
+    rows = (split(document["text"]) for document in write_documents(choose, arguments.megabytes * 1_000_000))
+    write_jsonl(arguments.output, ({"prompt": opening, "completion": rest} for opening, rest in rows if opening and rest))
 
 
 def parse_arguments():
@@ -56,10 +61,10 @@ def parse_arguments():
     rows.add_argument("--train", type=int, default=4000)
     rows.add_argument("--dev", type=int, default=200)
     rows.set_defaults(run=make_rows)
-    catalogue = commands.add_parser("catalogue")
-    catalogue.add_argument("--count", type=int, default=20000)
-    catalogue.set_defaults(run=make_catalogue)
-    for command in (text, rows, catalogue):
+    openings = commands.add_parser("openings")
+    openings.add_argument("--megabytes", type=int, default=8)
+    openings.set_defaults(run=make_openings)
+    for command in (text, rows, openings):
         command.add_argument("--output", type=pathlib.Path, required=True)
         command.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Usage: scripts/quickstart_glm.sh
 #
-# Sets up, builds, and walks the ADGEN recipe with a small ChatGLM: trains a base model on a catalogue of our own, writes the rows
+# Sets up, builds, and walks the ADGEN recipe with a small ChatGLM: trains a base model on openings of short texts and how they go on, writes the rows
 # into record files, tunes a LoRA adapter on advertisements, generates answers to held-out rows and scores them beside the
 # untuned model's and beside answers that belong to another row. Results go to quickstart_out/glm; about seven minutes on two cores
 # after the build. Fails unless the tuned model's BLEU-4 and ROUGE are clearly the highest. LORA: a program to use instead of building one.
@@ -28,7 +28,7 @@ step() {
   "$LORA" "$@"
 }
 
-python3 quickstart/make_data.py catalogue --output "$work/catalogue.jsonl"
+python3 quickstart/make_data.py openings --output "$work/openings.jsonl"
 step train -c quickstart/glm/train_base.yaml --set run.resume=none --overwrite
 step prepare -c "$run_file" --set "run.output_dir=$work/prepared" --overwrite
 step finetune -c "$run_file" --set run.resume=none --set data.format=records --set "data.train.path=$work/prepared/records/train" \
