@@ -30,6 +30,10 @@ std::shared_ptr<ChatGlmForConditionalGenerationImpl> load(const Path& directory,
   return model;
 }
 
+std::shared_ptr<const data::GlmTokenizer> load_tokenizer(const Path& directory) {
+  return data::load_glm_tokenizer(directory / data::kGlmTokenizerFile);
+}
+
 void offload_to_host(ChatGlmForConditionalGenerationImpl& model, const at::Device& device) {
   nn::offload_to_host(model, layers_of(model), device);
 }
@@ -44,7 +48,7 @@ void save(ChatGlmForConditionalGenerationImpl& model, const Path& directory, con
                                     {"eos_token_id", config.eos_token_id},
                                     {"pad_token_id", config.pad_token_id ? formats::Json(*config.pad_token_id) : formats::Json()}};
   write_file_atomically(directory / "generation_config.json", generation.dump(2) + "\n");
-  if (options.copy_tokenizer_from) nn::copy_tokenizer_files(*options.copy_tokenizer_from, directory, "ice_text.model");
+  if (options.copy_tokenizer_from) nn::copy_tokenizer_files(*options.copy_tokenizer_from, directory, data::kGlmTokenizerFile);
 }
 
 }  // namespace lora::glm

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "lora/core/path.h"
+#include "lora/data/glm_tokenizer.h"
 #include "lora/models/glm/model.h"
 #include "lora/nn/model_weights.h"
 
@@ -17,6 +18,9 @@ using nn::SaveOptions;
 /// meta device the files are checked and no weight is read. Few bits and offloading as in llama::load. Throws IoError,
 /// FormatError, ConfigError.
 std::shared_ptr<ChatGlmForConditionalGenerationImpl> load(const Path& directory, const LoadOptions& options = {});
+
+/// ice_text.model of a model directory. Throws IoError when there is none.
+std::shared_ptr<const data::GlmTokenizer> load_tokenizer(const Path& directory);
 
 /// See nn::offload_to_host.
 void offload_to_host(ChatGlmForConditionalGenerationImpl& model, const at::Device& device);
