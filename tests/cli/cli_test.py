@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The program's contract from outside: exit codes, one error line, files, resume, score, merge.
 
-usage: cli_test.py PROGRAM SOURCE_DIR
+usage: cli_test.py PROGRAM SOURCE_DIR [CliTest.TEST...]
 """
 import json
 import math
@@ -778,6 +778,98 @@ log: {{samples: 0}}
         # One step is 128 rows: the answers' tokens and an end for each.
         self.assertGreaterEqual(lines[0]["targets"], 2 * 128)
         self.assertEqual(lines[0]["targets"], lines[1]["targets"])
+
+    GLM_TOKENIZER = SOURCE / "tests/reference/glm_tokenizer/v2/ice_text.model"
+    SMALL_GLM = {"num_layers": 2, "vocab_size": 1344, "hidden_size": 32, "num_attention_heads": 4, "inner_hidden_size": 64,
+                 "max_sequence_length": 1024, "mask_token_id": 1000, "gmask_token_id": 1001, "bos_token_id": 1004, "eos_token_id": 1005,
+                 "pad_token_id": 3}
+
+    def small_glm(self):
+        """The directory of a ChatGLM of two layers with its tokenizer, as the published ones are laid out."""
+        fields = ", ".join(f"{name}: {value}" for name, value in self.SMALL_GLM.items())
+        self.write("base.yaml", f"""
+run: {{output_dir: base, seed: 0}}
+model: {{arch: glm, {fields}}}
+adapter: {{method: none}}
+tokenizer: {{path: {self.GLM_TOKENIZER}}}
+data: {{format: adgen, train: {{path: adgen.json}}}}
+train: {{max_steps: 1}}
+log: {{samples: 0}}
+""")
+        self.write_rows("adgen.json", [{"content": f"类型#裙*颜色#{color}", "summary": f"这条{color}色的裙子"} for color in "红黄蓝绿白黑紫灰" * 4])
+        self.run_command("train", "-c", "base.yaml")
+        self.assertTrue((self.folder / "base/model/ice_text.model").exists())
+        return "base/model"
+
+    def run_two_steps(self, command, name, *settings):
+        """Runs one of configs/ as it is, but for its model and data; returns its metrics and, with an adapter, its config."""
+        self.run_command(command, "-c", SOURCE / "configs" / f"{name}.yaml", "--set", f"run.output_dir={name}", "--set", "train.max_steps=2",
+                         "--set", "log.samples=0", *settings)
+        lines = self.metrics(name)
+        self.assertEqual([line["step"] for line in lines], [1, 2])
+        file = self.folder / name / "adapter/adapter_config.json"
+        return lines, json.loads(file.read_text()) if file.exists() else None
+
+    def test_the_run_files_of_chatglm_6b_run_on_a_shrunk_model(self):
+        shrunk = ("--set", f"model.path={self.small_glm()}", "--set", "data.train.path=adgen.json")
+        first = {}  # learning rates of a warm-up of 100 steps to 5e-5
+        for name, more in (("full", ()), ("lora", ()), ("adalora", ("--set", "adapter.tinit=0", "--set", "adapter.tfinal=1"))):
+            with self.subTest(name):
+                lines, first[name] = self.run_two_steps("train" if name == "full" else "finetune", f"glm-6b-{name}", *shrunk, *more)
+                self.assertEqual([line["lr"] for line in lines], [0, 5e-5 / 100])
+                self.assertEqual([line["loss_scale"] for line in lines], [65536, 65536])
+        self.assertTrue((self.folder / "glm-6b-full/model/config.json").exists())
+        lora = first["lora"]
+        self.assertEqual((lora["r"], lora["lora_alpha"], lora["lora_dropout"], lora["target_modules"]), (8, 32, 0.1, ["query_key_value"]))
+        self.assertEqual((first["adalora"]["init_r"], first["adalora"]["target_r"]), (12, 8))
+        lines, prefix = self.run_two_steps("finetune", "glm-6b-ptuning-v2", *shrunk)
+        self.assertEqual([line["lr"] for line in lines], [2e-2, 1e-2])
+        self.assertEqual(prefix["num_virtual_tokens"], 128)
+        # <sop> is a target besides: 16 more in a step of 16 rows.
+        other, _ = self.run_two_steps("finetune", "glm-6b-ptuning-v2", *shrunk, "--set", "data.train_on_sop=false", "--overwrite", "--set",
+                                      "run.resume=none")
+        self.assertEqual([line["targets"] - less["targets"] for line, less in zip(lines, other, strict=True)], [16, 16])
+
+        rows = [{"content": "类型#裙", "summary": "裙子"}, {"content": "颜色#红", "summary": "红色"}, {"content": "", "summary": "空"}]
+        self.write_rows("dev.json", rows)
+        model = ("--set", f"model.path={'base/model'}", "--set", "data.eval.path=dev.json", "--adapter", "glm-6b-lora/adapter")
+        result = json.loads(self.run_command("eval", "-c", SOURCE / "configs/glm-6b-eval.yaml", *model, "--set", "run.output_dir=eval", "--json",
+                                             "--set", "eval.max_new_tokens=4"))
+        self.assertEqual(result["rows"], 2)
+        self.assertLessEqual({"loss", "perplexity"}, set(result))
+        self.run_command("predict", "-c", SOURCE / "configs/glm-6b-predict.yaml", *model, "--set", "run.output_dir=predict", "--set",
+                         "generate.max_new_tokens=4")
+        predictions = [json.loads(line) for line in (self.folder / "predict/predictions.jsonl").read_text().splitlines()]
+        self.assertEqual([one["prompt"] for one in predictions], ["类型#裙", "颜色#红"])
+
+    def test_a_run_file_of_chatglm_6b_runs_on_fresh_weights(self):
+        self.small_glm()
+        fields = ", ".join(f"{name}: {value}" for name, value in self.SMALL_GLM.items() if name != "num_layers")
+        self.run_two_steps("finetune", "glm-6b-lora", "--set", f"model={{path: null, arch: glm, {fields}}}", "--set", "model.num_layers=2", "--set",
+                           f"tokenizer.path={self.GLM_TOKENIZER}", "--set", "data.train.path=adgen.json")
+
+    def test_the_run_files_of_llama_2_run_on_a_shrunk_model(self):
+        rows = [{"instruction": f"Add {i} and one.", "input": "", "output": f"{i + 1}"} for i in range(64)]
+        self.write("alpaca.json", json.dumps(rows))
+        self.write("base.yaml", f"""
+run: {{output_dir: base, seed: 0}}
+model: {{arch: llama, vocab_size: 2000, hidden_size: 64, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
+        max_position_embeddings: 512}}
+adapter: {{method: none}}
+tokenizer: {{path: {SOURCE / "quickstart/base/tokenizer.model"}}}
+data: {{format: alpaca, train: {{path: alpaca.json}}}}
+train: {{max_steps: 1}}
+log: {{samples: 0}}
+""")
+        self.run_command("train", "-c", "base.yaml")
+        for size in ("7b", "13b", "70b"):
+            with self.subTest(size):
+                lines, config = self.run_two_steps("finetune", f"llama2-{size}-lora", "--set", "model.path=base/model", "--set",
+                                                   "data.train.path=alpaca.json")
+                self.assertEqual((config["r"], config["lora_alpha"], config["target_modules"]), (8, 32, ["q_proj", "v_proj"]))
+                self.assertEqual([line["lr"] for line in lines], [0, 5e-5 / 100])
+                self.assertGreaterEqual(lines[0]["targets"], 2 * 32)  # a step of 32 rows in each: an answer and its end
+        self.assertIn("nf4", (self.folder / "llama2-70b-lora/config.yaml").read_text())
 
     CHATS = [{"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": f"color of {thing}?"},
                                 {"from": "gpt", "value": color}, {"from": "human", "value": "sure?"}, {"from": "gpt", "value": "yes"}]}
@@ -1878,4 +1970,4 @@ data: {format: text, max_length: 512, train: {path: missing.txt}}
 
 
 if __name__ == "__main__":
-    unittest.main(argv=[sys.argv[0]])
+    unittest.main(argv=[sys.argv[0], *sys.argv[3:]])
