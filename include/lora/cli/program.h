@@ -3,7 +3,8 @@
 namespace lora::cli {
 
 /// The program `lora`: all its commands, with the models of this library and those that the caller registered before
-/// (models::register_model), and the callbacks that it did (train::register_callback). Returns the exit code; never throws for what a user can do wrong.
+/// (models::register_model), and the callbacks that it did (train::register_callback). Returns the exit code; never throws for what
+/// a user can do wrong.
 int run_program(int argc, char** argv);
 
 }  // namespace lora::cli
