@@ -45,8 +45,8 @@ std::vector<ParameterGroup> parameter_groups(const NamedParameters& parameters,
 
 /// Updates parameters from their gradients; parameters without a gradient are left alone. What it
 /// computes in is fp32 (double for double): a parameter in half precision follows a copy in fp32,
-/// made when the optimizer is (unless the options have no master_weights). State is named after the parameters, so that it can be saved and
-/// compared.
+/// made when the optimizer is (unless the options have no master_weights). State is named after the
+/// parameters, so that it can be saved and compared.
 class Optimizer {
  public:
   virtual ~Optimizer() = default;

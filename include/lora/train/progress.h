@@ -8,8 +8,8 @@
 namespace lora::train {
 
 /// Shows progress on stderr: a bar that redraws itself on a terminal, else one plain line for the first step, every
-/// `log_interval` steps, steps with a held-out loss and the last step. A line has the step's loss and the mean of finite ones, the mean
-/// times, the speed and the number of overflows since the line before. Nothing when the log level leaves out
+/// `log_interval` steps, steps with a held-out loss and the last step. A line has the step's loss and, since the line before,
+/// the mean of finite ones, mean times, the speed and the number of overflows. Nothing when the log level leaves out
 /// information. NO_COLOR, TERM and the locale are honoured.
 class Progress {
  public:

@@ -14,8 +14,9 @@ struct ScheduleOptions {
   bool count_skipped = true;  ///< false: a step that an overflow left out does not advance the rate
 };
 
-/// The learning rate of `step` (from 1; with count_skipped off, of steps that were not left out): with n = step - 1, lr * n / warmup_steps while n <
-/// warmup_steps; then from lr down to `end` over the rest of total_steps, and `end` beyond them.
+/// The learning rate of `step` (from 1; with count_skipped off, of steps that were not left out):
+/// with n = step - 1, lr * n / warmup_steps while n < warmup_steps; then from lr down to `end` over
+/// the rest of total_steps, and `end` beyond them.
 /// With p the part of that rest already done: linear 1 - p, polynomial (1 - p)^power, cosine
 /// (1 + cos(pi p)) / 2. Throws ConfigError for another type.
 double learning_rate(const ScheduleOptions& options, int64_t step);
