@@ -139,7 +139,7 @@ RunConfig fresh() {
       "eos_token_id: 2,\n"
       "  pad_token_id: 0, attention_bias: false, mlp_bias: true,\n"
       "  num_layers: 2, inner_hidden_size: 16, max_sequence_length: 65, residual_alpha_layers: 3, mask_token_id: 3, "
-      "gmask_token_id: 4,\n  layernorm_epsilon: 1.0e-6}");
+      "gmask_token_id: 4,\n  layernorm_epsilon: 1.0e-6, rope_inv_freq_dtype: fp16}");
 }
 
 }  // namespace

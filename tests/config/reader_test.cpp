@@ -163,6 +163,7 @@ TEST_CASE("other bad values of the required sections", "[config]") {
        "must be one of none, cpu, disk; found gpu"},
       {"data: {format: alpacca}", "data.format", "found alpacca; did you mean alpaca?"},
       {"data: {format: 3}", "data.format", "must be text; found 3"},
+      {"model: {rope_inv_freq_dtype: bf16}", "model.rope_inv_freq_dtype", "must be one of fp32, fp16"},
       {"data: {max_length: 1}", "data.max_length", "must be at least 2"},
       {"data: {on_long: cut}", "data.on_long", "must be one of truncate, error"},
   }));
@@ -173,7 +174,6 @@ TEST_CASE("other bad values of the required sections", "[config]") {
 TEST_CASE("parts that this version does not have accept their off state only", "[config]") {
   const auto [key, off, other] = GENERATE(table<std::string, std::string, std::string>({
       {"model.fp32_modules", "[]", "[norm]"},
-      {"model.rope_inv_freq_dtype", "null", "fp32"},
       {"data.eval.shuffle", "false", "true"},
       {"parallel.data", "1", "2"},
       {"parallel.tensor", "1", "2"},

@@ -37,6 +37,8 @@ TEST_CASE("a model is loaded or made", "[config]") {
   CHECK(error_of(rest + "{arch: llama}").empty());
   CHECK(error_of(rest + "{arch: llama, preset: tiny, vocab_size: 300}").empty());
   CHECK(error_of(rest + "{path: b, dtype: bf16}").empty());
+  CHECK(error_of(rest + "{path: b, rope_inv_freq_dtype: fp16, residual_alpha_layers: 28}").empty());
+  CHECK_THAT(error_of(rest + "{path: b, num_layers: 2}"), Contains("[run.yaml:3] model.num_layers needs fresh weights"));
   CHECK_THAT(error_of(rest + "{path: b, arch: llama}"),
              Contains("[run.yaml:3] model.arch needs fresh weights"));
   CHECK_THAT(error_of(rest + "{path: b, preset: tiny}"),
