@@ -676,15 +676,6 @@ log: {{samples: 0}}
                     self.assertEqual(plan["parameters"] - added, numbers)
                     self.assertGreater(plan["peak_bytes"], 0)
 
-    def glm_run(self, *arguments, adapter="{r: 4}", code=0):
-        """A run of a few rows on the small ChatGLM."""
-        config = json.loads((self.GLM / "config.json").read_text())
-        gmask, sop, eop = (config[name] for name in ("gmask_token_id", "bos_token_id", "eos_token_id"))
-        rows = [[5, 6, gmask, sop, 7, 8, 9, eop], [5, 9, 6, gmask, sop, 8, 7, eop]]
-        self.write_rows("rows.jsonl", [{"input_ids": row, "labels": [-100] * (row.index(sop) + 1) + row[row.index(sop) + 1:]} for row in rows])
-        self.write("run.yaml", RUN_FILE.format(base=self.GLM).replace("{r: 4, lora_alpha: 8, target_modules: [q_proj, v_proj]}", adapter))
-        return self.finetune("--overwrite", *arguments, code=code)
-
     def test_a_loaded_chatglm_takes_how_it_computes_from_the_run_file(self):
         # The reference has the loss of both ways to compute; an adapter that does nothing yet leaves it the model's own.
         expected = json.loads((self.GLM / "expected.json").read_text())
@@ -696,12 +687,12 @@ log: {{samples: 0}}
             row = list(ids[first:first + 16])
             length = row.index(end) + 1
             rows.append({"input_ids": row[:length], "labels": ([-100] + list(labels[first:first + 15]))[:length]})
+        self.write_rows("rows.jsonl", rows)
+        self.write("run.yaml", RUN_FILE.format(base=self.GLM).replace("target_modules: [q_proj, v_proj]", "lora_dropout: 0"))
         ways = {"layers_fp32rope": ("rope_inv_freq_dtype=fp32", "residual_alpha_layers=2"), "alpha28_fp16rope": ("rope_inv_freq_dtype=fp16", "residual_alpha_layers=28")}
         for name, words in ways.items():
-            self.glm_run("--set", "train.max_steps=1")
-            self.write_rows("rows.jsonl", rows)
             self.finetune("--overwrite", "--set", "train.max_steps=1", *(part for word in words for part in ("--set", f"model.{word}")))
-            self.assertAlmostEqual(self.metrics()[0]["loss"], float(expected[f"loss_valid_tokens_{name}"]), delta=2e-6)
+            self.assertAlmostEqual(self.metrics()[0]["loss"], float(expected[f"loss_valid_tokens_{name}"]), delta=1e-5)
             written = (self.folder / "out/config.yaml").read_text()
             for word in words:
                 self.assertIn(word.replace("=", ": "), written)
