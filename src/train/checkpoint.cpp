@@ -299,9 +299,18 @@ EvalHistory read_evaluations(const Json& json, const Path& path) {
           .without_improvement = member<int64_t>(json, "without_improvement", path)};
 }
 
+/// Checkpoints of earlier versions say nothing of evaluations and skipped steps, which they did not compare.
+Json with_newer_members(Json json) {
+  if (!json.is_object()) return json;
+  json.emplace("skipped_steps", 0);
+  json.emplace("evaluations", evaluations_json({}));
+  json.emplace("stopped_by", "");
+  return json;
+}
+
 SavedState read_state(const Path& checkpoint) {
   const Path path = checkpoint / kState;
-  const Json json = read_json(path);
+  const Json json = with_newer_members(read_json(path));
   require_format(json, path);
   SavedState state;
   RunPosition& position = state.position;

@@ -370,8 +370,22 @@ TEST_CASE("a state that no run could have left is refused", "[train]") {
   refused("\"best_step\": 0", "\"best_step\": 3");
   refused("\"without_improvement\": 0", "\"without_improvement\": 1.5");
   refused("\"best_loss\": null", "\"best_loss\": \"low\"");
-  refused("\"evaluations\"", "\"valuations\"");
+  refused("\"best_step\"", "\"worst_step\"");
   refused("\"stopped_by\": \"\"", "\"stopped_by\": 3");
+}
+
+TEST_CASE("a state of a version that compared no evaluations goes on", "[train]") {
+  const ScratchFolder scratch;
+  const Path path = small_checkpoint(scratch.path());
+  std::string text = read_file(path / "state.json");
+  for (const std::string key : {"evaluations", "skipped_steps", "stopped_by"}) {
+    REQUIRE(text.find('"' + key + '"') != std::string::npos);
+    text.replace(text.find('"' + key + '"'), key.size() + 2, "\"unknown_" + key + '"');
+  }
+  overwrite(path / "state.json", text);
+  const auto position = train::checkpoint_position(path);
+  CHECK(position.evaluations == train::EvalHistory());
+  CHECK(position.stopped_by.empty());
 }
 
 TEST_CASE("the best result is kept in checkpoints and comes back from them", "[train]") {
