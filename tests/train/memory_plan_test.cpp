@@ -208,6 +208,7 @@ std::vector<std::pair<std::string, Case>> glm_cases() {
   std::vector<std::pair<std::string, Case>> all;
   const auto add = [&](const std::string& name, auto change) {
     Case one{.glm = small_glm()};
+    one.lora->targets = std::vector<std::string>{"query_key_value"};
     change(one);
     all.emplace_back("GLM, " + name, one);
   };
