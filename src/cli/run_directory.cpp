@@ -12,9 +12,10 @@
 namespace lora::cli {
 namespace {
 
-/// Everything that a run writes into its directory.
+/// Everything that a run, and an evaluation of what it made, writes into its directory.
 std::set<std::string> own_entries(const config::RunConfig& config) {
-  return {"config.yaml", config.log.metrics.begin()->string(), "adapter", "base", "best", "model", "checkpoints", "report.html"};
+  return {"config.yaml", config.log.metrics.begin()->string(), "adapter", "base", "best", "model", "checkpoints", "report.html",
+          "eval.json", "predictions.jsonl", "predictions.jsonl.part"};
 }
 
 /// What may be lost when a run starts again: the configuration, the metrics, temporary files, a base that it made and the best

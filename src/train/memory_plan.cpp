@@ -669,7 +669,8 @@ class Rehearsal {
       if (!has_kernel(in_.fast_paths.fused_rotary)) width += W_ - (W_ - Q_) / 2;  // values are a part of the whole product
       const bool shares_heads = !on_cpu() && compute_ == 2;  // ops/causal_attention.cpp
       if (shapes_.heads != shapes_.kv_heads && !shares_heads) width += 2 * Q_;
-      if (shapes_.qkv_by_heads) width += 2 * Q_;  // ops/prefix_attention.cpp: of the context, of all, and both put together
+      // ops/prefix_attention.cpp: of all, and of the context, which is taken to be half of a row.
+      if (shapes_.qkv_by_heads) width += Q_ + Q_ / 2;
     }
     return P_ * width * compute_ + P_ * shapes_.heads * 4;
   }
@@ -805,7 +806,7 @@ class Rehearsal {
     } else if (in_.recompute == nn::Recompute::kSelective) {
       feed_forward(layer, true, true);
     }
-    if (in_.recompute != nn::Recompute::kNone) again.hold(N_ * D_ * compute_);
+    if (in_.recompute != nn::Recompute::kNone) again.hold(N_ * D_ * compute_ + beside_result_bytes(layer));
     feed_forward_backward(layer);
     if (in_.recompute == nn::Recompute::kFull) again.hold(N_ * D_ * stream_);
     if (in_.recompute == nn::Recompute::kSelective) {
@@ -814,6 +815,13 @@ class Rehearsal {
     }
     attention_backward(layer);
     release(layer.inputs_kept);
+  }
+
+  /// Where the next sum begins with what a norm gave: that comes out beside the result, and the gradient of the result, being one of
+  /// its own, waits until all of the part is done.
+  int64_t beside_result_bytes(const Layer& layer) const {
+    if (!shapes_.adds_to_normed) return 0;
+    return N_ * D_ * (keeps_normed(layer.gate_up) ? 0 : stream_) + result_gradient_bytes();
   }
 
   void feed_forward_backward(Layer& layer) {

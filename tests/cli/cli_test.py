@@ -521,6 +521,11 @@ log: {{samples: 0}}
                                      "--max-new-tokens", 8, "--temperature", 0)
             self.assertEqual(one["prediction"], alone.rstrip("\n"))
         self.assertIn("existing output", self.run_command("eval", "-c", "run.yaml", code=2))
+        self.finetune("--set", "run.output_dir=again")
+        for name in ("eval.json", "predictions.jsonl"):
+            shutil.copy(self.folder / "out" / name, self.folder / "again")
+        self.finetune("--set", "run.output_dir=again", "--overwrite")
+        self.assertFalse((self.folder / "again/eval.json").exists())  # it was of another adapter
         loss_alone = json.loads(self.run_command("eval", "-c", "run.yaml", "--json", "--set", "eval.metrics=[]", "--overwrite"))
         self.assertEqual(loss_alone, {name: result[name] for name in ("loss", "perplexity", "rows", "targets")})
         self.assertNotEqual(json.loads(self.run_command("eval", "-c", "run.yaml", "--json", "--set", "run.output_dir=base_alone", "--set",

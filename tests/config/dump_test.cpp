@@ -35,7 +35,7 @@ RunConfig unusual() {
   c.adapter.init_lora_weights = "false";
   c.adapter.eva_config = {1.5, 0.5, false, true, false, 3};
   c.adapter.loftq_config = {8, 2};
-  c.adapter.bias = "lora_only";
+  c.adapter.bias = "none";
   c.adapter.target_modules = Names(std::string(".*\\.(q|v)_proj$"));
   c.adapter.exclude_modules =
       Names(std::vector<std::string>{"- a", "true", "12", " lead", "line\nbreak", "#x", "a: b"});
@@ -44,8 +44,7 @@ RunConfig unusual() {
   c.adapter.layers_to_transform = std::vector<int64_t>{5, 0};
   c.adapter.rank_pattern = Patterns{{"z, x", 2}, {"a\\.b#", 1}, {"12", 4}};
   c.adapter.alpha_pattern = Patterns{};
-  c.adapter.use_dora = true;
-  c.adapter.fused_rows = std::vector<std::string>{"v", "q"};
+  c.adapter.use_dora = false;
   c.adapter.init_r = 5;
   c.adapter.target_r = 4;
   c.adapter.tinit = 1;

@@ -508,8 +508,10 @@ TEST_CASE("the rehearsal has as many bytes of tensors as two real steps") {
     const bool in_half = one.dtype == at::kBFloat16 || one.amp_dtype == at::kBFloat16;
     // Length classes are planned as one class.
     const bool by_class = !one.packed.empty() && !one.disabled.empty();
+    // The plan knows no row, and so not how much of it is a ChatGLM's context, which plain operations attend to by itself.
+    const bool by_context = one.glm && !one.disabled.empty();
     // Of methods beside LoRA what a pass makes for a moment is planned roughly.
-    CHECK(std::abs(planned / measured - 1) < (by_class ? 0.2 : one.method ? 0.1 : in_half ? 0.05 : 0.035));
+    CHECK(std::abs(planned / measured - 1) < (by_class ? 0.2 : one.method || by_context ? 0.1 : in_half ? 0.05 : 0.035));
   }
 }
 
