@@ -131,7 +131,9 @@ RunConfig with_random_files(RunConfig config, const Path& folder) {
   const Path directory = folder / "model";
   std::filesystem::create_directories(directory);
   architecture_of(config).save(*model, directory, {});
-  config.model.path = directory;
+  config.model.path = directory;  // a loaded model now
+  config.model.arch = std::nullopt;
+  config.model.fields.clear();
   return config;
 }
 

@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <torch/utils.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -44,7 +45,10 @@ Tensor multiplied(const Tensor& x_NI, const Tensor& reordered_OI) {
   if (parts == 1) return multiplied_whole(x_NI, reordered_OI);
   const Tensor y_NO = at::empty({rows, reordered_OI.size(0)}, x_NI.options());
   at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
-    const at::AutoDispatchBelowAutograd no_autograd;  // the calling thread's mode is not this one's
+    // The calling thread's modes are not this one's. With gradients oneDNN would prepare for training, for which processors without
+    // AMX have its reference implementation alone, hundreds of times as slow.
+    const at::AutoDispatchBelowAutograd no_autograd;
+    const torch::NoGradGuard no_grad;
     const int64_t begin = rows * first / parts, end = rows * last / parts;
     y_NO.slice(0, begin, end).copy_(multiplied_whole(x_NI.slice(0, begin, end), reordered_OI));
   });

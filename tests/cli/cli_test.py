@@ -648,7 +648,7 @@ log: {{samples: 0}}
 
     def plan_of(self, model, adapter, *settings):
         self.write_rows("rows.jsonl", [{"input_ids": [5, 6, 7]}])
-        self.write("plan.yaml", "model: %s\nadapter: %s\ndata: {format: tokens, max_length: 128, train: {path: elsewhere.jsonl}}\n" % (model, adapter))
+        self.write("plan.yaml", "run: {output_dir: out}\nmodel: %s\nadapter: %s\ndata: {format: tokens, max_length: 128, train: {path: elsewhere.jsonl}}\n" % (model, adapter))
         return json.loads(self.run_command("plan", "-c", "plan.yaml", "--json", "--device", "cuda", "--memory", "24GiB", *settings))
 
     def test_chatglm_6b_is_planned_without_its_weights(self):
@@ -813,7 +813,7 @@ log: {{samples: 0}}
             with self.subTest(name):
                 lines, first[name] = self.run_two_steps("train" if name == "full" else "finetune", f"glm-6b-{name}", *shrunk, *more)
                 self.assertEqual([line["lr"] for line in lines], [0, 5e-5 / 100])
-                self.assertEqual([line["loss_scale"] for line in lines], [65536, 65536])
+                self.assertEqual(lines[0]["loss_scale"], 65536)  # a step that overflows may halve it
         self.assertTrue((self.folder / "glm-6b-full/model/config.json").exists())
         lora = first["lora"]
         self.assertEqual((lora["r"], lora["lora_alpha"], lora["lora_dropout"], lora["target_modules"]), (8, 32, 0.1, ["query_key_value"]))
