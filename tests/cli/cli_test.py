@@ -672,7 +672,7 @@ log: {{samples: 0}}
         layer = 4 * hidden * hidden + 2 * hidden * inner + 4 * hidden + inner + hidden + 4 * hidden
         heads = 1 if small.get("tie_word_embeddings") else 2
         numbers = layers * layer + heads * vocabulary * hidden + 2 * hidden
-        for name, adapter in {"lora": "{r: 4}", "ptuning_v2": "{method: ptuning_v2, pre_seq_len: 3}", "adalora": "{method: adalora, init_r: 4}",
+        for name, adapter in {"lora": "{r: 4}", "ptuning_v2": "{method: ptuning_v2, pre_seq_len: 3}", "adalora": "{method: adalora, init_r: 4, target_r: 2}",
                               "4 bits": "{r: 4, quantization: {bits: 4, double: true}}", "full": "{method: none}"}.items():
             for settings in ((), ("train.recompute=full",), ("data.packing=true",)):
                 with self.subTest(name, settings=settings):
