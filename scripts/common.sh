@@ -11,6 +11,14 @@ die() {
 # Prints the comment block at the head of the running script, which is its help.
 show_help() { sed -n '2,/^[^#]/{s/^# \{0,1\}//;t print;b;:print;p}' "$0"; }
 
+# For scripts without arguments: take_no_arguments "$@" shows the help that was asked for, or refuses what was given.
+take_no_arguments() {
+  case ${1:-} in
+    -h | --help) show_help; exit 0 ;;
+    ?*) die "no arguments are taken; got '$1'" ;;
+  esac
+}
+
 # Compile jobs: LORA_JOBS, else one per core, as far as memory goes (a file that includes torch takes up to 1.5 GB).
 lora_jobs() {
   if [ -n "${LORA_JOBS:-}" ]; then

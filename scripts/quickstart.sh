@@ -6,10 +6,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-case ${1:-} in
-  -h | --help) show_help; exit 0 ;;
-  ?*) die "no arguments are taken; got '$1'" ;;
-esac
+take_no_arguments "$@"
 lora_setup
 lora_build_program
 cd "$LORA_ROOT"

@@ -3,15 +3,12 @@
 #
 # Sets up, builds, and walks the ADGEN recipe with a small ChatGLM: trains a base model on openings of short texts and how they go on, writes the rows
 # into record files, tunes a LoRA adapter on advertisements, generates answers to held-out rows and scores them beside the
-# untuned model's and beside answers that belong to another row. Results go to quickstart_out/glm; about seven minutes on two cores
-# after the build. Fails unless the tuned model's BLEU-4 and ROUGE are clearly the highest. LORA: a program to use instead of building one.
+# untuned model's and beside answers that belong to another row. Results go to quickstart_out/glm; about eight minutes of processor
+# time after the build. Fails unless the tuned model's BLEU-4 and ROUGE are clearly the highest. LORA: a program to use instead of building one.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-case ${1:-} in
-  -h | --help) show_help; exit 0 ;;
-  ?*) die "no arguments are taken; got '$1'" ;;
-esac
+take_no_arguments "$@"
 if [ -z "${LORA:-}" ]; then
   lora_setup
   lora_build_program

@@ -1,11 +1,8 @@
 #include "cli/best_result.h"
 
-#include <utility>
-#include <vector>
-
+#include "cli/options.h"
 #include "cli/run_setup.h"
 #include "core/copy_directory.h"
-#include "lora/adapters/adapter_io.h"
 #include "lora/core/file.h"
 
 namespace lora::cli {
@@ -46,12 +43,7 @@ void publish_best(const config::RunConfig& config, const ResultParts& parts) {
 LoadedResult load_result(const config::RunConfig& config, const ResultParts& parts, const at::Device& device) {
   LoadedResult result;
   result.model = make_model(with_base_of_result(config, parts), device);
-  if (!parts.adapter) return result;
-  const Path directory = config.run.output_dir / "adapter";
-  std::vector<AdapterSet> sets = {load_adapter(*result.model, directory, "default")};
-  for (const auto& one : config.more_adapters) sets.push_back(load_adapter(*result.model, directory / one.name, one.name));
-  if (sets.size() > 1) activate_together(*result.model, sets);
-  result.adapters = std::move(sets);
+  if (parts.adapter) result.adapters = load_adapters(*result.model, adapters_of_run(config, config.run.output_dir / "adapter"));
   return result;
 }
 

@@ -14,7 +14,6 @@
 #include "cli/signals.h"
 #include "core/check.h"
 #include "formats/json.h"
-#include "lora/adapters/adapter_io.h"
 #include "lora/core/file.h"
 #include "lora/core/log.h"
 #include "lora/core/random.h"
@@ -74,7 +73,7 @@ class Evaluation {
   std::vector<int64_t> row_numbers() const;
 
  private:
-  void load_adapters(const std::string& given);
+  std::vector<NamedAdapter> chosen_adapters(const std::string& given) const;
   std::vector<Question> questions() const;
   Question question(int64_t row) const;
   generate::GenerateOptions options() const;
@@ -83,7 +82,7 @@ class Evaluation {
   at::Device device_;
   std::shared_ptr<const data::Tokenizer> tokenizer_;
   std::shared_ptr<nn::CausalLMImpl> model_;
-  std::vector<Path> adapter_directories_;
+  std::vector<NamedAdapter> chosen_adapters_;
   AdapterSets adapters_;
   data::Dataset rows_;
   int64_t pad_id_ = 0;
@@ -93,7 +92,10 @@ Evaluation::Evaluation(RunConfig config, const std::string& adapter) : config_(s
   if (config_.run.threads > 0) at::set_num_threads(static_cast<int>(config_.run.threads));
   tokenizer_ = make_tokenizer(config_);
   model_ = make_model(config_, device_);
-  load_adapters(adapter);
+  chosen_adapters_ = chosen_adapters(adapter);
+  adapters_ = load_adapters(*model_, chosen_adapters_);
+  for (const auto& one : chosen_adapters_) log::info(fmt::format("adapter {}", one.directory.string()));
+  if (!adapters_) log::info("no adapter: the model alone");
   model_->eval();
   if (tokenizer_ != nullptr) pad_id_ = std::max<int64_t>(tokenizer_->pad_id(), 0);
   data::DatasetOptions options = dataset_options(config_, *model_);
@@ -105,23 +107,12 @@ Evaluation::Evaluation(RunConfig config, const std::string& adapter) : config_(s
 }
 
 /// --adapter, adapter.init_from, or what the run left in its output directory.
-void Evaluation::load_adapters(const std::string& given) {
-  if (!given.empty()) {
-    adapter_directories_ = {given};
-  } else if (config_.adapter.init_from) {
-    adapter_directories_ = {*config_.adapter.init_from};
-  } else if (const Path own = config_.run.output_dir / "adapter"; config_.adapter.method != "none" && std::filesystem::exists(own)) {
-    adapter_directories_ = {own};
-    for (const auto& one : config_.more_adapters) adapter_directories_.push_back(own / one.name);
-  }
-  std::vector<AdapterSet> sets;
-  for (const auto& directory : adapter_directories_) {
-    sets.push_back(load_adapter(*model_, directory, sets.empty() ? "default" : directory.filename().string()));
-    log::info(fmt::format("adapter {}", directory.string()));
-  }
-  if (sets.empty()) log::info("no adapter: the model alone");
-  if (sets.size() > 1) activate_together(*model_, sets);
-  adapters_ = sets;
+std::vector<NamedAdapter> Evaluation::chosen_adapters(const std::string& given) const {
+  if (!given.empty()) return {{"default", given}};
+  if (config_.adapter.init_from) return {{"default", *config_.adapter.init_from}};
+  const Path own = config_.run.output_dir / "adapter";
+  if (config_.adapter.method == "none" || !std::filesystem::exists(own)) return {};
+  return adapters_of_run(config_, own);
 }
 
 train::EvalResult Evaluation::loss() {
@@ -171,7 +162,7 @@ generate::GenerateOptions Evaluation::options() const {
 
 std::string Evaluation::identity() const {
   std::string adapters;
-  for (const auto& directory : adapter_directories_) {
+  for (const auto& [name, directory] : chosen_adapters_) {
     for (const auto& entry : std::filesystem::directory_iterator(directory)) {
       if (entry.is_regular_file()) adapters += file_digest(entry.path()) + " ";
     }

@@ -26,16 +26,29 @@ void ModelOptions::add_to(CLI::App& command) {
 namespace {
 
 /// The first is "default", the others have numbers: names are for those that a program chooses from.
-AdapterSets load_adapters(nn::CausalLMImpl& model, const std::vector<std::string>& directories) {
-  std::vector<AdapterSet> sets;
+/// Of the command line: the first is the default.
+std::vector<NamedAdapter> named(const std::vector<std::string>& directories) {
+  std::vector<NamedAdapter> adapters;
   for (const auto& directory : directories) {
-    sets.push_back(load_adapter(model, directory, sets.empty() ? "default" : fmt::format("adapter_{}", sets.size() + 1)));
+    adapters.push_back({adapters.empty() ? "default" : fmt::format("adapter_{}", adapters.size() + 1), directory});
   }
+  return adapters;
+}
+
+}  // namespace
+
+AdapterSets load_adapters(nn::CausalLMImpl& model, const std::vector<NamedAdapter>& adapters) {
+  std::vector<AdapterSet> sets;
+  for (const auto& [name, directory] : adapters) sets.push_back(load_adapter(model, directory, name));
   if (sets.size() > 1) activate_together(model, sets);
   return sets;
 }
 
-}  // namespace
+std::vector<NamedAdapter> adapters_of_run(const config::RunConfig& config, const Path& directory) {
+  std::vector<NamedAdapter> adapters = {{"default", directory}};
+  for (const auto& one : config.more_adapters) adapters.push_back({one.name, directory / one.name});
+  return adapters;
+}
 
 LoadedModel load_model(const ModelOptions& options) {
   LoadedModel loaded;
@@ -44,7 +57,7 @@ LoadedModel load_model(const ModelOptions& options) {
   models::LoadOptions load_options{.device = loaded.device, .dtype = std::nullopt};
   if (!options.dtype.empty()) load_options.dtype = io::to_torch(parse_float_dtype(options.dtype, "--dtype"), "--dtype");
   loaded.model = loaded.architecture->load(options.model, load_options);
-  loaded.adapters = load_adapters(*loaded.model, options.adapters);
+  loaded.adapters = load_adapters(*loaded.model, named(options.adapters));
   loaded.model->eval();
   loaded.tokenizer = data::find_tokenizer(options.model);
   return loaded;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "lora/adapters/adapter_sets.h"
+#include "lora/config/run_config.h"
 #include "lora/core/path.h"
 #include "lora/data/tokenizer.h"
 #include "lora/models/registry.h"
@@ -24,6 +25,16 @@ struct ModelOptions {
 
   void add_to(CLI::App& command);
 };
+
+/// A saved adapter, and the name that it gets in the model.
+struct NamedAdapter {
+  std::string name;
+  Path directory;
+};
+/// Attaches saved adapters, of which several are active together.
+AdapterSets load_adapters(nn::CausalLMImpl& model, const std::vector<NamedAdapter>& adapters);
+/// What a run saves in `directory`: its first adapter's files, and a folder of its name for each other.
+std::vector<NamedAdapter> adapters_of_run(const config::RunConfig& config, const Path& directory);
 
 /// A model in evaluation mode, its adapters attached and active, and its tokenizer when there is one.
 struct LoadedModel {

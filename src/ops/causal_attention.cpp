@@ -143,15 +143,15 @@ Tensor causal_attention(const Heads& heads, bool fused, const std::vector<int64_
     return joined_attention(qkv, {}, {}, q_BHSK.size(1), heads.k_BGSK.size(1), {}, contexts);
   }
   const int64_t count = q_BHSK.size(1);
-  // A GPU's kernels in half precision know shared key/value heads.
-  const bool shares_heads = q_BHSK.is_cuda() && q_BHSK.element_size() == 2;
-  const Tensor k = shares_heads ? heads.k_BGSK : repeat_heads(heads.k_BGSK, count);
-  const Tensor v = shares_heads ? heads.v_BGSK : repeat_heads(heads.v_BGSK, count);
   if (!contexts.empty()) {
     check_contexts(contexts, std::vector<int64_t>(static_cast<size_t>(q_BHSK.size(0)), q_BHSK.size(2)));
     return prefix_attention({q_BHSK, repeat_heads(heads.k_BGSK, count), repeat_heads(heads.v_BGSK, count)},
                             contexts_of(contexts, q_BHSK.device()));
   }
+  // A GPU's kernels in half precision know shared key/value heads.
+  const bool shares_heads = q_BHSK.is_cuda() && q_BHSK.element_size() == 2;
+  const Tensor k = shares_heads ? heads.k_BGSK : repeat_heads(heads.k_BGSK, count);
+  const Tensor v = shares_heads ? heads.v_BGSK : repeat_heads(heads.v_BGSK, count);
   const Tensor out_BHSK =
       at::scaled_dot_product_attention(q_BHSK, k, v, std::nullopt, /*dropout_p=*/0.0, /*is_causal=*/q_BHSK.size(2) > 1,
                                        /*scale=*/std::nullopt, /*enable_gqa=*/k.size(1) != count);
