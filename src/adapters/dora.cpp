@@ -71,7 +71,8 @@ std::shared_ptr<const DoraLinear::KeptScale> DoraLinear::kept_now() const {
   return kept && kept->stamps == stamps() ? kept : nullptr;
 }
 
-at::Tensor DoraLinear::rows_for_scale() const { return kept_now() ? at::Tensor() : factors().a_RI.detach(); }
+/// Without gradients the scale is found apart, once, and so by the same product whatever rows the layer's input has.
+at::Tensor DoraLinear::rows_for_scale() const { return at::GradMode::is_enabled() ? factors().a_RI.detach() : at::Tensor(); }
 
 at::Tensor DoraLinear::row_lengths(const at::Tensor& rows_RO) const {
   const torch::NoGradGuard no_grad;

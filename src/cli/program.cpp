@@ -71,6 +71,10 @@ void register_names() {
     if (std::ranges::find(names, known.name) == names.end()) models::register_model(known);
   }
   config::known_names().architectures = models::architecture_names();
+  config::known_names().loaded_fields.clear();
+  for (const auto& name : models::architecture_names()) {
+    std::ranges::copy(models::architecture(name).loaded_fields, std::back_inserter(config::known_names().loaded_fields));
+  }
   config::known_names().formats = data::data_format_names();
   config::known_names().metrics = eval::MetricRegistry().names();
   config::known_names().callbacks = train::callback_names();

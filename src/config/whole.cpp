@@ -8,6 +8,7 @@
 
 #include "config/adapter_keys.h"
 #include "core/check.h"
+#include "lora/config/known_names.h"
 #include "lora/core/error.h"
 #include "lora/core/quantization.h"
 
@@ -69,15 +70,15 @@ void check_template(const WholeCheck& check, const DataSection& data) {
               fmt::format("is the form of conversations, data.format chat, sharegpt or alpaca; found format {}; remove it", data.format));
 }
 
-/// Fields that an architecture may let a loaded model change.
-bool changes_no_weight(std::string_view field) { return field == "rope_inv_freq_dtype" || field == "residual_alpha_layers"; }
-
 void check_model(const WholeCheck& check, const ModelSection& model) {
   constexpr std::string_view kFresh =
       "needs fresh weights; found model.path as well; remove one of the two";
   check.holds(!model.path || !model.arch, "model.arch", kFresh);
   check.holds(!model.path || !model.preset, "model.preset", kFresh);
-  for (const auto& [name, text] : model.fields) check.holds(!model.path || changes_no_weight(name), "model." + name, kFresh);
+  const auto& of_loaded = known_names().loaded_fields;
+  for (const auto& [name, text] : model.fields) {
+    check.holds(!model.path || std::ranges::find(of_loaded, name) != of_loaded.end(), "model." + name, kFresh);
+  }
   check.holds(model.offload != "disk" || model.path, "model.offload",
               "disk streams the weights from the files of model.path; found no model.path; use cpu or none");
 }

@@ -25,6 +25,12 @@ bool scales_input(const LinearImpl& layer) {
   return std::any_of(adapters.begin(), adapters.end(), [](const auto& adapter) { return adapter->input_scale().defined(); });
 }
 
+/// A method that scales can share the product only where it stands alone: it scales what others added before it, and not
+/// what they add after it.
+bool keep_order(const std::vector<std::shared_ptr<Adapter>>& adapters) {
+  return adapters.size() > 1 && std::any_of(adapters.begin(), adapters.end(), [](const auto& adapter) { return adapter->scales(); });
+}
+
 /// rows (R, I) times all the weights, in `dtype` and without gradients.
 Tensor products_of(const Tensor& rows_RI, at::ScalarType dtype, const ops::FrozenWeights& weights) {
   const at::NoGradGuard no_grad;
@@ -128,8 +134,8 @@ Tensor LinearGroup::forward(const Tensor& given_x, const FastPaths& fast) {
 
   if (chooses_rows) return with_chosen_rows(layers_, ops::frozen_linear(x, weights, {}), x, weights.outputs);
   const Updates updates = updates_now();
-  if (apart) return ops::few_rows_linear(x, weights, updates.joined, all_bits(layers_));
-  Tensor y = ops::frozen_linear(x, weights, updates.joined);
+  Tensor y = apart ? ops::few_rows_linear(x, weights, updates.joined, all_bits(layers_))
+                   : ops::frozen_linear(x, weights, updates.joined);
   if (!updates.scaling.empty()) y = scaled_outputs(y, weights, updates.scaling);
   if (updates.others.empty()) return y;
   say_once("fast path joined: an adapter with dropout, or of a method that is no low-rank update, is computed and added by itself");
@@ -166,14 +172,11 @@ Tensor LinearGroup::scaled_outputs(const Tensor& y, const ops::FrozenWeights& we
   return ops::scale_columns(y, at::cat(scales), has_shift ? at::cat(shifts) : Tensor());
 }
 
-/// A method that scales can share the product only where it stands alone: it scales what others added before it, and not
-/// what they add after it.
 LinearGroup::Updates LinearGroup::updates_now() const {
   Updates updates;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const auto& adapters = layers_[i]->slot.contributing();
-    const bool in_order = adapters.size() > 1 && std::any_of(adapters.begin(), adapters.end(),
-                                                             [](const auto& adapter) { return adapter->scales(); });
+    const bool in_order = keep_order(adapters);
     for (const auto& adapter : adapters) {
       const auto factors = adapter->low_rank();
       if (in_order || (adapter->adds() && !factors)) {
@@ -192,8 +195,9 @@ bool LinearGroup::keeps_rows_apart(at::ScalarType dtype, const FastPaths& fast) 
   if (rows_are_chosen_in(layers_)) return false;
   return std::all_of(layers_.begin(), layers_.end(), [](const Linear& layer) {
     const auto& adapters = layer->slot.contributing();
-    return std::all_of(adapters.begin(), adapters.end(),
-                       [](const auto& adapter) { return !adapter->scales() && adapter->low_rank().has_value(); });
+    return !keep_order(adapters) && std::all_of(adapters.begin(), adapters.end(), [](const auto& adapter) {
+      return !adapter->adds() || adapter->low_rank().has_value();
+    });
   });
 }
 

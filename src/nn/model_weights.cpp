@@ -176,6 +176,12 @@ DType written_dtype(const WeightShape& weight, DType dtype) { return weight.wide
 
 }  // namespace
 
+std::function<bool(const std::string&)> computed_weights(bool head_is_tied) {
+  return [head_is_tied](const std::string& name) {
+    return name.ends_with("rotary_emb.inv_freq") || (head_is_tied && name == "lm_head.weight");
+  };
+}
+
 ModelWeights::ModelWeights(const Path& directory, ModelLayout layout, const LoadOptions& options)
     : layout_(std::move(layout)),
       options_(options),

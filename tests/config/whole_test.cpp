@@ -187,6 +187,14 @@ TEST_CASE("callbacks are those that the program registered, each once", "[config
   known = before;
 }
 
+TEST_CASE("fields of a loaded model are those that an architecture lets it change", "[config]") {
+  auto& known = lora::config::known_names().loaded_fields;
+  const auto before = std::exchange(known, {"rope_theta"});
+  CHECK(error_of(kMinimal, {"model.rope_theta=5000"}).empty());
+  CHECK_THAT(error_of(kMinimal, {"model.rope_inv_freq_dtype=fp16"}), Contains("model.rope_inv_freq_dtype needs fresh weights"));
+  known = before;
+}
+
 TEST_CASE("a loss scale of 2^32 is a number like others", "[config]") {
   CHECK(parse(kMinimal + "train: {amp: {dtype: fp16, scaler: {init: 4294967296}}}").train.amp.scaler.init == 0x1p32);
   CHECK(parse(kMinimal + "train: {amp: {scaler: {init: 4.294967296e+9}}}").train.amp.scaler.init == 0x1p32);

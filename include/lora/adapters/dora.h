@@ -12,8 +12,8 @@ namespace lora {
 /// rows (a constant in the backward pass), the output is (magnitude / n) * (V x) + bias. magnitude (out), fp32, starts as n.
 ///
 /// n is found from the factors, without making B A: n^2 = |W|^2 + 2 s sum(W A^T * B) + s^2 sum(B (A A^T) * B), products
-/// with W being a few rows more in the layer's own product. Without gradients the scale is kept until somebody changes what it was
-/// found from, so that generating finds it once. Under dropout V x is computed apart, from the dropped input.
+/// with W being a few rows more in the layer's own product. Without gradients the scale is found apart and kept until somebody
+/// changes what it was found from, so that generating finds it once. Under dropout V x is computed apart, from the dropped input.
 /// Source: PEFT 0.21 tuners/lora/dora.py; equation 5 and section 4.3 of the paper.
 class DoraLinear : public LoraLinear {
  public:

@@ -27,8 +27,8 @@ class LinearGroup {
   /// The layers' outputs side by side: (..., in) -> (..., sum of out).
   Tensor forward(const Tensor& x, const FastPaths& fast);
   /// Whether a pass without gradients computes a few rows (see ops/rows.h) of `dtype` apart: a row's outputs are the same,
-  /// bit for bit, whatever rows stand beside it. So it is while the layers make a group, every adapter is a low-rank update,
-  /// and the weights are plain and of that type, on the CPU.
+  /// bit for bit, whatever rows stand beside it. So it is while the layers make a group, every adapter is a low-rank update or
+  /// the only one that scales its layer, and the weights are plain and of that type, on the CPU.
   bool keeps_rows_apart(at::ScalarType dtype, const FastPaths& fast) const;
   /// The packed weights for products in `dtype`, made when gradients are on and they pay; null: use the plain ones.
   std::shared_ptr<const ops::PackedWeight> packed_for(at::ScalarType dtype, const FastPaths& fast);

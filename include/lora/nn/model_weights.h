@@ -59,6 +59,10 @@ struct ModelLayout {
   std::function<bool(const std::string&)> may_be_ignored = [](const std::string&) { return false; };
 };
 
+/// For ModelLayout::may_be_ignored: what old checkpoints carry though every model computes it, the rotation's frequencies, and a tied
+/// head stored besides its table.
+std::function<bool(const std::string&)> computed_weights(bool head_is_tied);
+
 /// The layers of a decoder, whose Linears are the products that stream or are kept in few bits, and their path in the model.
 struct LayerList {
   torch::nn::ModuleList modules;

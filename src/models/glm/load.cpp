@@ -8,12 +8,8 @@ namespace lora::glm {
 namespace {
 
 nn::ModelLayout layout_of(const GlmConfig& config) {
-  nn::ModelLayout layout{.weights = glm_weight_shapes(config), .dtype = config.dtype, .quantization = config.quantization};
-  // The published checkpoint carries what every model can compute, and a head that is the embeddings' equal.
-  layout.may_be_ignored = [is_tied = config.tie_word_embeddings](const std::string& name) {
-    return name.ends_with("rotary_emb.inv_freq") || (name == "lm_head.weight" && is_tied);
-  };
-  return layout;
+  return {.weights = glm_weight_shapes(config), .dtype = config.dtype, .quantization = config.quantization,
+          .may_be_ignored = nn::computed_weights(config.tie_word_embeddings)};
 }
 
 nn::LayerList layers_of(ChatGlmForConditionalGenerationImpl& model) { return {model.transformer->layers, "transformer.layers"}; }
