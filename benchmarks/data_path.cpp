@@ -47,11 +47,8 @@ double rows_per_second(const RowsOptions& options, const data::Tokenizer& tokeni
   if (cached) settings.cache_dir = options.cache_dir;
   const auto dataset = data::load_dataset(options.file, settings, &tokenizer);
   if (cached && !dataset.cache_file) throw std::runtime_error("the cache was not used");
-  data::Loader loader(dataset, {.batch_size = 4,
-                                .drop_last = false,
-                                .workers = 0,
-                                .pad_to_multiple_of = 8,
-                                .pack_to = options.pack_to});
+  data::Loader loader(dataset,
+                      {.batch_size = 4, .drop_last = false, .workers = 0, .pad_to_multiple_of = 8, .pack_to = options.pack_to});
   tokens = 0;
   while (const auto step = loader.next()) {
     for (const Batch& batch : step->micro_batches) tokens += batch.num_tokens;
@@ -75,12 +72,12 @@ void measure_rows(const RowsOptions& options) {
   }
   std::filesystem::remove_all(options.cache_dir);
   if (cold_tokens != cached_tokens) throw std::runtime_error("the cache holds other tokens");
-  fmt::print("{{\"rows\": {}, \"tokens_per_row\": {:.1f}, \"threads\": {}, \"clock\": \"{}\", "
-             "\"tokenised\": {{\"rows_per_second\": [{:.0f}], \"median\": {:.0f}}}, "
-             "\"cached\": {{\"rows_per_second\": [{:.0f}], \"median\": {:.0f}}}}}\n",
-             rows, static_cast<double>(cold_tokens) / static_cast<double>(rows), options.threads,
-             options.threads == 1 ? "cpu" : "wall", fmt::join(cold, ", "), median(cold), fmt::join(cached, ", "),
-             median(cached));
+  fmt::print(
+      "{{\"rows\": {}, \"tokens_per_row\": {:.1f}, \"threads\": {}, \"clock\": \"{}\", "
+      "\"tokenised\": {{\"rows_per_second\": [{:.0f}], \"median\": {:.0f}}}, "
+      "\"cached\": {{\"rows_per_second\": [{:.0f}], \"median\": {:.0f}}}}}\n",
+      rows, static_cast<double>(cold_tokens) / static_cast<double>(rows), options.threads, options.threads == 1 ? "cpu" : "wall",
+      fmt::join(cold, ", "), median(cold), fmt::join(cached, ", "), median(cached));
 }
 
 struct RecordsOptions {
@@ -107,7 +104,8 @@ void measure_records(const RecordsOptions& options) {
   const auto tokenizer = data::load_tokenizer(options.tokenizer);
   std::filesystem::remove_all(options.directory);
   const Stopwatch preparing;
-  const auto prepared = data::write_records(options.file, options.directory, {.rows = {.max_source_length = 128, .max_target_length = 128}}, tokenizer.get());
+  const auto prepared = data::write_records(options.file, options.directory,
+                                            {.rows = {.max_source_length = 128, .max_target_length = 128}}, tokenizer.get());
   const double prepared_rows_per_second = static_cast<double>(prepared.header.rows) / preparing.seconds();
   std::filesystem::remove_all(options.directory);
   const double written = rows_written_per_second(options);
@@ -124,11 +122,14 @@ void measure_records(const RecordsOptions& options) {
     rows.read(row, example);
     sum += example.input_ids[0];
   }
-  fmt::print("{{\"tokenised_and_written_rows_per_second\": {:.0f}, \"written_rows_per_second\": {:.0f}, \"rows\": {}, \"tokens_per_row\": {}, "
-             "\"open_seconds\": {:.3f}, \"shuffle_seconds\": {:.3f}, \"opened_and_shuffled_rows_per_second\": {:.0f}, "
-             "\"read_shuffled_rows_per_second\": {:.0f}, \"sum\": {}}}\n",
-             prepared_rows_per_second, written, rows.size(), options.length, open_seconds, shuffle_seconds,
-             static_cast<double>(rows.size()) / (open_seconds + shuffle_seconds), static_cast<double>(rows.size()) / reading.seconds(), sum);
+  fmt::print(
+      "{{\"tokenised_and_written_rows_per_second\": {:.0f}, \"written_rows_per_second\": {:.0f}, \"rows\": {}, "
+      "\"tokens_per_row\": {}, "
+      "\"open_seconds\": {:.3f}, \"shuffle_seconds\": {:.3f}, \"opened_and_shuffled_rows_per_second\": {:.0f}, "
+      "\"read_shuffled_rows_per_second\": {:.0f}, \"sum\": {}}}\n",
+      prepared_rows_per_second, written, rows.size(), options.length, open_seconds, shuffle_seconds,
+      static_cast<double>(rows.size()) / (open_seconds + shuffle_seconds), static_cast<double>(rows.size()) / reading.seconds(),
+      sum);
   std::filesystem::remove_all(options.directory);
 }
 
@@ -191,11 +192,12 @@ void measure_slow_source(const SlowOptions& options) {
   for (const double step_seconds : options.step_seconds) {
     for (const std::optional<int64_t> workers : {std::optional<int64_t>(0), {1}, {}}) {
       const Waits waits = waits_of(options, step_seconds, workers);
-      fmt::print("{{\"batch_seconds\": {}, \"step_seconds\": {}, \"steps\": {}, \"workers\": \"{}\", "
-                 "\"workers_at_end\": {}, \"wait_seconds\": {:.4f}, \"wait_seconds_second_half\": {:.4f}, "
-                 "\"last_waiting_step\": {}}}\n",
-                 options.batch_seconds, step_seconds, waits.seconds.size(), workers ? fmt::format("{}", *workers) : "auto",
-                 waits.workers, waits.mean_from(0), waits.mean_from(waits.seconds.size() / 2), waits.last_waiting_step());
+      fmt::print(
+          "{{\"batch_seconds\": {}, \"step_seconds\": {}, \"steps\": {}, \"workers\": \"{}\", "
+          "\"workers_at_end\": {}, \"wait_seconds\": {:.4f}, \"wait_seconds_second_half\": {:.4f}, "
+          "\"last_waiting_step\": {}}}\n",
+          options.batch_seconds, step_seconds, waits.seconds.size(), workers ? fmt::format("{}", *workers) : "auto",
+          waits.workers, waits.mean_from(0), waits.mean_from(waits.seconds.size() / 2), waits.last_waiting_step());
       std::fflush(stdout);
     }
   }
@@ -226,7 +228,8 @@ int main(int argc, char** argv) {
   auto* slow_command = program.add_subcommand("slow_source", "What steps wait for a source that takes its time");
   slow_command->add_option("--batch-seconds", slow.batch_seconds);
   slow_command->add_option("--step-seconds", slow.step_seconds);
-  slow_command->add_option("--fixed-steps", slow.fixed_steps, "Steps of a run whose workers are given")->check(CLI::PositiveNumber);
+  slow_command->add_option("--fixed-steps", slow.fixed_steps, "Steps of a run whose workers are given")
+      ->check(CLI::PositiveNumber);
   slow_command->add_option("--growing-steps", slow.growing_steps, "Steps of a run that adds workers")->check(CLI::PositiveNumber);
   CLI11_PARSE(program, argc, argv);
   if (rows_command->parsed()) measure_rows(rows);

@@ -49,9 +49,11 @@ std::vector<PromptRow> random_prompts(const Options& options) {
   std::vector<PromptRow> prompts;
   for (int64_t row = 0; row < options.rows; ++row) {
     const auto shortest = options.prompt_tokens / 4;
-    const auto length = shortest + static_cast<int64_t>(random.below(static_cast<uint64_t>(options.prompt_tokens - shortest + 1)));
+    const auto length =
+        shortest + static_cast<int64_t>(random.below(static_cast<uint64_t>(options.prompt_tokens - shortest + 1)));
     PromptRow prompt{.row = row, .ids = {}};
-    for (int64_t i = 0; i < length; ++i) prompt.ids.push_back(static_cast<int64_t>(random.below(static_cast<uint64_t>(options.vocabulary))));
+    for (int64_t i = 0; i < length; ++i)
+      prompt.ids.push_back(static_cast<int64_t>(random.below(static_cast<uint64_t>(options.vocabulary))));
     prompts.push_back(prompt);
   }
   return prompts;
@@ -62,11 +64,13 @@ generate::GenerateOptions generate_options(const Options& options) {
   generate::GenerateOptions result;
   result.max_new_tokens = options.new_tokens;
   result.sampling.temperature = 1;
-  for (int64_t id = 0; id < static_cast<int64_t>(options.ends * static_cast<double>(options.vocabulary)); ++id) result.stop_ids.push_back(id);
+  for (int64_t id = 0; id < static_cast<int64_t>(options.ends * static_cast<double>(options.vocabulary)); ++id)
+    result.stop_ids.push_back(id);
   return result;
 }
 
-std::vector<Generation> row_by_row(nn::CausalLMImpl& model, const std::vector<PromptRow>& prompts, const generate::GenerateOptions& options) {
+std::vector<Generation> row_by_row(nn::CausalLMImpl& model, const std::vector<PromptRow>& prompts,
+                                   const generate::GenerateOptions& options) {
   std::vector<Generation> results;
   for (const PromptRow& prompt : prompts) {
     auto own = options;
@@ -153,7 +157,9 @@ int main(int argc, char** argv) {
   app.add_option("--layers", options.layers)->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--vocabulary", options.vocabulary)->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--rows", options.rows)->check(CLI::PositiveNumber)->capture_default_str();
-  app.add_option("--prompt-tokens", options.prompt_tokens, "Of the longest prompt")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--prompt-tokens", options.prompt_tokens, "Of the longest prompt")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   app.add_option("--new-tokens", options.new_tokens)->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--ends", options.ends, "Part of the vocabulary that ends a row")->capture_default_str();
   app.add_option("--sequences", options.sequences, "Rows of a batch")->capture_default_str();

@@ -57,7 +57,8 @@ class Run {
     at::set_num_threads(options.threads);
     const auto dtype = io::to_torch(parse_float_dtype(options.dtype, "--dtype"), "--dtype");
     device_ = parse_device(options.device);
-    model_ = models::architecture_of(options.model).load(options.model, {.device = device_, .dtype = dtype, .quantization = scheme_of(options.quantize)});
+    model_ = models::architecture_of(options.model)
+                 .load(options.model, {.device = device_, .dtype = dtype, .quantization = scheme_of(options.quantize)});
     model_->fast_paths.release_plain = true;
     if (!options.adapter.empty()) adapters_ = load_adapter(*model_, options.adapter);
     const auto dataset = data::load_dataset(options.rows, {.format = "tokens"}, nullptr);
@@ -152,8 +153,8 @@ class Run {
     const auto llama = std::dynamic_pointer_cast<llama::LlamaForCausalLMImpl>(model_);
     if (!llama) throw ConfigError("[products] only a Llama's products are known; found " + model_->model_type());
     const auto& config = llama->config;
-    const int64_t hidden = config.hidden_size, inner = config.intermediate_size, heads = config.num_attention_heads * config.head_dim,
-                  keys = config.num_key_value_heads * config.head_dim;
+    const int64_t hidden = config.hidden_size, inner = config.intermediate_size,
+                  heads = config.num_attention_heads * config.head_dim, keys = config.num_key_value_heads * config.head_dim;
     for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
       add_weight(heads + 2 * keys, hidden, batch_.num_tokens, layer > 0);
       add_weight(hidden, heads, batch_.num_tokens, true);
@@ -192,11 +193,12 @@ class Run {
   /// A (R, I) or B (O, R): the product forward, and backward those for the input and for the factor.
   void add_factor(at::IntArrayRef sizes) {
     const int64_t in = sizes[1], out = sizes[0];
-    products_.push_back([factor = numbers({out, in}), input = numbers({batch_.num_tokens, in}), gradient = numbers({batch_.num_tokens, out})] {
-      input.mm(factor.t());
-      gradient.mm(factor);
-      gradient.t().mm(input);
-    });
+    products_.push_back(
+        [factor = numbers({out, in}), input = numbers({batch_.num_tokens, in}), gradient = numbers({batch_.num_tokens, out})] {
+          input.mm(factor.t());
+          gradient.mm(factor);
+          gradient.t().mm(input);
+        });
   }
 
   /// Scores and values forward; backward the scores again, and the gradients of probabilities, values, queries, keys.

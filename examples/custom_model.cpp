@@ -27,8 +27,8 @@ int main() {
   const auto adapters = lora::inject(*net, {.rank = 4, .alpha = 8, .targets = std::vector<std::string>{"hidden", "output"}});
   std::puts(lora::freeze_base(*net, adapters).summary().c_str());
 
-  const auto optimizer = lora::train::make_optimizer(
-      lora::train::parameter_groups(adapters.named_parameters(), {.lr = 1e-2}), {.lr = 1e-2});
+  const auto optimizer =
+      lora::train::make_optimizer(lora::train::parameter_groups(adapters.named_parameters(), {.lr = 1e-2}), {.lr = 1e-2});
   double first = 0, last = 0;
   for (int step = 0; step < 200; ++step) {
     const at::Tensor loss = (net->forward(x) - y).square().mean();

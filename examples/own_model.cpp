@@ -51,7 +51,7 @@ void save(nn::CausalLMImpl& model, const Path& directory, const nn::SaveOptions&
 std::vector<double> same_letter(std::string_view a, std::string_view b) { return {a.substr(0, 1) == b.substr(0, 1) ? 1.0 : 0.0}; }
 int main(int argc, char** argv) {
   const auto make = [](const models::FreshModel& fresh) { return std::make_shared<PairModel>(fresh.parameters); };
-  const auto read = [](const data::Row& row, const data::Tokenizer*) { return data::TextPair{row.text("q") + "\n", row.text("a")}; };
+  const auto read = [](const data::Row& row, auto*) { return data::TextPair{row.text("q") + "\n", row.text("a")}; };
   models::register_model({.name = "pairs", .load = load, .make = make, .save = save});
   data::register_data_format({.name = "qa", .version = "1", .read = read});
   eval::register_metric("letter", [](const eval::MetricOptions&) { return eval::mean_of_rows({"letter"}, same_letter); });

@@ -45,9 +45,10 @@ double adalora_scale(const AdaLoraOptions& options) {
 
 void check_adalora(const AdaLoraOptions& options, bool for_training) {
   const auto is_beta = [](double beta) { return beta > 0 && beta < 1; };
-  require<ConfigError>(options.init_rank >= 1 && options.target_rank >= 1 && options.target_rank <= options.init_rank,
-                       "[adapters.adalora] target_r must be from 1 to init_r; found {} with an init_r of {}; use for example 8 and 12",
-                       options.target_rank, options.init_rank);
+  require<ConfigError>(
+      options.init_rank >= 1 && options.target_rank >= 1 && options.target_rank <= options.init_rank,
+      "[adapters.adalora] target_r must be from 1 to init_r; found {} with an init_r of {}; use for example 8 and 12",
+      options.target_rank, options.init_rank);
   require<ConfigError>(is_beta(options.beta1) && is_beta(options.beta2),
                        "[adapters.adalora] beta1 and beta2 must be between 0 and 1; found {} and {}; use 0.85", options.beta1,
                        options.beta2);
@@ -59,12 +60,13 @@ void check_adalora(const AdaLoraOptions& options, bool for_training) {
   require<ConfigError>(options.dropout >= 0 && options.dropout < 1, "[adapters.adalora] lora_dropout must be in [0, 1); found {}",
                        options.dropout);
   if (!for_training) return;
-  require<ConfigError>(options.total_steps > 0,
-                       "[adapters.adalora] total_step must be the number of training steps; found {}", options.total_steps);
-  require<ConfigError>(options.initial_steps < options.total_steps - options.final_steps,
-                       "[adapters.adalora] tinit must be less than total_step - tfinal, so that ranks can be allocated between; found "
-                       "tinit {}, tfinal {} and total_step {}; shorten one of the two",
-                       options.initial_steps, options.final_steps, options.total_steps);
+  require<ConfigError>(options.total_steps > 0, "[adapters.adalora] total_step must be the number of training steps; found {}",
+                       options.total_steps);
+  require<ConfigError>(
+      options.initial_steps < options.total_steps - options.final_steps,
+      "[adapters.adalora] tinit must be less than total_step - tfinal, so that ranks can be allocated between; found "
+      "tinit {}, tfinal {} and total_step {}; shorten one of the two",
+      options.initial_steps, options.final_steps, options.total_steps);
 }
 
 AdaLoraLinear::AdaLoraLinear(const nn::LinearLayout& layout, int64_t rank, const AdaLoraOptions& options,
@@ -91,13 +93,11 @@ at::Tensor AdaLoraLinear::weight_delta() const {
 
 at::Tensor AdaLoraLinear::regularizer() const {
   if (!adds() || regularizer_weight_ == 0 || !lora_A.requires_grad()) return {};
-  const at::Tensor distance =
-      distance_from_identity(lora_A.mm(lora_A.t())) + distance_from_identity(lora_B.t().mm(lora_B));
+  const at::Tensor distance = distance_from_identity(lora_A.mm(lora_A.t())) + distance_from_identity(lora_B.t().mm(lora_B));
   return distance * regularizer_weight_;
 }
 
-RankAllocator::RankAllocator(const AdaLoraOptions& options, Modules modules)
-    : options_(options), modules_(std::move(modules)) {}
+RankAllocator::RankAllocator(const AdaLoraOptions& options, Modules modules) : options_(options), modules_(std::move(modules)) {}
 
 void RankAllocator::after_step(int64_t step, bool has_gradients) {
   const at::NoGradGuard no_grad;
@@ -198,8 +198,8 @@ void RankAllocator::load_state(const std::map<std::string, at::Tensor>& state) {
     const auto found = state.find(key);
     if (found == state.end()) return nullptr;
     require<ShapeError>(found->second.sizes() == sizes && found->second.scalar_type() == type,
-                        "[adapters.adalora] the saved {:?} must be [{}]; found [{}]; resume with the settings it was saved with", key,
-                        fmt::join(sizes, ", "), fmt::join(found->second.sizes(), ", "));
+                        "[adapters.adalora] the saved {:?} must be [{}]; found [{}]; resume with the settings it was saved with",
+                        key, fmt::join(sizes, ", "), fmt::join(found->second.sizes(), ", "));
     return &found->second;
   };
   size_t used = 0;
@@ -221,7 +221,8 @@ void RankAllocator::load_state(const std::map<std::string, at::Tensor>& state) {
   }
   require<ShapeError>(used == state.size() && (kept.empty() || kept.size() == modules_.size()),
                       "[adapters.adalora] a saved state must belong to these modules; {} of its {} tensors do; resume with the "
-                      "settings it was saved with", used, state.size());
+                      "settings it was saved with",
+                      used, state.size());
   averages_ = std::move(averages);
   kept_ = kept.empty() ? std::nullopt : std::optional(std::move(kept));
 }

@@ -23,10 +23,9 @@ void require_known(const RowsOf& rows, const std::vector<AdapterSet>& sets) {
   std::vector<std::string> known = {std::string(kBaseRows)};
   for (const auto& set : sets) known.push_back(set.name());
   for (const auto& [name, unused] : rows) {
-    require<ConfigError>(
-        std::ranges::find(known, name) != known.end(),
-        "[adapter_rows] every row must name an adapter of the model; found {:?}; name one of {}",
-        name, fmt::join(known, ", "));
+    require<ConfigError>(std::ranges::find(known, name) != known.end(),
+                         "[adapter_rows] every row must name an adapter of the model; found {:?}; name one of {}", name,
+                         fmt::join(known, ", "));
   }
 }
 
@@ -37,8 +36,7 @@ void require_no_whole_parameters(const AdapterSet& set, bool chosen) {
                        "[adapter_rows] adapters by row must not train parameters whole "
                        "(modules_to_save, biases), which all "
                        "rows would share; found some in {:?}; {}",
-                       set.name(),
-                       chosen ? "run its rows by themselves" : "activate another adapter first");
+                       set.name(), chosen ? "run its rows by themselves" : "activate another adapter first");
 }
 
 /// A low-rank update that is added, and nothing else.
@@ -58,11 +56,10 @@ void require_in_weights(const AdapterSet& set, bool chosen) {
 
 void require_ready(const AdapterSet& set, const AdapterSet::Slot& slot, bool chosen) {
   const auto& state = adapters::slot_of(slot);
-  require<ConfigError>(
-      state.merged().empty(),
-      "[adapter_rows] nothing may be merged, since a weight serves all rows; found {} "
-      "merged at {}; unmerge first",
-      fmt::join(state.merged(), ", "), slot.path);
+  require<ConfigError>(state.merged().empty(),
+                       "[adapter_rows] nothing may be merged, since a weight serves all rows; found {} "
+                       "merged at {}; unmerge first",
+                       fmt::join(state.merged(), ", "), slot.path);
   require<ConfigError>(state.enabled(),
                        "[adapter_rows] adapters must be switched on; found them off at {}; call "
                        "set_enabled(true)",
@@ -76,10 +73,9 @@ void require_ready(const AdapterSet& set, const AdapterSet::Slot& slot, bool cho
 }  // namespace
 
 AdapterRows::AdapterRows(torch::nn::Module& model, const std::vector<std::string>& names) {
-  require<ConfigError>(
-      !model.is_training(),
-      "[adapter_rows] rows choose adapters at inference only; found a model in training "
-      "mode; call eval()");
+  require<ConfigError>(!model.is_training(),
+                       "[adapter_rows] rows choose adapters at inference only; found a model in training "
+                       "mode; call eval()");
   const auto rows = rows_by_name(names);
   const auto sets = adapters_of(model);
   require_known(rows, sets);
@@ -96,8 +92,7 @@ AdapterRows::AdapterRows(torch::nn::Module& model, const std::vector<std::string
     }
   }
   const bool is_language_model = dynamic_cast<const nn::CausalLMImpl*>(&model) != nullptr;
-  rows_ = std::make_unique<nn::RowAdapters>(choice, static_cast<int64_t>(names.size()),
-                                            is_language_model ? 3 : 2);
+  rows_ = std::make_unique<nn::RowAdapters>(choice, static_cast<int64_t>(names.size()), is_language_model ? 3 : 2);
 }
 
 }  // namespace lora

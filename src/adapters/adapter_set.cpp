@@ -10,33 +10,15 @@
 
 namespace lora {
 
-const std::string& AdapterSet::name() const {
-  return state_->name;
-}
-const MethodOptions& AdapterSet::options() const {
-  return state_->options;
-}
-const std::vector<AdapterSet::Slot>& AdapterSet::slots() const {
-  return state_->slots;
-}
-const std::vector<AdapterSet::BlockSlot>& AdapterSet::blocks() const {
-  return state_->blocks;
-}
-const std::shared_ptr<PromptEncoder>& AdapterSet::prompt() const {
-  return state_->prompt;
-}
-const std::shared_ptr<RankAllocator>& AdapterSet::allocator() const {
-  return state_->allocator;
-}
-const std::vector<AdapterSet::SavedParameter>& AdapterSet::saved_parameters() const {
-  return state_->saved;
-}
-const std::vector<AdapterSet::SavedParameter>& AdapterSet::biases() const {
-  return state_->biases;
-}
-bool AdapterSet::is_active() const {
-  return state_->active_position.has_value();
-}
+const std::string& AdapterSet::name() const { return state_->name; }
+const MethodOptions& AdapterSet::options() const { return state_->options; }
+const std::vector<AdapterSet::Slot>& AdapterSet::slots() const { return state_->slots; }
+const std::vector<AdapterSet::BlockSlot>& AdapterSet::blocks() const { return state_->blocks; }
+const std::shared_ptr<PromptEncoder>& AdapterSet::prompt() const { return state_->prompt; }
+const std::shared_ptr<RankAllocator>& AdapterSet::allocator() const { return state_->allocator; }
+const std::vector<AdapterSet::SavedParameter>& AdapterSet::saved_parameters() const { return state_->saved; }
+const std::vector<AdapterSet::SavedParameter>& AdapterSet::biases() const { return state_->biases; }
+bool AdapterSet::is_active() const { return state_->active_position.has_value(); }
 
 std::vector<std::pair<std::string, at::Tensor>> AdapterSet::named_parameters() const {
   std::vector<std::pair<std::string, at::Tensor>> found;
@@ -93,20 +75,26 @@ void AdapterSet::load_training_state(const std::map<std::string, at::Tensor>& st
   std::map<std::string, at::Tensor> values, averages;
   for (const auto& [name, tensor] : state) {
     const bool is_value = name.starts_with(kValue);
-    require<ShapeError>(is_value || (name.starts_with(kAllocator) && allocator()),
-                        "[adapters.load] a training state must belong to this adapter; found {:?} besides; resume with the settings "
-                        "it was saved with", name);
+    require<ShapeError>(
+        is_value || (name.starts_with(kAllocator) && allocator()),
+        "[adapters.load] a training state must belong to this adapter; found {:?} besides; resume with the settings "
+        "it was saved with",
+        name);
     (is_value ? values : averages).emplace(name.substr(is_value ? kValue.size() : kAllocator.size()), tensor);
   }
   const auto own = state_->trained_tensors();
   for (const auto& [name, tensor] : own) {
     const auto found = values.find(name);
-    require<ShapeError>(found != values.end() && found->second.sizes() == tensor.sizes(),
-                        "[adapters.load] a training state must hold {:?} as [{}]; it does not; resume with the settings it was saved "
-                        "with", name, fmt::join(tensor.sizes(), ", "));
+    require<ShapeError>(
+        found != values.end() && found->second.sizes() == tensor.sizes(),
+        "[adapters.load] a training state must hold {:?} as [{}]; it does not; resume with the settings it was saved "
+        "with",
+        name, fmt::join(tensor.sizes(), ", "));
   }
-  require<ShapeError>(values.size() == own.size(), "[adapters.load] a training state must hold {} tensors; found {}; resume with the "
-                      "settings it was saved with", own.size(), values.size());
+  require<ShapeError>(values.size() == own.size(),
+                      "[adapters.load] a training state must hold {} tensors; found {}; resume with the "
+                      "settings it was saved with",
+                      own.size(), values.size());
   if (allocator()) allocator()->load_state(averages);
   const at::NoGradGuard no_grad;
   for (const auto& [name, tensor] : own) at::Tensor(tensor).copy_(values.at(name));

@@ -38,8 +38,10 @@ int64_t bottleneck_size(int64_t hidden, const BottleneckOptions& options) {
   require<ConfigError>(std::isfinite(options.reduction_factor) && options.reduction_factor > 0,
                        "[adapters.bottleneck] reduction_factor must be positive; found {}; use 16", options.reduction_factor);
   const double size = static_cast<double>(hidden) / options.reduction_factor;
-  require<ConfigError>(size >= 1 && size <= 1e6, "[adapters.bottleneck] reduction_factor must leave at least 1 of {} numbers; found {}; "
-                       "use 16", hidden, options.reduction_factor);
+  require<ConfigError>(size >= 1 && size <= 1e6,
+                       "[adapters.bottleneck] reduction_factor must leave at least 1 of {} numbers; found {}; "
+                       "use 16",
+                       hidden, options.reduction_factor);
   return static_cast<int64_t>(size);
 }
 
@@ -54,7 +56,8 @@ BottleneckOptions bottleneck_preset(const std::string& name) {
     options.non_linearity = "swish";
     return options;
   }
-  require<ConfigError>(name == "parallel", "[adapters.bottleneck] the kind must be houlsby, pfeiffer or parallel; found {:?}", name);
+  require<ConfigError>(name == "parallel", "[adapters.bottleneck] the kind must be houlsby, pfeiffer or parallel; found {:?}",
+                       name);
   options.is_parallel = true;
   options.original_ln_before = false;
   options.reduction_factor = 2;
@@ -73,8 +76,9 @@ std::shared_ptr<BottleneckAdapter::Layer> BottleneckAdapter::make_layer(int64_t 
 }
 
 BottleneckAdapter::BottleneckAdapter(int64_t hidden, const BottleneckOptions& options) : options_(options) {
-  require<ConfigError>(activations().contains(options.non_linearity), "[adapters.bottleneck] non_linearity must be one of {}; found {:?}",
-                       fmt::join(activation_names(), ", "), options.non_linearity);
+  require<ConfigError>(activations().contains(options.non_linearity),
+                       "[adapters.bottleneck] non_linearity must be one of {}; found {:?}", fmt::join(activation_names(), ", "),
+                       options.non_linearity);
   require<ConfigError>(options.init == "bert" || options.init == "zero",
                        "[adapters.bottleneck] init_weights must be bert or zero; found {:?}", options.init);
   require<ConfigError>(options.dropout >= 0 && options.dropout < 1, "[adapters.bottleneck] dropout must be in [0, 1); found {}",

@@ -37,22 +37,20 @@ struct Rule {
   bool elects = false;  ///< only values of the majority's sign count
 };
 
-constexpr Rule kRules[] = {
-    {.type = "cat", .stacks = true},
-    {.type = "linear"},
-    {.type = "svd", .decomposes = true},
-    {.type = "magnitude_prune", .pruning = Pruning::kMagnitude},
-    {.type = "ties", .pruning = Pruning::kMagnitude, .elects = true},
-    {.type = "dare_linear", .pruning = Pruning::kRandom},
-    {.type = "dare_ties", .pruning = Pruning::kRandom, .elects = true},
-    {.type = "magnitude_prune_svd", .decomposes = true, .pruning = Pruning::kMagnitude},
-    {.type = "ties_svd", .decomposes = true, .pruning = Pruning::kMagnitude, .elects = true},
-    {.type = "dare_linear_svd", .decomposes = true, .pruning = Pruning::kRandom},
-    {.type = "dare_ties_svd", .decomposes = true, .pruning = Pruning::kRandom, .elects = true}};
+constexpr Rule kRules[] = {{.type = "cat", .stacks = true},
+                           {.type = "linear"},
+                           {.type = "svd", .decomposes = true},
+                           {.type = "magnitude_prune", .pruning = Pruning::kMagnitude},
+                           {.type = "ties", .pruning = Pruning::kMagnitude, .elects = true},
+                           {.type = "dare_linear", .pruning = Pruning::kRandom},
+                           {.type = "dare_ties", .pruning = Pruning::kRandom, .elects = true},
+                           {.type = "magnitude_prune_svd", .decomposes = true, .pruning = Pruning::kMagnitude},
+                           {.type = "ties_svd", .decomposes = true, .pruning = Pruning::kMagnitude, .elects = true},
+                           {.type = "dare_linear_svd", .decomposes = true, .pruning = Pruning::kRandom},
+                           {.type = "dare_ties_svd", .decomposes = true, .pruning = Pruning::kRandom, .elects = true}};
 
 Rule rule_of(const std::string& type) {
-  const auto found =
-      std::ranges::find_if(kRules, [&](const Rule& rule) { return rule.type == type; });
+  const auto found = std::ranges::find_if(kRules, [&](const Rule& rule) { return rule.type == type; });
   require<ConfigError>(found != std::end(kRules),
                        "[combine] the combination type must be one of {}; found {:?}; use cat for "
                        "the exact sum",
@@ -101,15 +99,10 @@ struct Factors {
 class Combiner {
  public:
   Combiner(const Rule& rule, const CombineOptions& options, int64_t rank)
-      : rule_(rule),
-        options_(options),
-        rank_(rank),
-        masks_(at::detail::createCPUGenerator(options.seed)) {}
+      : rule_(rule), options_(options), rank_(rank), masks_(at::detail::createCPUGenerator(options.seed)) {}
 
   Factors combine(const Parts& parts) {
-    const Factors found = rule_.stacks       ? stacked(parts)
-                          : rule_.decomposes ? decomposed(parts)
-                                             : added(parts);
+    const Factors found = rule_.stacks ? stacked(parts) : rule_.decomposes ? decomposed(parts) : added(parts);
     return {padded(found.a_RI, 0), padded(found.b_OR, 1)};
   }
 
@@ -130,25 +123,22 @@ class Combiner {
     for (size_t i = 0; i < parts.values.size(); ++i) {
       const auto& value = parts.values[i];
       require<ConfigError>(value.a_RI.size(0) == parts.values.front().a_RI.size(0),
-                           "[combine] {} needs equal ranks; found {} and {} at {}; use cat or svd",
-                           rule_.type, parts.values.front().a_RI.size(0), value.a_RI.size(0),
-                           adapters::quote_name(value.path));
+                           "[combine] {} needs equal ranks; found {} and {} at {}; use cat or svd", rule_.type,
+                           parts.values.front().a_RI.size(0), value.a_RI.size(0), adapters::quote_name(value.path));
       const double weight = parts.weights[i] * value.scale, root = std::sqrt(std::abs(weight));
       a_weights.push_back(weight >= 0 ? root : -root);
       b_weights.push_back(root);
       a.push_back(value.a_RI);
       b.push_back(value.b_OR);
     }
-    const Tensor a_RI =
-        sum(a, a_weights);  // before B: the masks' order is part of the seed's meaning
+    const Tensor a_RI = sum(a, a_weights);  // before B: the masks' order is part of the seed's meaning
     return {a_RI, sum(b, b_weights)};
   }
 
   Factors decomposed(const Parts& parts) {
     if (rule_.pruning == Pruning::kNone) return largest(decomposition_of_factors(parts));
     std::vector<Tensor> updates;
-    for (const auto& value : parts.values)
-      updates.push_back(value.b_OR.mm(value.a_RI) * value.scale);
+    for (const auto& value : parts.values) updates.push_back(value.b_OR.mm(value.a_RI) * value.scale);
     return largest(at::linalg_svd(sum(updates, parts.weights), /*full_matrices=*/false));
   }
 
@@ -166,8 +156,7 @@ class Combiner {
   Factors largest(const std::tuple<Tensor, Tensor, Tensor>& decomposition) const {
     const auto& [u, s, vh] = decomposition;
     const int64_t kept = std::min(rank_, s.size(0));
-    Tensor a_RI = vh.slice(0, 0, kept).to(at::kFloat),
-           b_OR = (u * s).slice(1, 0, kept).to(at::kFloat);
+    Tensor a_RI = vh.slice(0, 0, kept).to(at::kFloat), b_OR = (u * s).slice(1, 0, kept).to(at::kFloat);
     if (!options_.svd_clamp) return {a_RI, b_OR};
     const double high = quantile(at::cat({b_OR.flatten(), a_RI.flatten()}), *options_.svd_clamp);
     return {a_RI.clamp(-high, high), b_OR.clamp(-high, high)};
@@ -177,9 +166,7 @@ class Combiner {
   static double quantile(const Tensor& numbers, double share) {
     const Tensor sorted = std::get<0>(numbers.sort());
     const double place = share * static_cast<double>(sorted.numel() - 1), below = std::floor(place);
-    const auto at_place = [&](double index) {
-      return sorted[static_cast<int64_t>(index)].item<double>();
-    };
+    const auto at_place = [&](double index) { return sorted[static_cast<int64_t>(index)].item<double>(); };
     return at_place(below) + (at_place(std::ceil(place)) - at_place(below)) * (place - below);
   }
 
@@ -205,13 +192,10 @@ class Combiner {
   Tensor pruned(const Tensor& tensor) {
     const double density = options_.density.value_or(1);
     if (rule_.pruning == Pruning::kNone || density >= 1) return tensor;
-    if (rule_.pruning == Pruning::kRandom)
-      return tensor * at::bernoulli(at::full_like(tensor, density), masks_) / density;
+    if (rule_.pruning == Pruning::kRandom) return tensor * at::bernoulli(at::full_like(tensor, density), masks_) / density;
     const auto kept = static_cast<int64_t>(density * static_cast<double>(tensor.numel()));
     const Tensor places = std::get<1>(at::topk(tensor.abs().flatten(), kept));
-    return tensor * at::zeros({tensor.numel()}, tensor.options())
-                        .index_fill_(0, places, 1)
-                        .view(tensor.sizes());
+    return tensor * at::zeros({tensor.numel()}, tensor.options()).index_fill_(0, places, 1).view(tensor.sizes());
   }
 
   /// With zeros up to the new adapter's rank, which is one for all modules.
@@ -235,8 +219,7 @@ int64_t largest_rank(const LoraOptions& options) {
   return rank;
 }
 
-int64_t new_rank(const Rule& rule, const CombineOptions& combine,
-                 const std::vector<LoraOptions>& options) {
+int64_t new_rank(const Rule& rule, const CombineOptions& combine, const std::vector<LoraOptions>& options) {
   std::vector<int64_t> ranks;
   for (const auto& one : options) ranks.push_back(largest_rank(one));
   const auto [least, most] = std::ranges::minmax(ranks);
@@ -246,15 +229,13 @@ int64_t new_rank(const Rule& rule, const CombineOptions& combine,
     return sum;
   }
   if (rule.decomposes) return combine.svd_rank.value_or(most);
-  require<ConfigError>(least == most,
-                       "[combine] {} needs adapters of one rank; found {}; use cat or svd",
-                       rule.type, fmt::join(ranks, ", "));
+  require<ConfigError>(least == most, "[combine] {} needs adapters of one rank; found {}; use cat or svd", rule.type,
+                       fmt::join(ranks, ", "));
   return most;
 }
 
 /// The targets of all together, where that is said as each says its own.
-std::variant<std::vector<std::string>, std::string> united_targets(
-    const std::vector<LoraOptions>& options) {
+std::variant<std::vector<std::string>, std::string> united_targets(const std::vector<LoraOptions>& options) {
   std::set<std::string> names, expressions;
   for (const auto& one : options) {
     if (const auto* expression = std::get_if<std::string>(&one.targets)) {
@@ -268,8 +249,7 @@ std::variant<std::vector<std::string>, std::string> united_targets(
                        "[combine] target_modules must be lists in all adapters or an "
                        "expression in all; found both; write them in one form");
   if (expressions.empty()) return std::vector<std::string>(names.begin(), names.end());
-  return expressions.size() == 1 ? *expressions.begin()
-                                 : fmt::format("({})", fmt::join(expressions, ")|("));
+  return expressions.size() == 1 ? *expressions.begin() : fmt::format("({})", fmt::join(expressions, ")|("));
 }
 
 /// Whether the united targets mean the modules that the adapters have between them.
@@ -277,17 +257,13 @@ bool agree_on_layers(const std::vector<LoraOptions>& options) {
   return std::ranges::all_of(options, [&](const LoraOptions& one) {
     const auto& first = options.front();
     const auto* expression = std::get_if<std::string>(&one.targets);
-    const bool all_linear =
-        expression != nullptr && TargetRule{.targets = *expression}.is_all_linear();
+    const bool all_linear = expression != nullptr && TargetRule{.targets = *expression}.is_all_linear();
     return one.exclude == first.exclude && one.layers_to_transform == first.layers_to_transform &&
-           one.layers_pattern == first.layers_pattern &&
-           (!all_linear || one.targets == first.targets);
+           one.layers_pattern == first.layers_pattern && (!all_linear || one.targets == first.targets);
   });
 }
 
-std::string module_of(const std::string& parameter) {
-  return parameter.substr(0, parameter.rfind('.'));
-}
+std::string module_of(const std::string& parameter) { return parameter.substr(0, parameter.rfind('.')); }
 
 /// What exactly one adapter trains whole, by name.
 std::map<std::string, Tensor> united_parameters(const std::vector<LowRankAdapter>& adapters,
@@ -298,12 +274,9 @@ std::map<std::string, Tensor> united_parameters(const std::vector<LowRankAdapter
       const auto quoted = adapters::quote_name(name);
       const std::string part = part_of_method(name);
       const bool is_bias = part == "a bias";
-      require<ShapeError>(
-          is_bias || part.find("trained whole") != std::string::npos,
-          "[combine] adapters must be LoRA; found {} ({}); merge the adapter instead", part,
-          quoted);
-      require<ConfigError>(united.emplace(name, tensor.to(at::kFloat)).second &&
-                               (is_bias || !modules.contains(module_of(name))),
+      require<ShapeError>(is_bias || part.find("trained whole") != std::string::npos,
+                          "[combine] adapters must be LoRA; found {} ({}); merge the adapter instead", part, quoted);
+      require<ConfigError>(united.emplace(name, tensor.to(at::kFloat)).second && (is_bias || !modules.contains(module_of(name))),
                            "[combine] a parameter may be trained by one of the adapters only when "
                            "it is trained whole; found {} "
                            "in another, too; combine adapters that leave it alone",
@@ -313,8 +286,7 @@ std::map<std::string, Tensor> united_parameters(const std::vector<LowRankAdapter
   return united;
 }
 
-LoraOptions combined_options(const std::vector<LoraOptions>& options, int64_t rank,
-                             const std::map<std::string, Parts>& modules) {
+LoraOptions combined_options(const std::vector<LoraOptions>& options, int64_t rank, const std::map<std::string, Parts>& modules) {
   LoraOptions combined = options.front();
   combined.rank = rank;
   combined.alpha = static_cast<double>(rank);
@@ -341,10 +313,8 @@ LoraOptions combined_options(const std::vector<LoraOptions>& options, int64_t ra
 }
 
 /// PEFT's names: a Linear's factors are modules, an Embedding's bare parameters.
-void add_factors(io::AdapterFiles& files, const std::string& path, bool embedding,
-                 const Factors& factors) {
-  const std::string start =
-      std::string(kPrefix) + path + (embedding ? ".lora_embedding_" : ".lora_");
+void add_factors(io::AdapterFiles& files, const std::string& path, bool embedding, const Factors& factors) {
+  const std::string start = std::string(kPrefix) + path + (embedding ? ".lora_embedding_" : ".lora_");
   const std::string end = embedding ? "" : ".weight";
   files.tensors[start + "A" + end] = factors.a_RI;
   files.tensors[start + "B" + end] = factors.b_OR;
@@ -358,11 +328,9 @@ std::vector<std::string> combination_types() {
   return types;
 }
 
-io::AdapterFiles combine_adapters(const std::vector<io::AdapterFiles>& adapters,
-                                  const std::vector<double>& weights,
+io::AdapterFiles combine_adapters(const std::vector<io::AdapterFiles>& adapters, const std::vector<double>& weights,
                                   const CombineOptions& options) {
-  const bool weighted =
-      std::ranges::all_of(weights, [](double weight) { return std::isfinite(weight); });
+  const bool weighted = std::ranges::all_of(weights, [](double weight) { return std::isfinite(weight); });
   require<ConfigError>(!adapters.empty() && adapters.size() == weights.size() && weighted,
                        "[combine] there must be adapters, and one finite weight for each; found {} "
                        "and the weights {}; give "
@@ -385,8 +353,7 @@ io::AdapterFiles combine_adapters(const std::vector<io::AdapterFiles>& adapters,
   const int64_t rank = new_rank(rule, options, each);
   io::AdapterFiles combined;
   combined.config = config_from(combined_options(each, rank, modules));
-  for (const auto& [name, tensor] : united_parameters(plain, modules))
-    combined.tensors[std::string(kPrefix) + name] = tensor;
+  for (const auto& [name, tensor] : united_parameters(plain, modules)) combined.tensors[std::string(kPrefix) + name] = tensor;
   Combiner combiner(rule, options, rank);
   for (const auto& [path, parts] : modules) {
     const auto& first = parts.values.front();
@@ -405,18 +372,15 @@ io::AdapterFiles combine_adapters(const std::vector<io::AdapterFiles>& adapters,
 }
 
 AdapterSet add_weighted_adapter(torch::nn::Module& model, const std::vector<std::string>& names,
-                                const std::vector<double>& weights, const std::string& new_name,
-                                const CombineOptions& options) {
+                                const std::vector<double>& weights, const std::string& new_name, const CombineOptions& options) {
   const auto sets = adapters_of(model);
   std::vector<io::AdapterFiles> files;
   for (const auto& name : names) {
-    const auto found =
-        std::ranges::find_if(sets, [&](const AdapterSet& set) { return set.name() == name; });
-    require<ConfigError>(
-        found != sets.end(),
-        "[combine] the model must have an adapter {:?}; found none of that name; load it "
-        "first",
-        name);
+    const auto found = std::ranges::find_if(sets, [&](const AdapterSet& set) { return set.name() == name; });
+    require<ConfigError>(found != sets.end(),
+                         "[combine] the model must have an adapter {:?}; found none of that name; load it "
+                         "first",
+                         name);
     files.push_back(adapter_to_files(*found));
   }
   const io::AdapterFiles combined = combine_adapters(files, weights, options);

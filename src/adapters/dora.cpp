@@ -87,8 +87,10 @@ at::Tensor DoraLinear::output_scale(const at::Tensor& rows_RO, nn::LinearImpl& l
   } else if (const auto kept = has_rows ? nullptr : kept_now()) {
     return kept->scale_O;
   }
-  const at::Tensor scale_O = ratio(lora_magnitude_vector, row_lengths(has_rows ? rows_RO : layer.times_weight(factors().a_RI.detach())));
-  if (!at::GradMode::is_enabled()) kept_ = std::make_shared<const KeptScale>(KeptScale{stamps(), scale_O});
+  const at::Tensor scale_O =
+      ratio(lora_magnitude_vector, row_lengths(has_rows ? rows_RO : layer.times_weight(factors().a_RI.detach())));
+  // A pass with gradients is followed by an update, of which versions may know nothing.
+  kept_ = at::GradMode::is_enabled() ? nullptr : std::make_shared<const KeptScale>(KeptScale{stamps(), scale_O});
   return scale_O;
 }
 

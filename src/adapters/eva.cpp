@@ -89,13 +89,16 @@ const LoraOptions& require_eva(nn::CausalLMImpl& model, const AdapterSet& adapte
   require<ConfigError>(lora != nullptr && lora->init == "eva",
                        "[adapters.eva] the adapter must be LoRA with init \"eva\"; found {}; inject it so",
                        lora == nullptr ? method_name(adapters.options()) : fmt::format("init {:?}", lora->init));
-  const bool merged = std::ranges::any_of(adapters.slots(), [](const auto& slot) { return !adapters::slot_of(slot).merged().empty(); });
+  const bool merged =
+      std::ranges::any_of(adapters.slots(), [](const auto& slot) { return !adapters::slot_of(slot).merged().empty(); });
   require<ConfigError>(active_adapters(model) == std::vector{adapters.name()} && !merged,
                        "[adapters.eva] the adapter must be the only active one, and not merged; found [{}]; set it active",
                        fmt::join(active_adapters(model), ", "));
-  require<ConfigError>(options.rho >= 1 && std::isfinite(options.rho), "[adapters.eva] rho must be at least 1; found {}", options.rho);
+  require<ConfigError>(options.rho >= 1 && std::isfinite(options.rho), "[adapters.eva] rho must be at least 1; found {}",
+                       options.rho);
   require<ConfigError>(options.tau >= 0 && options.tau <= 1, "[adapters.eva] tau must be in [0, 1]; found {}", options.tau);
-  require<ConfigError>(options.most_batches >= 1, "[adapters.eva] most_batches must be at least 1; found {}", options.most_batches);
+  require<ConfigError>(options.most_batches >= 1, "[adapters.eva] most_batches must be at least 1; found {}",
+                       options.most_batches);
   return *lora;
 }
 
@@ -113,7 +116,8 @@ at::Tensor counted_positions(const Batch& batch, const EvaOptions& options, cons
 at::Tensor counted_rows(const at::Tensor& x, const at::Tensor& positions_N, const std::string& path) {
   const at::Tensor rows_ND = x.reshape({-1, x.size(-1)}).index_select(0, positions_N.to(x.device()));
   require<NonFiniteError>(rows_ND.isfinite().all().item<bool>(),
-                          "[adapters.eva] a layer's inputs must be finite; found others in {}; load the model in fp32 or bf16", path);
+                          "[adapters.eva] a layer's inputs must be finite; found others in {}; load the model in fp32 or bf16",
+                          path);
   return rows_ND;
 }
 
@@ -146,7 +150,8 @@ class EvaSearch {
       : model_(model), options_(options) {
     for (const auto& slot : adapters.slots()) {
       if (slot.linear.is_empty()) {
-        log::warn(fmt::format("[adapters.eva] {} is an embedding, which has no inputs that vary: it begins as with true", slot.path));
+        log::warn(
+            fmt::format("[adapters.eva] {} is an embedding, which has no inputs that vary: it begins as with true", slot.path));
         continue;
       }
       Layer layer{.path = slot.path, .linear = slot.linear, .size = lora_size(lora, slot.path)};
@@ -177,8 +182,10 @@ class EvaSearch {
     }
     require_found();
     if (!report.converged) {
-      log::warn(fmt::format("[adapters.eva] directions should stand still to a cosine of {}; some still turn after {} batches, and are "
-                            "taken as they are; lower tau, or use larger batches", options_.tau, report.batches));
+      log::warn(
+          fmt::format("[adapters.eva] directions should stand still to a cosine of {}; some still turn after {} batches, and are "
+                      "taken as they are; lower tau, or use larger batches",
+                      options_.tau, report.batches));
     }
     for (const auto& layer : layers_) report.layers.push_back({layer.path, layer.rank, alpha_of(layer)});
     return report;
@@ -254,7 +261,8 @@ class EvaSearch {
     };
     std::vector<Direction> all;
     const auto add_directions = [&](Layer& layer) {
-      const at::Tensor ratio_R = inputs_.at(layer.source).pca.explained_ratio().slice(0, 0, layer.most).to(at::kCPU, at::kDouble).contiguous();
+      const at::Tensor ratio_R =
+          inputs_.at(layer.source).pca.explained_ratio().slice(0, 0, layer.most).to(at::kCPU, at::kDouble).contiguous();
       for (const double explains : std::span(ratio_R.const_data_ptr<double>(), static_cast<size_t>(ratio_R.numel()))) {
         all.push_back({explains, &layer});
       }
@@ -276,9 +284,11 @@ class EvaSearch {
 
   void require_found() const {
     for (const auto& [source, input] : inputs_) {
-      require<DataError>(!input.pca.is_empty(),
-                         "[adapters.eva] a batch must have {} counted positions for {}; found {} at most; use larger batches, a smaller "
-                         "r or rho, or use_label_mask: false", input.pca.wanted(), layers_[source].path, most_positions_);
+      require<DataError>(
+          !input.pca.is_empty(),
+          "[adapters.eva] a batch must have {} counted positions for {}; found {} at most; use larger batches, a smaller "
+          "r or rho, or use_label_mask: false",
+          input.pca.wanted(), layers_[source].path, most_positions_);
     }
   }
 
@@ -328,9 +338,8 @@ EvaReport initialize_eva(nn::CausalLMImpl& model, const AdapterSet& adapters, co
   }
   std::map<std::string, EvaLayer> layers;
   for (const auto& layer : report.layers) layers.emplace(layer.path, layer);
-  adapters::refit_lora(model, adapters, with_ranks(lora, adapters, layers), [&](const std::string& path) {
-    return !layers.contains(path) || layers.at(path).rank > 0;
-  });
+  adapters::refit_lora(model, adapters, with_ranks(lora, adapters, layers),
+                       [&](const std::string& path) { return !layers.contains(path) || layers.at(path).rank > 0; });
   const torch::NoGradGuard no_grad;
   for (const auto& slot : adapters.slots()) {
     if (!slot.linear.is_empty()) dynamic_cast<LoraLinear&>(*slot.adapter).lora_A.copy_(search.directions(slot.path));

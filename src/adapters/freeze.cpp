@@ -57,8 +57,8 @@ void free_for_training(Parameter& parameter) {
 }
 
 template <class Change>
-void apply_to_matching(Parameters& parameters, const std::vector<std::string>& expressions,
-                       const char* option, const Change& change) {
+void apply_to_matching(Parameters& parameters, const std::vector<std::string>& expressions, const char* option,
+                       const Change& change) {
   for (const auto& expression : expressions) {
     const NamePattern pattern(expression, option);
     bool matched = false;
@@ -106,10 +106,9 @@ FreezeReport apply_rules(Parameters& parameters, const FreezeRules& rules) {
 }  // namespace
 
 std::string FreezeReport::summary() const {
-  const double percent =
-      total == 0 ? 0 : 100 * static_cast<double>(trainable) / static_cast<double>(total);
-  return fmt::format("trainable params: {} || all params: {} || trainable%: {:.4f}",
-                     with_thousands(trainable), with_thousands(total), percent);
+  const double percent = total == 0 ? 0 : 100 * static_cast<double>(trainable) / static_cast<double>(total);
+  return fmt::format("trainable params: {} || all params: {} || trainable%: {:.4f}", with_thousands(trainable),
+                     with_thousands(total), percent);
 }
 
 FreezeReport freeze_base(torch::nn::Module& model, const AdapterSet& adapters, const FreezeRules& rules) {
@@ -118,11 +117,10 @@ FreezeReport freeze_base(torch::nn::Module& model, const AdapterSet& adapters, c
 
 FreezeReport freeze_base(torch::nn::Module& model, const std::vector<AdapterSet>& adapters, const FreezeRules& rules) {
   for (const auto& set : adapters) {
-    require<ConfigError>(
-        set.is_active(),
-        "[adapters.freeze] the adapter that trains must be active; found {:?} inactive; call "
-        "set_active_adapters first",
-        set.name());
+    require<ConfigError>(set.is_active(),
+                         "[adapters.freeze] the adapter that trains must be active; found {:?} inactive; call "
+                         "set_active_adapters first",
+                         set.name());
   }
   auto parameters = parameters_of(model);
   for (auto& entry : parameters) freeze(entry.value);

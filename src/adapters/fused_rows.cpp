@@ -23,14 +23,20 @@ struct Held {
 
 void require_plain_lora(const AdapterSet& adapters) {
   const auto* options = std::get_if<LoraOptions>(&adapters.options());
-  require<ConfigError>(options != nullptr && !options->dora && adapters.biases().empty(),
-                       "[adapters.fused_rows] rows are chosen of a LoRA's update alone; found {}; choose another method, or leave the rows out",
-                       options == nullptr ? method_name(adapters.options()) : options->dora ? "DoRA, whose magnitudes are of every row"
-                                                                                            : "biases that train, of every row");
-  require<ConfigError>(adapters.state().held.empty(), "[adapters.fused_rows] the rows of an adapter must be chosen once; found {:?} with rows "
-                       "chosen before; make it anew", adapters.name());
-  require<ConfigError>(adapters.is_active(), "[adapters.fused_rows] the adapter that trains must be active; found {:?} inactive; call "
-                       "set_active_adapters first", adapters.name());
+  require<ConfigError>(
+      options != nullptr && !options->dora && adapters.biases().empty(),
+      "[adapters.fused_rows] rows are chosen of a LoRA's update alone; found {}; choose another method, or leave the rows out",
+      options == nullptr ? method_name(adapters.options())
+      : options->dora    ? "DoRA, whose magnitudes are of every row"
+                         : "biases that train, of every row");
+  require<ConfigError>(adapters.state().held.empty(),
+                       "[adapters.fused_rows] the rows of an adapter must be chosen once; found {:?} with rows "
+                       "chosen before; make it anew",
+                       adapters.name());
+  require<ConfigError>(adapters.is_active(),
+                       "[adapters.fused_rows] the adapter that trains must be active; found {:?} inactive; call "
+                       "set_active_adapters first",
+                       adapters.name());
 }
 
 /// Of the layer at a path; empty where its parent knows of none.
@@ -43,12 +49,14 @@ nn::RowsByPart rows_at(const std::map<std::string, std::shared_ptr<torch::nn::Mo
 }
 
 void require_known(const std::vector<std::string>& parts, const std::set<std::string>& known) {
-  require<ConfigError>(!known.empty(), "[adapters.fused_rows] a target must compute several projections in one layer; found none that does; "
+  require<ConfigError>(!known.empty(),
+                       "[adapters.fused_rows] a target must compute several projections in one layer; found none that does; "
                        "leave the rows out, and name the projections in target_modules");
-  require<ConfigError>(!parts.empty(), "[adapters.fused_rows] some rows must train; found none named; name some of {}", fmt::join(known, ", "));
+  require<ConfigError>(!parts.empty(), "[adapters.fused_rows] some rows must train; found none named; name some of {}",
+                       fmt::join(known, ", "));
   for (const auto& part : parts) {
-    require<ConfigError>(known.contains(part), "[adapters.fused_rows] rows must be some of {}; found {:?}; correct it", fmt::join(known, ", "),
-                         part);
+    require<ConfigError>(known.contains(part), "[adapters.fused_rows] rows must be some of {}; found {:?}; correct it",
+                         fmt::join(known, ", "), part);
   }
 }
 
@@ -74,8 +82,10 @@ std::vector<Held> held_by(torch::nn::Module& model, const AdapterSet& adapters, 
     const at::Tensor others = rows_besides(rows, parts, adapter->lora_B.device());
     if (others.numel() == 0) continue;
     const bool are_zero = !adapter->has_start() && adapter->lora_B.detach().index_select(0, others).eq(0).all().item<bool>();
-    require<ConfigError>(are_zero, "[adapters.fused_rows] rows of lora_B that do not train must be zero; found others at {}; begin with "
-                         "init_lora_weights true or gaussian, or with an adapter of the same rows", slot.path);
+    require<ConfigError>(are_zero,
+                         "[adapters.fused_rows] rows of lora_B that do not train must be zero; found others at {}; begin with "
+                         "init_lora_weights true or gaussian, or with an adapter of the same rows",
+                         slot.path);
     held.push_back({std::move(adapter), others});
   }
   require_known(parts, known);

@@ -13,7 +13,8 @@ Ia3Linear::Ia3Linear(const nn::LinearLayout& layout, bool is_feedforward, bool i
 }
 
 at::Tensor Ia3Linear::delta(const at::Tensor& x) {
-  fail<ConfigError>("[adapters.ia3] (IA)^3 scales and adds nothing; its delta was asked for, for an input of {} numbers", x.numel());
+  fail<ConfigError>("[adapters.ia3] (IA)^3 scales and adds nothing; its delta was asked for, for an input of {} numbers",
+                    x.numel());
 }
 
 at::Tensor Ia3Linear::weight_delta() const {

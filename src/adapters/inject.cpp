@@ -12,8 +12,8 @@
 #include "adapters/inject_as_stored.h"
 #include "adapters/module_tree.h"
 #include "adapters/refit.h"
-#include "adapters/state.h"
 #include "adapters/residual_start.h"
+#include "adapters/state.h"
 #include "adapters/targets.h"
 #include "adapters/token_targets.h"
 #include "core/check.h"
@@ -48,20 +48,15 @@ bool has_adapter(torch::nn::Module& model, const std::string& name) {
 
 AdapterSet require_adapter(torch::nn::Module& model, const std::string& name) {
   const auto sets = adapters_of(model);
-  const auto found =
-      std::ranges::find_if(sets, [&](const auto& set) { return set.name() == name; });
-  require<ConfigError>(
-      found != sets.end(),
-      "[adapters] the model must have an adapter {:?}; found [{}]; name one of them", name,
-      fmt::join(names_of(sets), ", "));
+  const auto found = std::ranges::find_if(sets, [&](const auto& set) { return set.name() == name; });
+  require<ConfigError>(found != sets.end(), "[adapters] the model must have an adapter {:?}; found [{}]; name one of them", name,
+                       fmt::join(names_of(sets), ", "));
   return *found;
 }
 
 void require_usable_name(torch::nn::Module& model, const std::string& name) {
-  require<ConfigError>(
-      !name.empty() && name.find('.') == std::string::npos,
-      "[adapters.inject] an adapter's name must be a word without dots; found {:?}; choose another",
-      name);
+  require<ConfigError>(!name.empty() && name.find('.') == std::string::npos,
+                       "[adapters.inject] an adapter's name must be a word without dots; found {:?}; choose another", name);
   require<ConfigError>(name.find("lora") == std::string::npos,
                        "[adapters.inject] an adapter's name must not contain \"lora\", which marks "
                        "tensors in files; found "
@@ -75,9 +70,8 @@ void require_usable_name(torch::nn::Module& model, const std::string& name) {
 }
 
 void require_bias_word(const std::string& bias) {
-  require<ConfigError>(
-      bias == "none" || bias == "all" || bias == "lora_only",
-      "[adapters.inject] bias must be none, all or lora_only; found {:?}; use none", bias);
+  require<ConfigError>(bias == "none" || bias == "all" || bias == "lora_only",
+                       "[adapters.inject] bias must be none, all or lora_only; found {:?}; use none", bias);
 }
 
 bool is_inside(const std::string& name, const std::string& path) {
@@ -85,30 +79,44 @@ bool is_inside(const std::string& name, const std::string& path) {
 }
 
 bool is_inside_any(const std::string& name, const std::vector<NamedModule>& modules) {
-  return std::ranges::any_of(modules,
-                             [&](const auto& named) { return is_inside(name, named.path); });
+  return std::ranges::any_of(modules, [&](const auto& named) { return is_inside(name, named.path); });
 }
 
-/// A tied weight would change at both of its places: the choice must be the user's, not a side
-/// effect.
-void require_untied(const NamedParameters& parameters, const std::vector<NamedModule>& chosen) {
+/// The first two names of a weight of which one is inside a chosen module.
+std::optional<std::pair<std::string, std::string>> find_tie(const NamedParameters& parameters,
+                                                            const std::vector<NamedModule>& chosen) {
   std::map<const void*, std::string> first_name;
   for (const auto& [name, tensor] : parameters) {
     const void* identity = tensor.has_storage() && tensor.data_ptr() != nullptr
                                ? tensor.data_ptr()
                                : static_cast<const void*>(tensor.unsafeGetTensorImpl());
     const auto [place, is_new] = first_name.emplace(identity, name);
-    if (is_new || (!is_inside_any(name, chosen) && !is_inside_any(place->second, chosen))) continue;
-    fail<ConfigError>(
-        "[adapters.inject] a target or module to save must not share its weight with another; "
-        "found {:?} tied to {:?}; "
-        "leave both out, or untie the model's embeddings",
-        name, place->second);
+    if (!is_new && (is_inside_any(name, chosen) || is_inside_any(place->second, chosen))) return std::pair(name, place->second);
   }
+  return std::nullopt;
 }
 
-NamedParameters select_saved(const NamedParameters& parameters,
-                             const std::vector<NamedModule>& modules) {
+/// The base's parameters. A tied weight would change at both of its places: of a file, which says what it holds, as in PEFT the
+/// head gets numbers of its own; otherwise that must be the user's choice, not a side effect.
+NamedParameters untied_parameters(torch::nn::Module& model, const std::vector<NamedModule>& modules,
+                                  const std::vector<NamedModule>& chosen, bool as_stored) {
+  NamedParameters parameters = base_parameters(model, modules);
+  auto tie = find_tie(parameters, chosen);
+  auto* causal = dynamic_cast<nn::CausalLMImpl*>(&model);
+  if (tie && as_stored && causal != nullptr) {
+    causal->untie_head();
+    parameters = base_parameters(model, modules);
+    tie = find_tie(parameters, chosen);
+  }
+  if (!tie) return parameters;
+  fail<ConfigError>(
+      "[adapters.inject] a target or module to save must not share its weight with another; found {:?} tied to {:?}; leave both "
+      "out, "
+      "or untie the model's embeddings (in a run file: model.tie_word_embeddings: false)",
+      tie->first, tie->second);
+}
+
+NamedParameters select_saved(const NamedParameters& parameters, const std::vector<NamedModule>& modules) {
   NamedParameters saved;
   std::ranges::copy_if(parameters, std::back_inserter(saved), [&](const auto& entry) {
     return entry.second.is_floating_point() && is_inside_any(entry.first, modules);
@@ -121,8 +129,7 @@ NamedParameters select_saved(const NamedParameters& parameters,
 }
 
 NamedParameters select_biases(const NamedParameters& parameters, const std::string& which,
-                              const std::vector<NamedModule>& targets,
-                              const std::vector<NamedModule>& modules_to_save) {
+                              const std::vector<NamedModule>& targets, const std::vector<NamedModule>& modules_to_save) {
   NamedParameters biases;
   if (which == "none") return biases;
   std::ranges::copy_if(parameters, std::back_inserter(biases), [&](const auto& entry) {
@@ -131,8 +138,7 @@ NamedParameters select_biases(const NamedParameters& parameters, const std::stri
            !is_inside_any(name, modules_to_save);
   });
   if (biases.empty()) {
-    log::warn(fmt::format(
-        "[adapters.inject] bias is {}, but the model has no such biases: none will train", which));
+    log::warn(fmt::format("[adapters.inject] bias is {}, but the model has no such biases: none will train", which));
   }
   return biases;
 }
@@ -144,8 +150,7 @@ std::vector<AdapterSet::SavedParameter> trained_copies(const NamedParameters& pa
   std::vector<AdapterSet::SavedParameter> copies;
   for (const auto& [name, parameter] : parameters) {
     const auto dtype = parameter.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    copies.push_back(
-        {name, parameter, parameter.detach().to(dtype, /*non_blocking=*/false, /*copy=*/true)});
+    copies.push_back({name, parameter, parameter.detach().to(dtype, /*non_blocking=*/false, /*copy=*/true)});
   }
   return copies;
 }
@@ -165,15 +170,14 @@ struct Plan {
   std::function<std::shared_ptr<PromptEncoder>()> make_prompt;  ///< null: no virtual tokens
   nn::CausalLMImpl* prompted = nullptr;                         ///< the model that takes them
   double other_elements = 0;                                    ///< of blocks and virtual tokens
-  NamedParameters saved, biases;         ///< trained whole
+  NamedParameters saved, biases;                                ///< trained whole
   std::vector<NamedModule> modules_to_save;
 };
 
 AdapterSet::Slot slot_at(const NamedModule& target, const std::string& name) {
-  require<ConfigError>(
-      !target.module->named_children().contains(name),
-      "[adapters.inject] adapter names must be unique; found {:?} on {} already; choose another",
-      name, target.path);
+  require<ConfigError>(!target.module->named_children().contains(name),
+                       "[adapters.inject] adapter names must be unique; found {:?} on {} already; choose another", name,
+                       target.path);
   AdapterSet::Slot slot{.path = target.path};
   if (auto linear = std::dynamic_pointer_cast<nn::LinearImpl>(target.module)) {
     slot.linear = nn::Linear(std::move(linear));
@@ -194,7 +198,8 @@ std::shared_ptr<nn::Adapter> make_lora(const AdapterSet::Slot& slot, const LoraS
   nn::LinearImpl& layer = *nn::Linear(slot.linear);
   std::shared_ptr<DoraLinear> dora;
   if (options.dora) dora = std::make_shared<DoraLinear>(layer, rank, alpha, options);
-  const auto adapter = dora ? std::shared_ptr<LoraLinear>(dora) : std::make_shared<LoraLinear>(layer.layout(), rank, alpha, options);
+  const auto adapter =
+      dora ? std::shared_ptr<LoraLinear>(dora) : std::make_shared<LoraLinear>(layer.layout(), rank, alpha, options);
   if (adapters::starts_from_weight(options.init) && !layer.weight.is_meta()) {
     const auto [a_RI, b_OR] = adapters::start_factors(options.init, layer.weight_value(), rank, scale);
     adapter->start_from(a_RI.cpu(), b_OR.cpu());
@@ -205,16 +210,16 @@ std::shared_ptr<nn::Adapter> make_lora(const AdapterSet::Slot& slot, const LoraS
 
 /// The part of a plan that all methods on weights share. make_slot(target, slot): how each is made.
 template <class Options, class MakeSlot>
-Plan plan_weights(torch::nn::Module& model, Options& options, const std::string& bias, MakeSlot make_slot) {
+Plan plan_weights(torch::nn::Module& model, Options& options, const std::string& bias, bool as_stored, MakeSlot make_slot) {
   Plan plan;
   const auto modules = base_modules(model);
-  plan.modules_to_save = select_modules_to_save(modules, options.modules_to_save);
+  plan.modules_to_save = select_modules_to_save(modules, options.modules_to_save, as_stored);
   TargetRule rule = adapters::rule_of(options);
   const auto targets = select_targets(model, modules, rule);
   options.targets = rule.targets;
-  const auto parameters = base_parameters(model, modules);
-  require_untied(parameters, targets);
-  require_untied(parameters, plan.modules_to_save);
+  auto chosen = targets;
+  chosen.insert(chosen.end(), plan.modules_to_save.begin(), plan.modules_to_save.end());
+  const auto parameters = untied_parameters(model, modules, chosen, as_stored);
   plan.slots = make_slot(targets);
   plan.saved = select_saved(parameters, plan.modules_to_save);
   plan.biases = select_biases(parameters, bias, targets, plan.modules_to_save);
@@ -241,11 +246,12 @@ void plan_token_rows(Plan& plan, const adapters::TokenTarget& target, const std:
 /// A table's rows cannot both be replaced and be changed in another way.
 void require_rows_alone(const Plan& plan, const NamedModule& table) {
   const bool is_target = std::ranges::any_of(plan.slots, [&](const auto& planned) { return planned.slot.path == table.path; });
-  const bool is_saved = std::ranges::any_of(plan.modules_to_save, [&](const auto& saved) {
-    return saved.path == table.path || is_inside(table.path, saved.path);
-  });
-  require<ConfigError>(!is_target && !is_saved, "[adapters.inject] a module of trainable_token_indices must not be in {} as well; found {:?} "
-                       "in both; remove one", is_target ? "target_modules" : "modules_to_save", table.path);
+  const bool is_saved = std::ranges::any_of(
+      plan.modules_to_save, [&](const auto& saved) { return saved.path == table.path || is_inside(table.path, saved.path); });
+  require<ConfigError>(!is_target && !is_saved,
+                       "[adapters.inject] a module of trainable_token_indices must not be in {} as well; found {:?} "
+                       "in both; remove one",
+                       is_target ? "target_modules" : "modules_to_save", table.path);
 }
 
 /// Adds the rows that train beside the updates of LoRA and AdaLoRA.
@@ -261,9 +267,9 @@ Plan with_token_rows(Plan plan, torch::nn::Module& model, const Options& options
   return plan;
 }
 
-Plan plan_for(LoraOptions& options, torch::nn::Module& model, const std::string& name, bool /*as_stored*/) {
+Plan plan_for(LoraOptions& options, torch::nn::Module& model, const std::string& name, bool as_stored) {
   require_bias_word(options.bias);
-  Plan plan = plan_weights(model, options, options.bias, [&](const std::vector<NamedModule>& targets) {
+  Plan plan = plan_weights(model, options, options.bias, as_stored, [&](const std::vector<NamedModule>& targets) {
     warn_unused_patterns(options.rank_pattern, "rank_pattern", targets);
     warn_unused_patterns(options.alpha_pattern, "alpha_pattern", targets);
     std::vector<PlannedSlot> slots;
@@ -281,16 +287,20 @@ Plan plan_for(LoraOptions& options, torch::nn::Module& model, const std::string&
 }
 
 void require_linear(const AdapterSet::Slot& slot, const char* method) {
-  require<ConfigError>(!slot.linear.is_empty(), "[adapters.inject] {} must be given linear layers; found an embedding at {:?}; leave "
-                       "it out of target_modules", method, slot.path);
+  require<ConfigError>(!slot.linear.is_empty(),
+                       "[adapters.inject] {} must be given linear layers; found an embedding at {:?}; leave "
+                       "it out of target_modules",
+                       method, slot.path);
 }
 
 /// Ranks that a finished training kept at a module, or all of them.
 int64_t rank_at(const AdaLoraOptions& options, const std::string& path) {
   if (!options.rank_pattern) return options.init_rank;
   const auto kept = options.rank_pattern->find(path + ".lora_E");
-  require<ConfigError>(kept != options.rank_pattern->end(), "[adapters.inject] rank_pattern must have an entry for every module; found "
-                       "none for {:?}", path + ".lora_E");
+  require<ConfigError>(kept != options.rank_pattern->end(),
+                       "[adapters.inject] rank_pattern must have an entry for every module; found "
+                       "none for {:?}",
+                       path + ".lora_E");
   require<ConfigError>(static_cast<int64_t>(kept->second.size()) == options.init_rank,
                        "[adapters.inject] rank_pattern must have init_r = {} entries for every module; found {} for {:?}",
                        options.init_rank, kept->second.size(), path);
@@ -300,7 +310,7 @@ int64_t rank_at(const AdaLoraOptions& options, const std::string& path) {
 Plan plan_for(AdaLoraOptions& options, torch::nn::Module& model, const std::string& name, bool as_stored) {
   require_bias_word(options.bias);
   check_adalora(options, /*for_training=*/!as_stored && !options.rank_pattern);
-  Plan plan = plan_weights(model, options, options.bias, [&](const std::vector<NamedModule>& targets) {
+  Plan plan = plan_weights(model, options, options.bias, as_stored, [&](const std::vector<NamedModule>& targets) {
     const double weight = options.orth_reg_weight / (2 * static_cast<double>(targets.size()));
     std::vector<PlannedSlot> slots;
     for (const auto& target : targets) {
@@ -317,9 +327,9 @@ Plan plan_for(AdaLoraOptions& options, torch::nn::Module& model, const std::stri
   return with_token_rows(std::move(plan), model, options, name);
 }
 
-Plan plan_for(Ia3Options& options, torch::nn::Module& model, const std::string& name, bool /*as_stored*/) {
+Plan plan_for(Ia3Options& options, torch::nn::Module& model, const std::string& name, bool as_stored) {
   const TargetMatcher feedforward({.targets = options.feedforward});
-  return plan_weights(model, options, "none", [&](const std::vector<NamedModule>& targets) {
+  return plan_weights(model, options, "none", as_stored, [&](const std::vector<NamedModule>& targets) {
     std::vector<PlannedSlot> slots;
     for (const auto& target : targets) {
       PlannedSlot planned{.slot = slot_at(target, name)};
@@ -341,7 +351,8 @@ Plan plan_for(TrainableTokensOptions& options, torch::nn::Module& model, const s
   const auto modules = base_modules(model);
   if (!options.targets) options.targets = adapters::input_embedding(model, modules).path;
   TargetRule rule{.targets = *options.targets};
-  require<ConfigError>(!rule.is_all_linear(), "[adapters.inject] trainable tokens are rows of embeddings; found target_modules all-linear; "
+  require<ConfigError>(!rule.is_all_linear(),
+                       "[adapters.inject] trainable tokens are rows of embeddings; found target_modules all-linear; "
                        "leave target_modules out");
   const auto targets = adapters::token_targets_at(select_targets(model, modules, rule), options.token_indices, modules);
   for (const auto& target : targets) plan_token_rows(plan, target, name, options.init_weights);
@@ -352,8 +363,10 @@ Plan plan_for(TrainableTokensOptions& options, torch::nn::Module& model, const s
 nn::PromptShape require_prompted(torch::nn::Module& model, Plan& plan) {
   plan.prompted = dynamic_cast<nn::CausalLMImpl*>(&model);
   const auto shape = plan.prompted != nullptr ? plan.prompted->prompt_shape() : std::nullopt;
-  require<ConfigError>(shape.has_value(), "[adapters.inject] virtual tokens need a causal language model that takes them; found {}; use "
-                       "a model with prompt_shape(), or another method", model.name());
+  require<ConfigError>(shape.has_value(),
+                       "[adapters.inject] virtual tokens need a causal language model that takes them; found {}; use "
+                       "a model with prompt_shape(), or another method",
+                       model.name());
   return *shape;
 }
 
@@ -409,14 +422,17 @@ Plan plan_for(BottleneckOptions& options, torch::nn::Module& model, const std::s
     const auto layer = layer_of(path);
     const bool left_out = layer && std::ranges::find(options.leave_out, *layer) != options.leave_out.end();
     if (!wanted || left_out) continue;
-    require<ConfigError>(!block->slot.find(name), "[adapters.inject] adapter names must be unique; found {:?} on {} already", name, path);
+    require<ConfigError>(!block->slot.find(name), "[adapters.inject] adapter names must be unique; found {:?} on {} already",
+                         name, path);
     plan.blocks.push_back(AdapterSet::BlockSlot{.path = path, .block = nn::BlockOutput(block), .adapter = nullptr});
-    plan.other_elements += 2 * static_cast<double>(block->hidden()) * static_cast<double>(block->hidden()) / options.reduction_factor;
+    plan.other_elements +=
+        2 * static_cast<double>(block->hidden()) * static_cast<double>(block->hidden()) / options.reduction_factor;
   }
   plan.make_block = [&options](const AdapterSet::BlockSlot& slot) {
     return std::make_shared<BottleneckAdapter>(slot.block->hidden(), options);
   };
-  require<ConfigError>(!plan.blocks.empty(), "[adapters.inject] the model must have block outputs (nn::BlockOutput) for bottleneck "
+  require<ConfigError>(!plan.blocks.empty(),
+                       "[adapters.inject] the model must have block outputs (nn::BlockOutput) for bottleneck "
                        "adapters; found none that the options name; use another model or method");
   return plan;
 }
@@ -488,11 +504,14 @@ void require_separate_rows(const std::vector<AdapterSet>& sets) {
   const auto claim = [&](const void* weight, const std::string& name, const Claim& own) {
     for (const auto& other : claims[weight]) {
       if (other.set == own.set || (other.rows == nullptr && own.rows == nullptr)) continue;
-      const bool are_apart = other.rows != nullptr && own.rows != nullptr && std::ranges::none_of(own.rows->ids(), [&](int64_t id) {
-        return std::ranges::find(other.rows->ids(), id) != other.rows->ids().end();
-      });
-      require<ConfigError>(are_apart, "[adapters.set_active_adapters] active adapters must not change the same rows of a table; found "
-                           "trainable tokens of {:?} and {:?} at {}; activate one of them", other.set->name(), own.set->name(), name);
+      const bool are_apart =
+          other.rows != nullptr && own.rows != nullptr && std::ranges::none_of(own.rows->ids(), [&](int64_t id) {
+            return std::ranges::find(other.rows->ids(), id) != other.rows->ids().end();
+          });
+      require<ConfigError>(are_apart,
+                           "[adapters.set_active_adapters] active adapters must not change the same rows of a table; found "
+                           "trainable tokens of {:?} and {:?} at {}; activate one of them",
+                           other.set->name(), own.set->name(), name);
     }
     claims[weight].push_back(own);
   };
@@ -508,11 +527,12 @@ void require_separate_rows(const std::vector<AdapterSet>& sets) {
 void require_no_conflict(const std::vector<AdapterSet>& sets) {
   std::map<const void*, const AdapterSet*> adapted;
   const auto claim = [](const AdapterSet& set, const AdapterSet* other, const std::string& path) {
-    require<ConfigError>(other == nullptr || other == &set || std::holds_alternative<Ia3Options>(other->options()) ==
-                             std::holds_alternative<Ia3Options>(set.options()),
-                         "[adapters.set_active_adapters] (IA)^3 and another method must not share a layer; found {:?} and {:?} at "
-                         "{}; activate one of them, or give them different target_modules",
-                         other == nullptr ? "" : other->name(), set.name(), path);
+    require<ConfigError>(
+        other == nullptr || other == &set ||
+            std::holds_alternative<Ia3Options>(other->options()) == std::holds_alternative<Ia3Options>(set.options()),
+        "[adapters.set_active_adapters] (IA)^3 and another method must not share a layer; found {:?} and {:?} at "
+        "{}; activate one of them, or give them different target_modules",
+        other == nullptr ? "" : other->name(), set.name(), path);
   };
   const AdapterSet *prefix = nullptr, *prompt = nullptr;
   for (const auto& set : sets) {
@@ -523,22 +543,41 @@ void require_no_conflict(const std::vector<AdapterSet>& sets) {
     }
     if (!set.prompt()) continue;
     const AdapterSet*& holder = set.prompt()->is_prefix() ? prefix : prompt;
-    require<ConfigError>(holder == nullptr, "[adapters.set_active_adapters] one {} may be active at a time; found {:?} and {:?}; activate "
-                         "one of them", set.prompt()->is_prefix() ? "prefix" : "prompt of embeddings",
-                         holder == nullptr ? "" : holder->name(), set.name());
+    require<ConfigError>(holder == nullptr,
+                         "[adapters.set_active_adapters] one {} may be active at a time; found {:?} and {:?}; activate "
+                         "one of them",
+                         set.prompt()->is_prefix() ? "prefix" : "prompt of embeddings", holder == nullptr ? "" : holder->name(),
+                         set.name());
     holder = &set;
   }
 }
 
 /// Of the tables whose rows train, those that two modules have.
-std::vector<const at::TensorImpl*> shared_token_weights(const std::vector<AdapterSet::Slot>& slots, const std::vector<NamedModule>& modules) {
+std::vector<const at::TensorImpl*> shared_token_weights(const std::vector<AdapterSet::Slot>& slots,
+                                                        const std::vector<NamedModule>& modules) {
   std::vector<const at::TensorImpl*> shared;
   for (const auto& slot : slots) {
     if (token_rows(*slot.adapter) == nullptr) continue;
     const auto found = std::ranges::find_if(modules, [&](const auto& named) { return named.path == slot.path; });
-    if (found != modules.end() && adapters::sharer_of_weight(*found, modules)) shared.push_back(adapters::weight_form_of(slot).unsafeGetTensorImpl());
+    if (found != modules.end() && adapters::sharer_of_weight(*found, modules))
+      shared.push_back(adapters::weight_form_of(slot).unsafeGetTensorImpl());
   }
   return shared;
+}
+
+/// The model's embeddings and its head.
+std::vector<AdapterSet::Slot> tables_of(torch::nn::Module& model, const std::vector<NamedModule>& modules) {
+  auto* causal = dynamic_cast<nn::CausalLMImpl*>(&model);
+  const auto head = causal != nullptr ? causal->head().ptr() : nullptr;
+  std::vector<AdapterSet::Slot> tables;
+  for (const auto& named : modules) {
+    if (auto embedding = std::dynamic_pointer_cast<nn::EmbeddingImpl>(named.module)) {
+      tables.push_back({.path = named.path, .embedding = nn::Embedding(std::move(embedding))});
+    } else if (head != nullptr && named.module == head) {
+      tables.push_back({.path = named.path, .linear = nn::Linear(head)});
+    }
+  }
+  return tables;
 }
 
 /// Makes the plan's adapters and attaches them.
@@ -549,7 +588,9 @@ AdapterSet carry_out(Plan plan, std::shared_ptr<AdapterSet::State> state, torch:
     state->model_class = causal->model_class();
   }
   for (const auto& planned : plan.slots) state->slots.push_back(make_slot(planned));
-  state->shared_weights = shared_token_weights(state->slots, base_modules(model));
+  const auto modules = base_modules(model);
+  state->shared_weights = shared_token_weights(state->slots, modules);
+  state->tables = tables_of(model, modules);
   state->blocks = plan.blocks;
   if (plan.make_prompt) state->prompt = plan.make_prompt();
   for (auto& block : state->blocks) {
@@ -588,13 +629,12 @@ AdapterSet inject_any(torch::nn::Module& model, const MethodOptions& options, co
   state->options = options;
   Plan plan = std::visit([&](auto& method) { return plan_for(method, model, name, as_stored); }, state->options);
   const double wanted = num_elements(plan);
-  require<ShapeError>(
-      wanted <= max_elements,
-      "[adapters.load] the file must hold the adapter that its config describes; found that r, "
-      "rank_pattern and modules_to_save ask for {:.0f} numbers, far more than the file has; "
-      "correct "
-      "adapter_config.json",
-      wanted);
+  require<ShapeError>(wanted <= max_elements,
+                      "[adapters.load] the file must hold the adapter that its config describes; found that r, "
+                      "rank_pattern and modules_to_save ask for {:.0f} numbers, far more than the file has; "
+                      "correct "
+                      "adapter_config.json",
+                      wanted);
   const AdapterSet set = carry_out(std::move(plan), std::move(state), model);
   if (!as_stored) allocate_ranks(set);
   return set;
@@ -635,7 +675,12 @@ AdapterSet inject_method(torch::nn::Module& model, const MethodOptions& options,
 
 AdapterSet adapters::inject_as_stored(torch::nn::Module& model, const MethodOptions& options, const std::string& name,
                                       double max_elements) {
-  return inject_any(model, options, name, max_elements, /*as_stored=*/true);
+  require_usable_name(model, name);
+  try {
+    return inject_any(model, options, name, max_elements, /*as_stored=*/true);
+  } catch (const ConfigError& error) {
+    throw FormatError(error.what());  // what a file asks for is no choice of the user's
+  }
 }
 
 void set_active_adapters(torch::nn::Module& model, const std::vector<std::string>& names) {

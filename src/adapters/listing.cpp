@@ -22,8 +22,7 @@ std::string quote_name(std::string_view name) {
 std::string listed(const std::vector<std::string>& texts) {
   const size_t shown = std::min(texts.size(), kShownNames);
   const auto end = texts.begin() + static_cast<std::ptrdiff_t>(shown);
-  return fmt::format("{}{}", fmt::join(texts.begin(), end, ", "),
-                     shown < texts.size() ? ", ..." : "");
+  return fmt::format("{}{}", fmt::join(texts.begin(), end, ", "), shown < texts.size() ? ", ..." : "");
 }
 
 std::string listed_names(const std::vector<std::string>& names) {

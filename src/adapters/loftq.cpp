@@ -48,8 +48,10 @@ LoraOptions require_loftq(const AdapterSet& adapters, int64_t iterations) {
   require<ConfigError>(lora != nullptr && lora->init == "loftq",
                        "[adapters.loftq] the adapter must be LoRA with init \"loftq\"; found {}; inject it so",
                        lora == nullptr ? method_name(adapters.options()) : fmt::format("init {:?}", lora->init));
-  const bool merged = std::ranges::any_of(adapters.slots(), [](const auto& slot) { return !adapters::slot_of(slot).merged().empty(); });
-  require<ConfigError>(adapters.is_active() && !merged, "[adapters.loftq] the adapter must be active and not merged; found {}; set it active",
+  const bool merged =
+      std::ranges::any_of(adapters.slots(), [](const auto& slot) { return !adapters::slot_of(slot).merged().empty(); });
+  require<ConfigError>(adapters.is_active() && !merged,
+                       "[adapters.loftq] the adapter must be active and not merged; found {}; set it active",
                        merged ? "it merged" : "it inactive");
   require<ConfigError>(iterations >= 1, "[adapters.loftq] there must be at least 1 iteration; found {}", iterations);
   return *lora;
@@ -58,8 +60,8 @@ LoraOptions require_loftq(const AdapterSet& adapters, int64_t iterations) {
 at::Tensor plain_weight_of(const AdapterSet::Slot& slot, const PlainWeight& plain_weight) {
   const at::Tensor weight_OI = plain_weight(slot.path);
   const auto& form = slot.linear->weight;
-  require<ShapeError>(weight_OI.sizes() == form.sizes(), "[adapters.loftq] the plain weight of {} must be [{}]; found [{}]", slot.path,
-                      fmt::join(form.sizes(), ", "), fmt::join(weight_OI.sizes(), ", "));
+  require<ShapeError>(weight_OI.sizes() == form.sizes(), "[adapters.loftq] the plain weight of {} must be [{}]; found [{}]",
+                      slot.path, fmt::join(form.sizes(), ", "), fmt::join(weight_OI.sizes(), ", "));
   return weight_OI.detach().to(form.device(), at::kFloat);
 }
 
@@ -96,9 +98,11 @@ LoftqReport initialize_loftq(const AdapterSet& adapters, const PlainWeight& plai
     options.loftq = {bits_of(slot.linear->quantized_weight()->scheme().type), iterations};
     start(slot, plain_weight, iterations, report);
   }
-  require<ConfigError>(report.layers > 0, "[adapters.loftq] some target must be in few bits; found none; quantise the base, or use another init");
+  require<ConfigError>(report.layers > 0,
+                       "[adapters.loftq] some target must be in few bits; found none; quantise the base, or use another init");
   if (!plain.empty()) {
-    log::warn(fmt::format("[adapters.loftq] {} targets are not in few bits and begin as with true: {}", plain.size(), fmt::join(plain, ", ")));
+    log::warn(fmt::format("[adapters.loftq] {} targets are not in few bits and begin as with true: {}", plain.size(),
+                          fmt::join(plain, ", ")));
   }
   report.error_before = std::sqrt(report.error_before);
   report.error_after = std::sqrt(report.error_after);

@@ -19,15 +19,13 @@ using ops::rows::widened;
 
 void require_valid(int64_t rank, double alpha, const LoraOptions& options) {
   static const std::set<std::string> kInits = {"true", "false", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq"};
-  require<ConfigError>(rank >= 1,
-                       "[adapters.lora] r must be at least 1; found {}; use for example 8", rank);
+  require<ConfigError>(rank >= 1, "[adapters.lora] r must be at least 1; found {}; use for example 8", rank);
   require<ConfigError>(std::isfinite(alpha),
                        "[adapters.lora] lora_alpha must be a finite number; found {}; use for "
                        "example 2 * r",
                        alpha);
   require<ConfigError>(options.dropout >= 0 && options.dropout < 1,
-                       "[adapters.lora] lora_dropout must be in [0, 1); found {}; use 0 for none",
-                       options.dropout);
+                       "[adapters.lora] lora_dropout must be in [0, 1); found {}; use 0 for none", options.dropout);
   require<ConfigError>(kInits.contains(options.init) || adapters::pissa_iterations(options.init),
                        "[adapters.lora] init_lora_weights must be one of {}, pissa_niter_N; found {:?}; use true",
                        fmt::join(kInits, ", "), options.init);
@@ -58,21 +56,16 @@ Factors orthogonal_factors(int64_t inputs, int64_t outputs, int64_t rank) {
                        "use {} or another init",
                        rank, rank + 1);
   const auto q_RR = std::get<0>(at::linalg_qr(at::randn({rank, rank}, at::kFloat)));
-  const auto a_RI =
-      at::randn({inputs, rank / 2}, at::kFloat).mm(q_RR.slice(0, 0, rank, 2)).t() / 10;
-  const auto b_OR =
-      at::randn({rank / 2, outputs}, at::kFloat).t().mm(q_RR.slice(0, 1, rank, 2)) / 10;
+  const auto a_RI = at::randn({inputs, rank / 2}, at::kFloat).mm(q_RR.slice(0, 0, rank, 2)).t() / 10;
+  const auto b_OR = at::randn({rank / 2, outputs}, at::kFloat).t().mm(q_RR.slice(0, 1, rank, 2)) / 10;
   return {a_RI.contiguous(), b_OR.contiguous()};
 }
 
 Factors linear_factors(int64_t inputs, int64_t outputs, int64_t rank, const std::string& init) {
   if (init == "orthogonal") return orthogonal_factors(inputs, outputs, rank);
-  const auto a_RI =
-      init == "gaussian"
-          ? at::empty({rank, inputs}, at::kFloat).normal_(0, 1 / static_cast<double>(rank))
-          : linear_default(rank, inputs);
-  return {a_RI,
-          init == "false" ? linear_default(outputs, rank) : at::zeros({outputs, rank}, at::kFloat)};
+  const auto a_RI = init == "gaussian" ? at::empty({rank, inputs}, at::kFloat).normal_(0, 1 / static_cast<double>(rank))
+                                       : linear_default(rank, inputs);
+  return {a_RI, init == "false" ? linear_default(outputs, rank) : at::zeros({outputs, rank}, at::kFloat)};
 }
 
 /// The part of a whole factor that belongs to this rank's piece of a cut layer.
@@ -84,15 +77,13 @@ at::Tensor part_of(const at::Tensor& whole, int64_t dim, const nn::LinearLayout&
 }  // namespace
 
 LoraSize lora_size(const LoraOptions& options, std::string_view path) {
-  const int64_t rank =
-      PatternMap(options.rank_pattern, "rank_pattern").find(path).value_or(options.rank);
+  const int64_t rank = PatternMap(options.rank_pattern, "rank_pattern").find(path).value_or(options.rank);
   const auto own_alpha = PatternMap(options.alpha_pattern, "alpha_pattern").find(path);
   const double alpha = own_alpha.value_or(options.alpha);
   return {rank, alpha, scale_of(rank, alpha, options.rank_stabilized)};
 }
 
-LoraLinear::LoraLinear(const nn::LinearLayout& layout, int64_t rank, double alpha,
-                       const LoraOptions& options)
+LoraLinear::LoraLinear(const nn::LinearLayout& layout, int64_t rank, double alpha, const LoraOptions& options)
     : scale_(scale_of(rank, alpha, options.rank_stabilized)), dropout_(options.dropout) {
   require_valid(rank, alpha, options);
   auto [a_RI, b_OR] = linear_factors(layout.in_features, layout.out_features, rank, options.init);
@@ -134,15 +125,13 @@ at::Tensor LoraLinear::weight_delta() const {
   return widened(b_OR).mm(widened(a_RI)) * scale;
 }
 
-LoraEmbedding::LoraEmbedding(const nn::EmbeddingOptions& base, int64_t rank, double alpha,
-                             const LoraOptions& options)
+LoraEmbedding::LoraEmbedding(const nn::EmbeddingOptions& base, int64_t rank, double alpha, const LoraOptions& options)
     : scale_(scale_of(rank, alpha, options.rank_stabilized)) {
   require_valid(rank, alpha, options);
   // The roles are swapped against a Linear: it is A that starts at zero.
   const auto a_RV = at::empty({rank, base.num_embeddings}, at::kFloat);
   const auto b_DR = at::empty({base.embedding_dim, rank}, at::kFloat);
-  lora_embedding_A = register_parameter("lora_embedding_A",
-                                        options.init == "false" ? a_RV.normal_() : a_RV.zero_());
+  lora_embedding_A = register_parameter("lora_embedding_A", options.init == "false" ? a_RV.normal_() : a_RV.zero_());
   lora_embedding_B = register_parameter("lora_embedding_B", b_DR.normal_());
 }
 
@@ -150,8 +139,6 @@ at::Tensor LoraEmbedding::delta(const at::Tensor& ids) {
   return at::embedding(lora_embedding_A.t(), ids).matmul(lora_embedding_B.t()) * scale_;
 }
 
-at::Tensor LoraEmbedding::weight_delta() const {
-  return widened(lora_embedding_B).mm(widened(lora_embedding_A)).t() * scale_;
-}
+at::Tensor LoraEmbedding::weight_delta() const { return widened(lora_embedding_B).mm(widened(lora_embedding_A)).t() * scale_; }
 
 }  // namespace lora

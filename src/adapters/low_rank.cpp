@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <cctype>
 #include <optional>
 #include <utility>
 
@@ -21,6 +23,10 @@ struct Factor {
   bool embedding, is_b;
 };
 
+bool is_word(std::string_view name) {
+  return !name.empty() && std::ranges::all_of(name, [](unsigned char c) { return std::isalnum(c) != 0 || c == '_' || c == '-'; });
+}
+
 /// "PATH.lora_A[.NAME][.weight]", and the three like it; nothing for other names.
 std::optional<Factor> factor_of(const std::string& name) {
   constexpr std::string_view kMark = ".lora_", kEmbedding = "embedding_";
@@ -32,9 +38,10 @@ std::optional<Factor> factor_of(const std::string& name) {
   if (!rest.starts_with('A') && !rest.starts_with('B')) return std::nullopt;
   const bool is_b = rest.front() == 'B';
   rest.remove_prefix(1);
-  if (rest.ends_with(kWeight)) rest.remove_suffix(kWeight.size());
-  const bool is_named =
-      rest.starts_with('.') && rest.find('.', 1) == std::string_view::npos && rest != ".bias";
+  const bool is_weight = rest.ends_with(kWeight);
+  if (is_weight) rest.remove_suffix(kWeight.size());
+  // Only an embedding's factors are bare parameters, whose last word may be the adapter's name.
+  const bool is_named = (is_weight || embedding) && rest.starts_with('.') && is_word(rest.substr(1));
   if (!rest.empty() && !is_named) return std::nullopt;
   return Factor{name.substr(0, mark), embedding, is_b};
 }
@@ -51,14 +58,12 @@ LowRankValue value_of(const std::string& path, const Pair& pair, const LoraOptio
                       "lora_{} of {}; the file is damaged",
                       pair.a_RI.defined() ? "A" : "B", quoted);
   const auto [rank, alpha, scale] = lora_size(options, path);
-  const bool fits = pair.a_RI.dim() == 2 && pair.b_OR.dim() == 2 && pair.a_RI.size(0) == rank &&
-                    pair.b_OR.size(1) == rank && pair.a_RI.is_floating_point() &&
-                    pair.b_OR.is_floating_point();
+  const bool fits = pair.a_RI.dim() == 2 && pair.b_OR.dim() == 2 && pair.a_RI.size(0) == rank && pair.b_OR.size(1) == rank &&
+                    pair.a_RI.is_floating_point() && pair.b_OR.is_floating_point();
   require<ShapeError>(fits,
                       "[adapters] the factors of {} must be float matrices of rank {}, as "
                       "adapter_config.json says; found A [{}] and B [{}]; check r and rank_pattern",
-                      quoted, rank, fmt::join(pair.a_RI.sizes(), ", "),
-                      fmt::join(pair.b_OR.sizes(), ", "));
+                      quoted, rank, fmt::join(pair.a_RI.sizes(), ", "), fmt::join(pair.b_OR.sizes(), ", "));
   return {.path = path,
           .a_RI = pair.a_RI.to(at::kFloat),
           .b_OR = pair.b_OR.to(at::kFloat),
@@ -67,12 +72,16 @@ LowRankValue value_of(const std::string& path, const Pair& pair, const LoraOptio
 }
 
 /// AdaLoRA's B diag(E) A with E folded into A; takes E from among the other tensors.
-LowRankValue folded(const std::string& path, const Pair& pair, const AdaLoraOptions& options, std::map<std::string, at::Tensor>& others) {
+LowRankValue folded(const std::string& path, const Pair& pair, const AdaLoraOptions& options,
+                    std::map<std::string, at::Tensor>& others) {
   const auto e_R1 = others.extract(path + ".lora_E");
   const bool fits = !e_R1.empty() && pair.a_RI.defined() && pair.b_OR.defined() && pair.a_RI.dim() == 2 && pair.b_OR.dim() == 2 &&
                     e_R1.mapped().sizes() == at::IntArrayRef({pair.a_RI.size(0), 1}) && pair.b_OR.size(1) == pair.a_RI.size(0);
-  require<ShapeError>(fits, "[adapters] every module of an AdaLoRA adapter must have lora_A, lora_B and lora_E of one rank; found others "
-                      "of {}; the file is damaged", adapters::quote_name(path));
+  require<ShapeError>(
+      fits,
+      "[adapters] every module of an AdaLoRA adapter must have lora_A, lora_B and lora_E of one rank; found others "
+      "of {}; the file is damaged",
+      adapters::quote_name(path));
   return {.path = path,
           .a_RI = pair.a_RI.to(at::kFloat) * e_R1.mapped().to(at::kFloat),
           .b_OR = pair.b_OR.to(at::kFloat),
@@ -85,8 +94,7 @@ LowRankAdapter low_rank_adapter(const io::AdapterFiles& files) {
   LowRankAdapter adapter;
   std::map<std::string, Pair> pairs;
   for (const auto& [file_name, tensor] : files.tensors) {
-    const std::string name =
-        file_name.starts_with(kPrefix) ? file_name.substr(kPrefix.size()) : file_name;
+    const std::string name = file_name.starts_with(kPrefix) ? file_name.substr(kPrefix.size()) : file_name;
     if (name.ends_with(".base_layer.weight")) continue;
     const auto factor = factor_of(name);
     if (!factor) {
@@ -108,17 +116,21 @@ LowRankAdapter low_rank_adapter(const io::AdapterFiles& files) {
     return adapter;
   }
   const LoraOptions options = lora_options_from(files.config);
+  require<FormatError>(
+      options.init != "pissa" && options.init != "olora",
+      "[adapters] an adapter must be plain LoRA here; found one saved after init_lora_weights {}, whose update counts "
+      "from factors that are in the base model; convert it first: lora export --to peft with the model's weights",
+      options.init);
   for (const auto& [path, pair] : pairs) adapter.updates.push_back(value_of(path, pair, options));
   return adapter;
 }
 
 std::string part_of_method(const std::string& name) {
-  const std::pair<const char*, const char*> marks[] = {
-      {"lora_magnitude_vector", "DoRA"},
-      {"lora_E", "AdaLoRA"},
-      {"ia3_l", "IA3"},
-      {"prompt_embeddings", "a prompt method"},
-      {"trainable_tokens_delta", "trainable tokens (trainable_token_indices)"}};
+  const std::pair<const char*, const char*> marks[] = {{"lora_magnitude_vector", "DoRA"},
+                                                       {"lora_E", "AdaLoRA"},
+                                                       {"ia3_l", "IA3"},
+                                                       {"prompt_embeddings", "a prompt method"},
+                                                       {"trainable_tokens_delta", "trainable tokens (trainable_token_indices)"}};
   for (const auto& [mark, method] : marks) {
     if (name.find(mark) != std::string::npos) return method;
   }

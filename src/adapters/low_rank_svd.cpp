@@ -7,7 +7,8 @@ namespace {
 
 at::Tensor orthonormal(const at::Tensor& columns) { return std::get<0>(at::linalg_qr(columns)); }
 
-LeadingSingular of_tall(const at::Tensor& tall_OI, int64_t columns, int64_t iterations, const std::optional<at::Generator>& generator) {
+LeadingSingular of_tall(const at::Tensor& tall_OI, int64_t columns, int64_t iterations,
+                        const std::optional<at::Generator>& generator) {
   const auto on_cpu = at::TensorOptions(at::kCPU).dtype(tall_OI.scalar_type());
   const at::Tensor random = at::randn({tall_OI.size(1), columns}, generator, on_cpu).to(tall_OI.device());
   at::Tensor basis_OR = orthonormal(tall_OI.mm(random));

@@ -5,12 +5,15 @@
 namespace lora {
 
 std::string method_name(const MethodOptions& options) {
-  return std::visit(Overloaded{[](const LoraOptions& lora) { return lora.dora ? "dora" : lora.rank_stabilized ? "rslora" : "lora"; },
-                               [](const AdaLoraOptions&) { return "adalora"; }, [](const Ia3Options&) { return "ia3"; },
-                               [](const PrefixOptions&) { return "prefix"; }, [](const PromptOptions&) { return "prompt"; },
-                               [](const PTuningOptions&) { return "ptuning"; }, [](const BottleneckOptions&) { return "bottleneck"; },
-                               [](const TrainableTokensOptions&) { return "trainable_tokens"; }},
-                    options);
+  return std::visit(
+      Overloaded{[](const LoraOptions& lora) { return lora.dora              ? "dora"
+                                                      : lora.rank_stabilized ? "rslora"
+                                                                             : "lora"; },
+                 [](const AdaLoraOptions&) { return "adalora"; }, [](const Ia3Options&) { return "ia3"; },
+                 [](const PrefixOptions&) { return "prefix"; }, [](const PromptOptions&) { return "prompt"; },
+                 [](const PTuningOptions&) { return "ptuning"; }, [](const BottleneckOptions&) { return "bottleneck"; },
+                 [](const TrainableTokensOptions&) { return "trainable_tokens"; }},
+      options);
 }
 
 const std::string& base_model_name(const MethodOptions& options) {

@@ -19,16 +19,23 @@ void give(Config& config, const Options& options, const std::tuple<Members...>& 
   std::apply([&](const auto&... pair) { ((config.*pair.second = options.*pair.first), ...); }, pairs);
 }
 
-std::optional<formats::PeftLoraConfig::Names> unless_empty(
-    const formats::PeftLoraConfig::Names& names) {
+std::optional<formats::PeftLoraConfig::Names> unless_empty(const formats::PeftLoraConfig::Names& names) {
   if (std::visit([](const auto& value) { return value.empty(); }, names)) return std::nullopt;
   return names;
 }
 
-/// Initialisations that only other tools know do not matter here: the values come from the file.
+/// The init as far as it matters for values that come from a file. PEFT takes pissa's and olora's start from the base again when
+/// it loads an adapter that was not converted. Other starts that change the base it cannot find again, nor can this.
 std::string known_init(const std::string& init) {
-  const std::set<std::string> known = {"true", "false", "gaussian", "orthogonal"};
-  return known.contains(init) ? init : "true";
+  const std::set<std::string> known = {"true", "false", "gaussian", "orthogonal", "pissa", "olora"};
+  if (known.contains(init)) return init;
+  if (init == "OLoRA" || init == "OLORA") return "olora";
+  require<FormatError>(
+      !init.starts_with("corda") && !init.starts_with("lora_ga"),
+      "[adapter_config.json] an adapter must be one of the original base model; found init_lora_weights {}, which changes "
+      "the base by data that the file has not; save it with PEFT's path_initial_model_for_weight_conversion",
+      init);
+  return init.starts_with("pissa_niter_") ? "pissa" : "true";
 }
 
 /// Keys that LoRA and AdaLoRA share.
@@ -76,11 +83,16 @@ formats::PeftLoraConfig shared_config(const Options& options) {
 constexpr auto kAdaLora = [] {
   using Options = AdaLoraOptions;
   using Config = formats::PeftAdaLoraConfig;
-  return std::tuple{std::pair{&Options::init_rank, &Config::init_r},         std::pair{&Options::target_rank, &Config::target_r},
-                    std::pair{&Options::initial_steps, &Config::tinit},      std::pair{&Options::final_steps, &Config::tfinal},
-                    std::pair{&Options::interval, &Config::deltaT},          std::pair{&Options::beta1, &Config::beta1},
-                    std::pair{&Options::beta2, &Config::beta2},              std::pair{&Options::orth_reg_weight, &Config::orth_reg_weight},
-                    std::pair{&Options::total_steps, &Config::total_step},   std::pair{&Options::rank_pattern, &Config::rank_pattern}};
+  return std::tuple{std::pair{&Options::init_rank, &Config::init_r},
+                    std::pair{&Options::target_rank, &Config::target_r},
+                    std::pair{&Options::initial_steps, &Config::tinit},
+                    std::pair{&Options::final_steps, &Config::tfinal},
+                    std::pair{&Options::interval, &Config::deltaT},
+                    std::pair{&Options::beta1, &Config::beta1},
+                    std::pair{&Options::beta2, &Config::beta2},
+                    std::pair{&Options::orth_reg_weight, &Config::orth_reg_weight},
+                    std::pair{&Options::total_steps, &Config::total_step},
+                    std::pair{&Options::rank_pattern, &Config::rank_pattern}};
 }();
 
 AdaLoraOptions options_of(const formats::PeftAdaLoraConfig& config) {
@@ -97,7 +109,8 @@ formats::PeftAdaLoraConfig config_of(const AdaLoraOptions& options) {
 }
 
 Ia3Options options_of(const formats::PeftIa3Config& config) {
-  require<FormatError>(!config.fan_in_fan_out, "[adapter_config.json] fan_in_fan_out must be false; found true, which is for "
+  require<FormatError>(!config.fan_in_fan_out,
+                       "[adapter_config.json] fan_in_fan_out must be false; found true, which is for "
                        "transposed weights (Conv1D); use a model with ordinary linear layers");
   Ia3Options options;
   if (config.target_modules) options.targets = *config.target_modules;
@@ -277,7 +290,8 @@ MethodOptions options_from(const formats::AdapterConfig& config) {
 LoraOptions lora_options_from(const formats::AdapterConfig& config) {
   const MethodOptions options = options_from(config);
   const auto* lora = std::get_if<LoraOptions>(&options);
-  require<ConfigError>(lora != nullptr, "[adapters] this needs a LoRA adapter; found {}; merge the adapter into its model instead",
+  require<ConfigError>(lora != nullptr,
+                       "[adapters] this needs a LoRA adapter; found {}; merge the adapter into its model instead",
                        method_name(options));
   return *lora;
 }

@@ -12,17 +12,15 @@
 namespace lora::adapters {
 namespace {
 
-std::string join(const std::string& path, const std::string& name) {
-  return path.empty() ? name : path + "." + name;
-}
+std::string join(const std::string& path, const std::string& name) { return path.empty() ? name : path + "." + name; }
 
 bool belongs_to_adapters(const torch::nn::Module& module) {
   return dynamic_cast<const nn::Adapter*>(&module) != nullptr || dynamic_cast<const nn::BlockAdapter*>(&module) != nullptr ||
          dynamic_cast<const nn::PromptSlotImpl*>(&module) != nullptr || dynamic_cast<const Registry*>(&module) != nullptr;
 }
 
-void collect(const torch::nn::Module& parent, const std::string& path,
-             std::unordered_set<const torch::nn::Module*>& seen, std::vector<NamedModule>& found) {
+void collect(const torch::nn::Module& parent, const std::string& path, std::unordered_set<const torch::nn::Module*>& seen,
+             std::vector<NamedModule>& found) {
   for (const auto& child : parent.named_children()) {
     if (belongs_to_adapters(*child.value()) || !seen.insert(child.value().get()).second) continue;
     const std::string child_path = join(path, child.key());
@@ -41,12 +39,11 @@ std::vector<NamedModule> base_modules(const torch::nn::Module& model) {
 }
 
 bool is_adaptable(const torch::nn::Module& module) {
-  return dynamic_cast<const nn::LinearImpl*>(&module) != nullptr ||
-         dynamic_cast<const nn::EmbeddingImpl*>(&module) != nullptr;
+  return dynamic_cast<const nn::LinearImpl*>(&module) != nullptr || dynamic_cast<const nn::EmbeddingImpl*>(&module) != nullptr;
 }
 
-std::vector<std::pair<std::string, at::Tensor>> base_parameters(
-    const torch::nn::Module& model, const std::vector<NamedModule>& modules) {
+std::vector<std::pair<std::string, at::Tensor>> base_parameters(const torch::nn::Module& model,
+                                                                const std::vector<NamedModule>& modules) {
   std::vector<std::pair<std::string, at::Tensor>> found;
   const auto add = [&](const torch::nn::Module& module, const std::string& path) {
     for (const auto& parameter : module.named_parameters(/*recurse=*/false)) {
@@ -58,8 +55,6 @@ std::vector<std::pair<std::string, at::Tensor>> base_parameters(
   return found;
 }
 
-std::string last_part(const std::string& path) {
-  return path.substr(path.rfind('.') + 1);
-}
+std::string last_part(const std::string& path) { return path.substr(path.rfind('.') + 1); }
 
 }  // namespace lora::adapters

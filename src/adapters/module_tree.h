@@ -26,8 +26,8 @@ bool is_adaptable(const torch::nn::Module& module);
 
 /// Parameters of the base model with their names in named_parameters(), those of `model` itself
 /// first.
-std::vector<std::pair<std::string, at::Tensor>> base_parameters(
-    const torch::nn::Module& model, const std::vector<NamedModule>& modules);
+std::vector<std::pair<std::string, at::Tensor>> base_parameters(const torch::nn::Module& model,
+                                                                const std::vector<NamedModule>& modules);
 
 /// "model.layers.0.q_proj" -> "q_proj".
 std::string last_part(const std::string& path);

@@ -162,8 +162,8 @@ class EncodedPrompt : public PromptEncoder {
     set_embedding(at::randn({options.num_virtual_tokens, width}, at::kFloat));
     std::vector<int64_t> widths = {width, hidden, hidden, width};
     if (options.encoder == "LSTM") {
-      lstm_head_ = register_module("lstm_head", std::make_shared<BidirectionalLstm>(width, hidden, options.encoder_num_layers,
-                                                                                     options.encoder_dropout));
+      lstm_head_ = register_module(
+          "lstm_head", std::make_shared<BidirectionalLstm>(width, hidden, options.encoder_num_layers, options.encoder_dropout));
       widths = {2 * hidden, 2 * hidden, width};
     }
     mlp_head_ = register_module("mlp_head", std::make_shared<Network>(widths, at::relu));
@@ -201,7 +201,8 @@ void PromptEncoder::set_embedding(const at::Tensor& weight) {
 }
 
 void PromptEncoder::load_flat(const at::Tensor& prompt_embeddings) {
-  require<ConfigError>(is_plain(), "[adapters.prompt] a file holds what a network made of virtual tokens, from which its weights "
+  require<ConfigError>(is_plain(),
+                       "[adapters.prompt] a file holds what a network made of virtual tokens, from which its weights "
                        "cannot be found; start from a fresh one, or resume the run from its checkpoint");
   require<ShapeError>(prompt_embeddings.sizes() == embedding_weight.sizes() && prompt_embeddings.is_floating_point(),
                       "[adapters.load] prompt_embeddings must be float [{}] for this model; found {} [{}]; check "
@@ -216,20 +217,24 @@ std::shared_ptr<PromptEncoder> make_prefix(const PrefixOptions& options, const n
   return std::make_shared<Prefix>(options, shape, as_stored);
 }
 
-std::shared_ptr<PromptEncoder> make_prompt(const PromptOptions& options, const nn::PromptShape& shape, const at::Tensor& table_VD) {
+std::shared_ptr<PromptEncoder> make_prompt(const PromptOptions& options, const nn::PromptShape& shape,
+                                           const at::Tensor& table_VD) {
   const int64_t count = options.num_virtual_tokens;
   require_positive("num_virtual_tokens", count);
   if (options.init == "RANDOM") return std::make_shared<PromptEmbedding>(at::randn({count, shape.hidden}, at::kFloat));
   if (options.init == "SAMPLE_VOCAB") {
     return std::make_shared<PromptEmbedding>(rows_of(table_VD, at::randint(table_VD.size(0), {count}, at::kLong)));
   }
-  require<ConfigError>(options.init == "TEXT", "[adapters.prompt] prompt_tuning_init must be RANDOM, SAMPLE_VOCAB or TEXT; found {:?}",
-                       options.init);
-  require<ConfigError>(!options.init_ids.empty(), "[adapters.prompt] prompt_tuning_init TEXT needs a text with tokens; found none; "
+  require<ConfigError>(options.init == "TEXT",
+                       "[adapters.prompt] prompt_tuning_init must be RANDOM, SAMPLE_VOCAB or TEXT; found {:?}", options.init);
+  require<ConfigError>(!options.init_ids.empty(),
+                       "[adapters.prompt] prompt_tuning_init TEXT needs a text with tokens; found none; "
                        "give prompt_tuning_init_text and a tokenizer");
   for (const int64_t id : options.init_ids) {
-    require<ConfigError>(id >= 0 && id < table_VD.size(0), "[adapters.prompt] tokens of prompt_tuning_init_text must be below the "
-                         "vocabulary's size, {}; found {}", table_VD.size(0), id);
+    require<ConfigError>(id >= 0 && id < table_VD.size(0),
+                         "[adapters.prompt] tokens of prompt_tuning_init_text must be below the "
+                         "vocabulary's size, {}; found {}",
+                         table_VD.size(0), id);
   }
   return std::make_shared<PromptEmbedding>(rows_of(table_VD, repeated(options.init_ids, count)));
 }

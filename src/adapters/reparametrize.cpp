@@ -12,8 +12,7 @@ namespace {
 constexpr const char* kChildName = "default";
 
 nn::LinearLayout layout_of(const torch::nn::Linear& linear) {
-  return {nn::LinearLayout::Cut::kReplicated, linear->options.in_features(),
-          linear->options.out_features(), 0, 1};
+  return {nn::LinearLayout::Cut::kReplicated, linear->options.in_features(), linear->options.out_features(), 0, 1};
 }
 
 }  // namespace
@@ -41,9 +40,7 @@ Reparametrization::Reparametrization(torch::nn::Linear linear, const LoraOptions
   refresh();
 }
 
-void Reparametrization::refresh() {
-  linear_->weight = base_weight_ + adapter_->weight_delta().to(base_weight_.options());
-}
+void Reparametrization::refresh() { linear_->weight = base_weight_ + adapter_->weight_delta().to(base_weight_.options()); }
 
 void Reparametrization::remove() {
   linear_->weight = base_weight_;
@@ -54,10 +51,9 @@ void Reparametrization::merge() {
   const torch::NoGradGuard no_grad;
   const auto delta = adapter_->weight_delta();
   const auto merged = (base_weight_.to(delta.scalar_type()) + delta).to(base_weight_.scalar_type());
-  require<NonFiniteError>(
-      merged.isfinite().all().item<bool>(),
-      "[adapters.reparametrize] merged weights must be finite; found infinite or NaN values; the "
-      "weight was left as it was");
+  require<NonFiniteError>(merged.isfinite().all().item<bool>(),
+                          "[adapters.reparametrize] merged weights must be finite; found infinite or NaN values; the "
+                          "weight was left as it was");
   base_weight_.copy_(merged);
   remove();
 }

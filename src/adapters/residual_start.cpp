@@ -29,8 +29,10 @@ StartFactors olora(const at::Tensor& weight_OI, int64_t rank) {
 
 void require_fits(const std::string& init, const at::Tensor& weight_OI, int64_t rank, double scale) {
   const int64_t most = std::min(weight_OI.size(0), weight_OI.size(1));
-  require<ConfigError>(rank <= most, "[adapters.lora] init_lora_weights {} needs an r of at most the weight's smaller side, {}; "
-                       "found {}; lower r", init, most, rank);
+  require<ConfigError>(rank <= most,
+                       "[adapters.lora] init_lora_weights {} needs an r of at most the weight's smaller side, {}; "
+                       "found {}; lower r",
+                       init, most, rank);
   require<ConfigError>(scale > 0, "[adapters.lora] init_lora_weights {} needs a positive lora_alpha; found a scale of {}", init,
                        scale);
 }

@@ -81,8 +81,7 @@ Registry& registry_of(torch::nn::Module& model) {
 std::vector<std::shared_ptr<Registry>> registries_in(torch::nn::Module& model) {
   std::vector<std::shared_ptr<Registry>> found;
   for (const auto& module : model.modules(/*include_self=*/false)) {
-    if (auto registry = std::dynamic_pointer_cast<Registry>(module))
-      found.push_back(std::move(registry));
+    if (auto registry = std::dynamic_pointer_cast<Registry>(module)) found.push_back(std::move(registry));
   }
   return found;
 }
@@ -104,9 +103,7 @@ bool has_start(const AdapterSet::Slot& slot) {
   return linear != nullptr && linear->has_start();
 }
 
-void merge(const AdapterSet::Slot& slot) {
-  slot.linear.is_empty() ? slot.embedding.ptr()->merge() : slot.linear.ptr()->merge();
-}
+void merge(const AdapterSet::Slot& slot) { slot.linear.is_empty() ? slot.embedding.ptr()->merge() : slot.linear.ptr()->merge(); }
 
 namespace {
 
@@ -119,18 +116,22 @@ void require_mergeable_rows(const AdapterSet& adapters) {
   for (const auto& [weight, slots] : by_weight) {
     const bool is_shared = std::ranges::find(adapters.state().shared_weights, weight) != adapters.state().shared_weights.end();
     const bool go_together = slots.size() == 2 && token_rows(*slots[0]->adapter) == token_rows(*slots[1]->adapter);
-    require<ConfigError>(!is_shared || go_together,
-                         "[adapters.merge] embedding and head share their weight, and only rows that both train can be merged into it; "
-                         "found others at {}; use the adapter beside its base model", slots.front()->path);
+    require<ConfigError>(
+        !is_shared || go_together,
+        "[adapters.merge] embedding and head share their weight, and only rows that both train can be merged into it; "
+        "found others at {}; use the adapter beside its base model",
+        slots.front()->path);
   }
 }
 
 }  // namespace
 
 void require_mergeable(const AdapterSet& adapters) {
-  require<ConfigError>(adapters.blocks().empty() && !adapters.prompt(),
-                       "[adapters.merge] a method that changes weights can be merged; found {}, which no weight can hold; use the "
-                       "adapter beside its base model", method_name(adapters.options()));
+  require<ConfigError>(
+      adapters.blocks().empty() && !adapters.prompt(),
+      "[adapters.merge] a method that changes weights can be merged; found {}, which no weight can hold; use the "
+      "adapter beside its base model",
+      method_name(adapters.options()));
   for (const auto& slot : adapters.slots()) {
     require<ConfigError>(slot_of(slot).enabled(),
                          "[adapters.merge] adapters must be switched on; found them off at {}; "

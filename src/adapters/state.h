@@ -25,6 +25,7 @@ struct AdapterSet::State {
   std::string model_type, model_class;  ///< empty: a model that does not say
   std::shared_ptr<RankAllocator> allocator;
   std::vector<SavedParameter> saved, biases;
+  std::vector<Slot> tables;                           ///< the model's embeddings and heads, without adapters
   std::vector<const at::TensorImpl*> shared_weights;  ///< of slots with rows of tokens: those that two modules have
   /// Factors of which some numbers are held at zero, and how many (see train_fused_rows).
   std::vector<std::pair<at::Tensor, int64_t>> held;

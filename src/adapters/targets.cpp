@@ -18,8 +18,7 @@ namespace {
 std::vector<NamedModule> matching(const TargetRule& rule, const std::vector<NamedModule>& modules) {
   const TargetMatcher matcher(rule);
   std::vector<NamedModule> matched;
-  std::ranges::copy_if(modules, std::back_inserter(matched),
-                       [&](const auto& module) { return matcher.matches(module.path); });
+  std::ranges::copy_if(modules, std::back_inserter(matched), [&](const auto& module) { return matcher.matches(module.path); });
   return matched;
 }
 
@@ -77,14 +76,12 @@ std::vector<std::string> names_for(const std::vector<NamedModule>& chosen, Targe
   return sorted_unique(paths_of(chosen));
 }
 
-std::vector<NamedModule> select_all_linear(const torch::nn::Module& model,
-                                           const std::vector<NamedModule>& modules,
+std::vector<NamedModule> select_all_linear(const torch::nn::Module& model, const std::vector<NamedModule>& modules,
                                            TargetRule& rule) {
   const Heads heads(model, modules);
   auto chosen = matching(rule, modules);
   std::erase_if(chosen, [&](const auto& named) {
-    return dynamic_cast<const nn::LinearImpl*>(named.module.get()) == nullptr ||
-           heads.contains(named);
+    return dynamic_cast<const nn::LinearImpl*>(named.module.get()) == nullptr || heads.contains(named);
   });
   if (!chosen.empty()) rule.targets = names_for(chosen, rule, modules);
   return chosen;
@@ -92,26 +89,22 @@ std::vector<NamedModule> select_all_linear(const torch::nn::Module& model,
 
 std::vector<NamedModule> adaptable(const std::vector<NamedModule>& modules) {
   std::vector<NamedModule> found;
-  std::ranges::copy_if(modules, std::back_inserter(found),
-                       [](const auto& named) { return is_adaptable(*named.module); });
+  std::ranges::copy_if(modules, std::back_inserter(found), [](const auto& named) { return is_adaptable(*named.module); });
   return found;
 }
 
 bool names_any(const std::string& item, const std::vector<NamedModule>& modules) {
-  return std::ranges::any_of(modules,
-                             [&](const auto& named) { return matches_suffix(named.path, item); });
+  return std::ranges::any_of(modules, [&](const auto& named) { return matches_suffix(named.path, item); });
 }
 
 /// Up to three names near `item`, of the kind that it has: paths for something with dots, else last
 /// names.
-std::vector<std::string> near_names(const std::string& item,
-                                    const std::vector<NamedModule>& modules) {
+std::vector<std::string> near_names(const std::string& item, const std::vector<NamedModule>& modules) {
   const bool is_path = item.find('.') != std::string::npos;
   return nearest_names(item, is_path ? paths_of(modules) : last_parts_of(modules));
 }
 
-[[noreturn]] void fail_without_match(const TargetRule& options,
-                                     const std::vector<NamedModule>& modules) {
+[[noreturn]] void fail_without_match(const TargetRule& options, const std::vector<NamedModule>& modules) {
   const auto candidates = adaptable(modules);
   require<ConfigError>(!candidates.empty(),
                        "[adapters.inject] the model must have layers that take an adapter; found "
@@ -133,8 +126,7 @@ std::vector<std::string> near_names(const std::string& item,
                        "empty list; {} modules can "
                        "take an adapter, for example {}",
                        candidates.size(), candidates.front().path);
-  const bool named =
-      std::ranges::any_of(items, [&](const auto& item) { return names_any(item, candidates); });
+  const bool named = std::ranges::any_of(items, [&](const auto& item) { return names_any(item, candidates); });
   require<ConfigError>(!named,
                        "[adapters.inject] the targets must match a module; found that "
                        "exclude_modules, modules_to_save "
@@ -144,30 +136,25 @@ std::vector<std::string> near_names(const std::string& item,
       "[adapters.inject] the targets must match a module; found no match for [{}]; {} modules can "
       "take an adapter, near "
       "names are: {}; correct target_modules",
-      listed_names(items), candidates.size(),
-      fmt::join(near_names(items.front(), candidates), ", "));
+      listed_names(items), candidates.size(), fmt::join(near_names(items.front(), candidates), ", "));
 }
 
 void warn_unmatched_items(const TargetRule& options, const std::vector<NamedModule>& modules) {
   const auto* items = std::get_if<std::vector<std::string>>(&options.targets);
   if (items == nullptr) return;
   std::vector<std::string> unmatched;
-  std::ranges::copy_if(*items, std::back_inserter(unmatched),
-                       [&](const auto& item) { return !names_any(item, modules); });
+  std::ranges::copy_if(*items, std::back_inserter(unmatched), [&](const auto& item) { return !names_any(item, modules); });
   if (unmatched.empty()) return;
-  log::warn(fmt::format(
-      "[adapters.inject] {} of the targets name no module and are ignored: {}; near names are: {}",
-      unmatched.size(), listed_names(unmatched),
-      fmt::join(near_names(unmatched.front(), adaptable(modules)), ", ")));
+  log::warn(fmt::format("[adapters.inject] {} of the targets name no module and are ignored: {}; near names are: {}",
+                        unmatched.size(), listed_names(unmatched),
+                        fmt::join(near_names(unmatched.front(), adaptable(modules)), ", ")));
 }
 
 }  // namespace
 
-std::vector<NamedModule> select_targets(const torch::nn::Module& model,
-                                        const std::vector<NamedModule>& modules,
+std::vector<NamedModule> select_targets(const torch::nn::Module& model, const std::vector<NamedModule>& modules,
                                         TargetRule& rule) {
-  auto chosen =
-      rule.is_all_linear() ? select_all_linear(model, modules, rule) : matching(rule, modules);
+  auto chosen = rule.is_all_linear() ? select_all_linear(model, modules, rule) : matching(rule, modules);
   if (chosen.empty()) fail_without_match(rule, modules);
   for (const auto& named : chosen) {
     require<ConfigError>(is_adaptable(*named.module),
@@ -180,36 +167,37 @@ std::vector<NamedModule> select_targets(const torch::nn::Module& model,
   return chosen;
 }
 
-std::vector<NamedModule> select_modules_to_save(const std::vector<NamedModule>& modules,
-                                                const std::vector<std::string>& items) {
+std::vector<NamedModule> select_modules_to_save(const std::vector<NamedModule>& modules, const std::vector<std::string>& items,
+                                                bool as_stored) {
   for (const auto& item : items) {
-    require<ConfigError>(names_any(item, modules),
-                         "[adapters.inject] every item of modules_to_save must name a module; "
-                         "found no match for {}; "
-                         "near names are: {}; correct or remove it",
-                         item, fmt::join(near_names(item, modules), ", "));
+    const bool names_one = std::ranges::any_of(modules, [&](const auto& named) { return named.path.ends_with(item); });
+    if (!names_one && as_stored)
+      log::warn(fmt::format("[adapters.load] modules_to_save names no module with {}", quote_name(item)));
+    require<ConfigError>(
+        names_one || as_stored,
+        "[adapters.inject] every item of modules_to_save must name a module; found no match for {}; near names are: "
+        "{}; correct or remove it",
+        item, fmt::join(near_names(item, modules), ", "));
   }
   std::vector<NamedModule> chosen;
   std::ranges::copy_if(modules, std::back_inserter(chosen), [&](const auto& named) {
-    return std::ranges::any_of(items,
-                               [&](const auto& item) { return matches_suffix(named.path, item); });
+    return std::ranges::any_of(items, [&](const auto& item) { return named.path.ends_with(item); });
   });
   return chosen;
 }
 
 template <class Value>
-void warn_unused_patterns(const std::vector<std::pair<std::string, Value>>& entries,
-                          const char* option, const std::vector<NamedModule>& targets) {
+void warn_unused_patterns(const std::vector<std::pair<std::string, Value>>& entries, const char* option,
+                          const std::vector<NamedModule>& targets) {
   std::vector<std::string> unused;
   for (const auto& entry : entries) {
     const PatternMap<Value> pattern({entry}, option);
-    const bool used = std::ranges::any_of(
-        targets, [&](const auto& named) { return pattern.find(named.path).has_value(); });
+    const bool used = std::ranges::any_of(targets, [&](const auto& named) { return pattern.find(named.path).has_value(); });
     if (!used) unused.push_back(entry.first);
   }
   if (unused.empty()) return;
-  log::warn(fmt::format("[adapters.inject] {} entries of {} match no adapted module: {}",
-                        unused.size(), option, listed_names(unused)));
+  log::warn(
+      fmt::format("[adapters.inject] {} entries of {} match no adapted module: {}", unused.size(), option, listed_names(unused)));
 }
 
 template void warn_unused_patterns(const std::vector<std::pair<std::string, int64_t>>&, const char*,

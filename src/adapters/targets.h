@@ -26,17 +26,17 @@ TargetRule rule_of(const Options& options) {
 /// The modules that get an adapter, all of them Linear or Embedding. Replaces "all-linear" in
 /// `rule` by the names that it stood for. Throws ConfigError when nothing matches or a match is
 /// neither.
-std::vector<NamedModule> select_targets(const torch::nn::Module& model,
-                                        const std::vector<NamedModule>& modules,
+std::vector<NamedModule> select_targets(const torch::nn::Module& model, const std::vector<NamedModule>& modules,
                                         TargetRule& rule);
 
-/// The modules that are trained whole. Throws ConfigError for an item that names none.
-std::vector<NamedModule> select_modules_to_save(const std::vector<NamedModule>& modules,
-                                                const std::vector<std::string>& items);
+/// The modules that are trained whole: those whose path ends with an item, as PEFT has it ("norm" is input_layernorm, too).
+/// Throws ConfigError for an item that names none, unless `as_stored`: files carry the heads of other models' kinds.
+std::vector<NamedModule> select_modules_to_save(const std::vector<NamedModule>& modules, const std::vector<std::string>& items,
+                                                bool as_stored);
 
 /// Warns about keys of rank_pattern or alpha_pattern (`option`) that match none of the targets.
 template <class Value>
-void warn_unused_patterns(const std::vector<std::pair<std::string, Value>>& entries,
-                          const char* option, const std::vector<NamedModule>& targets);
+void warn_unused_patterns(const std::vector<std::pair<std::string, Value>>& entries, const char* option,
+                          const std::vector<NamedModule>& targets);
 
 }  // namespace lora::adapters

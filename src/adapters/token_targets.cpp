@@ -46,8 +46,10 @@ std::vector<NamedModule> named(const std::string& name, const std::vector<NamedM
     if (is_adaptable(*module.module)) near.push_back(last_part(module.path));
     if (is_adaptable(*module.module) && matches_suffix(module.path, name)) found.push_back(module);
   }
-  require<ConfigError>(!found.empty(), "[adapters.inject] trainable_token_indices must name embeddings; found no match for {}; near names "
-                       "are: {}; correct it", quote_name(name), fmt::join(nearest_names(name, near), ", "));
+  require<ConfigError>(!found.empty(),
+                       "[adapters.inject] trainable_token_indices must name embeddings; found no match for {}; near names "
+                       "are: {}; correct it",
+                       quote_name(name), fmt::join(nearest_names(name, near), ", "));
   return found;
 }
 
@@ -69,8 +71,10 @@ NamedModule input_embedding(const torch::nn::Module& model, const std::vector<Na
     if (!is_embedding(named)) return false;
     return table.defined() ? weight_of(*named.module) == table.unsafeGetTensorImpl() : last_part(named.path) == "embed_tokens";
   });
-  require<ConfigError>(found != modules.end(), "[adapters.inject] trainable_token_indices as a list are rows of the model's input embedding; "
-                       "found none in {}; give a map from the embedding's name to the list", model.name());
+  require<ConfigError>(found != modules.end(),
+                       "[adapters.inject] trainable_token_indices as a list are rows of the model's input embedding; "
+                       "found none in {}; give a map from the embedding's name to the list",
+                       model.name());
   return *found;
 }
 
@@ -82,8 +86,10 @@ std::vector<TokenTarget> select_token_targets(const torch::nn::Module& model, co
   std::vector<TokenTarget> targets;
   for (const auto& [name, ids] : std::get<1>(indices)) {
     for (const auto& module : named(name, modules)) {
-      const bool is_new = std::ranges::none_of(targets, [&](const auto& target) { return target.module.module == module.module; });
-      require<ConfigError>(is_new, "[adapters.inject] trainable_token_indices must name a module once; found {} twice", quote_name(module.path));
+      const bool is_new =
+          std::ranges::none_of(targets, [&](const auto& target) { return target.module.module == module.module; });
+      require<ConfigError>(is_new, "[adapters.inject] trainable_token_indices must name a module once; found {} twice",
+                           quote_name(module.path));
       targets.push_back({module, ids});
     }
   }

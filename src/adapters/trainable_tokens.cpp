@@ -17,9 +17,12 @@ void check_ids(const std::vector<int64_t>& ids, int64_t vocabulary) {
   for (size_t i = 0; i < sorted.size(); ++i) {
     require<ConfigError>(sorted[i] >= 0 && sorted[i] < vocabulary,
                          "[adapters.trainable_tokens] token ids must be in [0, {}), the table's rows; found {}; correct "
-                         "trainable_token_indices, or add the token to the base first", vocabulary, sorted[i]);
-    require<ConfigError>(i == 0 || sorted[i] != sorted[i - 1], "[adapters.trainable_tokens] a token id must come once; found {} again; "
-                         "remove it from trainable_token_indices", sorted[i]);
+                         "trainable_token_indices, or add the token to the base first",
+                         vocabulary, sorted[i]);
+    require<ConfigError>(i == 0 || sorted[i] != sorted[i - 1],
+                         "[adapters.trainable_tokens] a token id must come once; found {} again; "
+                         "remove it from trainable_token_indices",
+                         sorted[i]);
   }
 }
 
@@ -44,14 +47,16 @@ TrainableTokens::TrainableTokens(const at::Tensor& table_VD, std::vector<int64_t
   row_of_V_ = row_by_id(ids_, vocabulary);
   const auto count = static_cast<int64_t>(ids_.size());
   const auto wide = table_VD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  original_TD_ = table_VD.is_meta() ? at::zeros({count, width}, wide) : table_VD.detach().index_select(0, ids_T_.to(table_VD.device()));
+  original_TD_ =
+      table_VD.is_meta() ? at::zeros({count, width}, wide) : table_VD.detach().index_select(0, ids_T_.to(table_VD.device()));
   const auto start = init_weights ? original_TD_.to(wide, /*non_blocking=*/false, /*copy=*/true)
                                   : at::randn({count, width}, original_TD_.options().dtype(wide));
   trainable_tokens_delta = register_parameter("trainable_tokens_delta", start);
 }
 
 at::Tensor TrainableTokens::delta(const at::Tensor& x) {
-  fail<ConfigError>("[adapters.trainable_tokens] rows are replaced and nothing is added; a delta was asked for, for {} numbers", x.numel());
+  fail<ConfigError>("[adapters.trainable_tokens] rows are replaced and nothing is added; a delta was asked for, for {} numbers",
+                    x.numel());
 }
 
 at::Tensor TrainableTokens::weight_delta() const {

@@ -37,7 +37,8 @@ using config::RunConfig;
 using formats::OrderedJson;
 
 /// What runs without a run file: a Llama of 134M random parameters and random rows.
-constexpr const char* kBuiltInRun = R"(model: {arch: llama, dtype: bf16, vocab_size: 32000, hidden_size: 768, intermediate_size: 2048,
+constexpr const char* kBuiltInRun =
+    R"(model: {arch: llama, dtype: bf16, vocab_size: 32000, hidden_size: 768, intermediate_size: 2048,
         num_hidden_layers: 12, num_attention_heads: 12, max_position_embeddings: 2048}
 adapter: {method: lora, r: 8, lora_alpha: 16, target_modules: [q_proj, v_proj]}
 data: {format: tokens, train: {path: rows.jsonl, shuffle: false}, max_length: 128}
@@ -99,9 +100,7 @@ struct Times {
   }
 };
 
-std::string row_line(const std::vector<int32_t>& ids) {
-  return fmt::format("{{\"input_ids\": [{}]}}\n", fmt::join(ids, ", "));
-}
+std::string row_line(const std::vector<int32_t>& ids) { return fmt::format("{{\"input_ids\": [{}]}}\n", fmt::join(ids, ", ")); }
 
 std::string random_rows(int64_t rows, int64_t length, int64_t vocabulary) {
   SplitMix64 random(0);
@@ -206,7 +205,8 @@ class Ours {
     std::string text;
     for (const auto& row : rows_) text += row_line(row.input_ids);
     write_file_atomically(rows, text);
-    std::vector<std::string> words = {"--model", model.string(), "--rows", rows.string(), "--lr", fmt::format("{}", kLearningRate)};
+    std::vector<std::string> words = {"--model",     model.string(), "--rows",
+                                      rows.string(), "--lr",         fmt::format("{}", kLearningRate)};
     if (!adapters_) return words;
     std::filesystem::create_directories(folder / "adapter");
     save_adapters(adapters_, folder / "adapter");
@@ -233,8 +233,7 @@ class Ours {
 
  private:
   void read_rows(const data::Tokenizer* tokenizer) {
-    const auto dataset =
-        make_dataset(config_, *config_.data.train.path, *model_, tokenizer, existing_token_cache(config_));
+    const auto dataset = make_dataset(config_, *config_.data.train.path, *model_, tokenizer, existing_token_cache(config_));
     const int64_t count = std::min(dataset.size(), config_.train.micro_batch);
     for (int64_t row = 0; row < count; ++row) {
       rows_.push_back(dataset.example(row));
@@ -310,9 +309,10 @@ Agreement compare_gradients(Ours& ours, BenchPeer& peer, const Path& folder) {
     worst = name;
   }
   const bool agree = found.worst_cosine >= 0.999 && std::abs(found.loss_ours - found.loss_peer) <= 1e-3;
-  require<DataError>(agree, "[bench] nothing is reported unless both sides compute the same: gradients at a cosine of 0.999, losses "
-                     "within 1e-3; found {:.5f} ({}), losses {:.5f} and {:.5f}", found.worst_cosine, worst, found.loss_ours,
-                     found.loss_peer);
+  require<DataError>(agree,
+                     "[bench] nothing is reported unless both sides compute the same: gradients at a cosine of 0.999, losses "
+                     "within 1e-3; found {:.5f} ({}), losses {:.5f} and {:.5f}",
+                     found.worst_cosine, worst, found.loss_ours, found.loss_peer);
   return found;
 }
 
@@ -331,8 +331,8 @@ double ratio(const Times& peer, const Times& ours, bool by_cpu) {
 
 OrderedJson seconds_json(const Times& times) { return {{"wall_seconds", times.wall}, {"cpu_seconds", times.cpu}}; }
 
-OrderedJson to_json(const BenchCommand& command, const Ours& ours, double first_step_seconds, uint64_t peak_memory, double peak_flops,
-                    const PeerTimes* peer) {
+OrderedJson to_json(const BenchCommand& command, const Ours& ours, double first_step_seconds, uint64_t peak_memory,
+                    double peak_flops, const PeerTimes* peer) {
   const auto tokens = static_cast<double>(ours.batch().num_tokens);
   const double step = median(ours.times.wall);
   OrderedJson training = seconds_json(ours.times);
@@ -363,7 +363,8 @@ OrderedJson to_json(const BenchCommand& command, const Ours& ours, double first_
                         {"generation", generation},
                         {"peak_memory_bytes", peak_memory}};
   if (peer == nullptr) return result;
-  OrderedJson other = {{"mode", command.peer_mode}, {"training", seconds_json(peer->steps)}, {"generation", seconds_json(peer->generation)}};
+  OrderedJson other = {
+      {"mode", command.peer_mode}, {"training", seconds_json(peer->steps)}, {"generation", seconds_json(peer->generation)}};
   other["first_step_seconds"] = peer->first_step_seconds;
   other["peak_memory_bytes"] = peer->peak_memory_bytes;
   other["worst_gradient_cosine"] = peer->agreement.worst_cosine;
@@ -383,11 +384,13 @@ void print_table(const OrderedJson& result, bool draws_weights) {
   const auto& generation = result.at("generation");
   const auto number = [](const OrderedJson& from, const char* name) { return from.at(name).get<double>(); };
   fmt::print("{}\n", result.at("machine").get<std::string>());
-  fmt::print("{} parameters, {} trained, {}; {} rows, {} tokens a step\n\n", with_thousands(result.at("parameters").get<int64_t>()),
+  fmt::print("{} parameters, {} trained, {}; {} rows, {} tokens a step\n\n",
+             with_thousands(result.at("parameters").get<int64_t>()),
              with_thousands(result.at("trainable_parameters").get<int64_t>()), result.at("dtype").get<std::string>(),
              result.at("micro_batch").get<int64_t>(), result.at("tokens").get<int64_t>());
-  fmt::print("training      {:>10.1f} tokens/s   best {:.1f}; {:.1f} % of this machine's {:.0f} GFLOP/s\n", number(training, "tokens_per_second"),
-             number(training, "tokens_per_second_best"), number(training, "sol_percent"), number(training, "peak_flops_per_second") / 1e9);
+  fmt::print("training      {:>10.1f} tokens/s   best {:.1f}; {:.1f} % of this machine's {:.0f} GFLOP/s\n",
+             number(training, "tokens_per_second"), number(training, "tokens_per_second_best"), number(training, "sol_percent"),
+             number(training, "peak_flops_per_second") / 1e9);
   fmt::print("generation    {:>10.1f} tokens/s   greedy, {} tokens\n", number(generation, "tokens_per_second"),
              generation.at("new_tokens").get<int64_t>());
   fmt::print("first step    {:>10.2f} s          from the start of the command{}\n", number(training, "first_step_seconds"),
@@ -395,10 +398,12 @@ void print_table(const OrderedJson& result, bool draws_weights) {
   fmt::print("memory        {:>10.0f} MiB        peak\n", number(result, "peak_memory_bytes") / (1 << 20));
   if (!result.contains("peer")) return;
   const auto& peer = result.at("peer");
-  fmt::print("\nagainst the peer ({}): training {:.2f} x wall ({:.2f} x CPU, best {:.2f} x), generation {:.2f} x, memory {:.2f}, "
-             "first step {:.2f}; worst gradient cosine {:.5f}\n", peer.at("mode").get<std::string>(), number(peer, "ratio_wall"),
-             number(peer, "ratio_cpu"), number(peer, "ratio_wall_best"), number(peer, "ratio_generation_wall"), number(peer, "ratio_memory"),
-             number(peer, "ratio_first_step"), number(peer, "worst_gradient_cosine"));
+  fmt::print(
+      "\nagainst the peer ({}): training {:.2f} x wall ({:.2f} x CPU, best {:.2f} x), generation {:.2f} x, memory {:.2f}, "
+      "first step {:.2f}; worst gradient cosine {:.5f}\n",
+      peer.at("mode").get<std::string>(), number(peer, "ratio_wall"), number(peer, "ratio_cpu"), number(peer, "ratio_wall_best"),
+      number(peer, "ratio_generation_wall"), number(peer, "ratio_memory"), number(peer, "ratio_first_step"),
+      number(peer, "worst_gradient_cosine"));
 }
 
 int BenchCommand::run() const {
@@ -463,19 +468,29 @@ int BenchCommand::run() const {
 
 void add_bench_command(CLI::App& program, Action& action) {
   auto* command = program.add_subcommand("bench", "Measures training and generation, alone or against a Python peer");
-  command->footer("The first step is timed from the start of the command: reading the model and the rows, preparing, one step.\n"
-                  "Without a run file, random weights and rows are drawn and saved before that, which is not counted.\n"
-                  "Example: lora bench -c run.yaml --steps 9 --json\n"
-                  "         lora bench --peer .venv-peers/bin/python --peer-script benchmarks/peers/peft_step.py");
+  command->footer(
+      "The first step is timed from the start of the command: reading the model and the rows, preparing, one step.\n"
+      "Without a run file, random weights and rows are drawn and saved before that, which is not counted.\n"
+      "Example: lora bench -c run.yaml --steps 9 --json\n"
+      "         lora bench --peer .venv-peers/bin/python --peer-script benchmarks/peers/peft_step.py");
   auto state = std::make_shared<BenchCommand>();
-  command->add_option("-c,--config", state->run_file, "Run file whose model, adapter and first rows are measured (default: 134M random parameters)");
-  command->add_option("--set", state->overrides, "section.key=value, over the run file")->take_all()->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->add_option("-c,--config", state->run_file,
+                      "Run file whose model, adapter and first rows are measured (default: 134M random parameters)");
+  command->add_option("--set", state->overrides, "section.key=value, over the run file")
+      ->take_all()
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command->add_option("--steps", state->steps, "Steps to measure")->check(CLI::Range(1, 100'000))->capture_default_str();
-  command->add_option("--new-tokens", state->new_tokens, "Tokens to generate; 0: none")->check(CLI::Range(0, 100'000))->capture_default_str();
-  command->add_option("--threads", state->threads, "Threads (default: run.threads, or what the machine has)")->check(CLI::Range(1, 1024));
+  command->add_option("--new-tokens", state->new_tokens, "Tokens to generate; 0: none")
+      ->check(CLI::Range(0, 100'000))
+      ->capture_default_str();
+  command->add_option("--threads", state->threads, "Threads (default: run.threads, or what the machine has)")
+      ->check(CLI::Range(1, 1024));
   command->add_option("--peer", state->peer, "Python with torch, transformers and peft, to run the same in turns");
   command->add_option("--peer-script", state->peer_script, "The peer's program")->capture_default_str();
-  command->add_option("--peer-mode", state->peer_mode, "eager, compile or autocast")->check(CLI::IsMember({"eager", "compile", "autocast"}))->capture_default_str();
+  command->add_option("--peer-mode", state->peer_mode, "eager, compile or autocast")
+      ->check(CLI::IsMember({"eager", "compile", "autocast"}))
+      ->capture_default_str();
   command->add_option("--output", state->output, "File for the JSON object");
   command->add_flag("--json", state->json, "Print one JSON object");
   add_log_options(*command);

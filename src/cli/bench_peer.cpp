@@ -56,7 +56,8 @@ double number(const formats::Json& answer, const char* field) {
 
 }  // namespace
 
-BenchPeer::BenchPeer(const std::vector<std::string>& command, int threads) : command_(fmt::format("{}", fmt::join(command, " "))) {
+BenchPeer::BenchPeer(const std::vector<std::string>& command, int threads)
+    : command_(fmt::format("{}", fmt::join(command, " "))) {
   ::signal(SIGPIPE, SIG_IGN);  // a peer that ended is found by reading
   const Pipe requests, answers;
   posix_spawn_file_actions_t actions;

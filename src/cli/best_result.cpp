@@ -16,7 +16,11 @@ config::RunConfig with_base_of_result(const config::RunConfig& config, const Res
   const Path& output = config.run.output_dir;
   if (!parts.model) return with_base_of(output, config);
   config::RunConfig changed = config;
-  changed.model = {.path = output / "model", .dtype = config.model.dtype, .offload = config.model.offload};
+  config::ModelSection model;
+  model.path = output / "model";
+  model.dtype = config.model.dtype;
+  model.offload = config.model.offload;
+  changed.model = model;
   changed.adapter.quantization = {};  // what was freed is plain, and so is the rest beside it
   return changed;
 }

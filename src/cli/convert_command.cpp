@@ -8,10 +8,11 @@
 #include "core/check.h"
 #include "formats/json.h"
 #include "lora/core/dtype.h"
-#include "lora/core/quantization.h"
 #include "lora/core/file.h"
+#include "lora/core/quantization.h"
 #include "lora/core/text.h"
 #include "lora/data/new_tokens.h"
+#include "lora/io/carry_over.h"
 #include "lora/io/dtype.h"
 #include "lora/models/llama.h"
 #include "lora/models/registry.h"
@@ -20,7 +21,8 @@ namespace lora::cli {
 namespace {
 
 struct ConvertCommand {
-  std::string input, output, from = "auto", to = "hf", dtype, shard_size = "5GB", tokenizer, quantize, add_tokens, new_rows = "mean";
+  std::string input, output, from = "auto", to = "hf", dtype, shard_size = "5GB", tokenizer, quantize, add_tokens,
+                             new_rows = "mean";
   int64_t block_size = QuantizationScheme{}.block_size, vocabulary_multiple = 1;
   uint64_t seed = 0;
   bool double_quant = false, dry_run = false, overwrite = false;
@@ -30,12 +32,13 @@ struct ConvertCommand {
 
 /// What the input is, by looking at it.
 std::string detect(const Path& input) {
-  require<IoError>(std::filesystem::exists(input), "[--input] the checkpoint must exist; found nothing at {}",
-                   input.string());
+  require<IoError>(std::filesystem::exists(input), "[--input] the checkpoint must exist; found nothing at {}", input.string());
   if (std::filesystem::is_directory(input)) {
     if (std::filesystem::exists(input / "config.json")) return "hf";
-    fail<FormatError>("[--input] {} must be a checkpoint that this version reads (hf: a directory with config.json; "
-                      "llama2c: a file); give --from to insist", input.string());
+    fail<FormatError>(
+        "[--input] {} must be a checkpoint that this version reads (hf: a directory with config.json; "
+        "llama2c: a file); give --from to insist",
+        input.string());
   }
   require<FormatError>(llama::is_llama2c(input),
                        "[--input] {} must be a llama2.c checkpoint (a file) or a Hugging Face directory; it is neither",
@@ -58,7 +61,8 @@ Summary summary_of(const llama::LlamaConfig& config) {
 }
 
 /// Of a directory that can be loaded, from its headers.
-Summary summary_of(const models::Architecture& architecture, const Path& directory, const std::optional<DType>& dtype = std::nullopt) {
+Summary summary_of(const models::Architecture& architecture, const Path& directory,
+                   const std::optional<DType>& dtype = std::nullopt) {
   models::LoadOptions options{.device = at::kMeta};
   if (dtype) options.dtype = io::to_torch(*dtype, "--dtype");
   const auto model = architecture.load(directory, options);
@@ -78,16 +82,20 @@ void describe(const Summary& summary, const std::string& from, const std::string
 /// Of a Hugging Face directory.
 const models::Architecture& convertible(const Path& directory) {
   const auto& architecture = models::architecture_of(directory);
-  require<ConfigError>(architecture.convert != nullptr, "[--input] the architecture must be one that converts; found {:?} in {}, which was "
-                       "registered without it", architecture.name, directory.string());
+  require<ConfigError>(architecture.convert != nullptr,
+                       "[--input] the architecture must be one that converts; found {:?} in {}, which was "
+                       "registered without it",
+                       architecture.name, directory.string());
   return architecture;
 }
 
 /// Where the tokens are those of tokenizer.model, new ones follow the last.
 void require_growing(const models::Architecture& architecture) {
-  require<ConfigError>(architecture.model_type == "llama" || architecture.model_type == "baichuan",
-                       "[--add-tokens] tokens are added where all ids are those of tokenizer.model (llama, baichuan); found {}, whose special "
-                       "tokens follow the pieces at fixed ids; leave the option out", architecture.model_type);
+  require<ConfigError>(
+      architecture.model_type == "llama" || architecture.model_type == "baichuan",
+      "[--add-tokens] tokens are added where all ids are those of tokenizer.model (llama, baichuan); found {}, whose special "
+      "tokens follow the pieces at fixed ids; leave the option out",
+      architecture.model_type);
 }
 
 /// --quantize, --double-quant and --block-size; nothing: plain numbers.
@@ -101,8 +109,8 @@ std::optional<QuantizationScheme> quantization_of(const std::string& type, bool 
 }
 
 /// Writes a Hugging Face directory with the layers' weights in few bits, as bitsandbytes stores them.
-void quantize_hf(const models::Architecture& architecture, const Path& from, const Path& directory, const QuantizationScheme& scheme,
-                 models::SaveOptions options) {
+void quantize_hf(const models::Architecture& architecture, const Path& from, const Path& directory,
+                 const QuantizationScheme& scheme, models::SaveOptions options) {
   models::LoadOptions loading{.quantization = scheme};
   if (options.dtype) loading.dtype = io::to_torch(*options.dtype, "--dtype");
   const auto model = architecture.load(from, loading);
@@ -113,8 +121,10 @@ void quantize_hf(const models::Architecture& architecture, const Path& from, con
 /// The tokens of a file for the vocabulary of the model that is read.
 llama::VocabularyGrowth growth_by(const ConvertCommand& command, const Path& tokenizer) {
   const Path model = std::filesystem::is_directory(tokenizer) ? tokenizer / "tokenizer.model" : tokenizer;
-  require<IoError>(std::filesystem::exists(model), "[--add-tokens] the vocabulary to add to must be a tokenizer.model; found none at {}; "
-                   "give it with --tokenizer", model.string());
+  require<IoError>(std::filesystem::exists(model),
+                   "[--add-tokens] the vocabulary to add to must be a tokenizer.model; found none at {}; "
+                   "give it with --tokenizer",
+                   model.string());
   return {.tokenizer = data::extend_tokenizer(model, data::read_new_tokens(command.add_tokens)),
           .new_rows = command.new_rows,
           .seed = command.seed,
@@ -123,19 +133,28 @@ llama::VocabularyGrowth growth_by(const ConvertCommand& command, const Path& tok
 
 void describe_growth(const llama::LlamaConfig& before, const llama::VocabularyGrowth& growth) {
   const auto& tokenizer = growth.tokenizer;
-  fmt::print("{} new tokens, ids {} to {}, rows {}; rows of embedding and head: {} -> {}\n", tokenizer.tokens.size(), tokenizer.first_id,
-             tokenizer.vocab_size() - 1, growth.new_rows, before.vocab_size, grown_vocabulary(before, growth));
+  fmt::print("{} new tokens, ids {} to {}, rows {}; rows of embedding and head: {} -> {}\n", tokenizer.tokens.size(),
+             tokenizer.first_id, tokenizer.vocab_size() - 1, growth.new_rows, before.vocab_size,
+             grown_vocabulary(before, growth));
+}
+
+/// New rows of the embedding, and of a head that is not its table.
+int64_t added_parameters(const llama::LlamaConfig& before, const llama::VocabularyGrowth& growth) {
+  const int64_t rows = grown_vocabulary(before, growth) - before.vocab_size;
+  return rows * before.hidden_size * (before.tie_word_embeddings ? 1 : 2);
 }
 
 int ConvertCommand::run() const {
   const std::string kind = from == "auto" ? detect(input) : from;
-  require<ConfigError>(kind == "hf" || kind == "llama2c",
-                       "[--from] this version reads hf and llama2c; found {}", kind);
+  require<ConfigError>(kind == "hf" || kind == "llama2c", "[--from] this version reads hf and llama2c; found {}", kind);
   require<ConfigError>(to == "hf", "[--to] this version writes hf; found {}", to);
   const auto scheme = quantization_of(quantize, double_quant, block_size);
-  require<ConfigError>(!scheme || kind == "hf", "[--quantize] weights are put into few bits from hf; found {}; convert it to hf first", kind);
-  require<ConfigError>(add_tokens.empty() || (kind == "hf" && !scheme), "[--add-tokens] tokens are added to a plain Hugging Face "
-                       "directory; found {}; add them first, then convert the result", scheme ? "--quantize" : kind);
+  require<ConfigError>(!scheme || kind == "hf",
+                       "[--quantize] weights are put into few bits from hf; found {}; convert it to hf first", kind);
+  require<ConfigError>(add_tokens.empty() || (kind == "hf" && !scheme),
+                       "[--add-tokens] tokens are added to a plain Hugging Face "
+                       "directory; found {}; add them first, then convert the result",
+                       scheme ? "--quantize" : kind);
   const auto* architecture = kind == "hf" ? &convertible(input) : nullptr;
   if (!add_tokens.empty()) require_growing(*architecture);
   require_free_output(output, overwrite);
@@ -158,8 +177,10 @@ int ConvertCommand::run() const {
     grown_vocabulary(*before, *growth);
   }
   if (dry_run) {
-    describe(architecture ? summary_of(*architecture, input, options.dtype) : summary_of(llama::llama2c_config(input, options)), kind, output,
-             true);
+    Summary summary =
+        architecture ? summary_of(*architecture, input, options.dtype) : summary_of(llama::llama2c_config(input, options));
+    if (growth) summary.parameters += added_parameters(*before, *growth);
+    describe(summary, kind, output, true);
     if (growth) describe_growth(*before, *growth);
     return kDone;
   }
@@ -173,7 +194,9 @@ int ConvertCommand::run() const {
   } else {
     llama::convert_llama2c(input, directory.path(), options);
   }
-  const Summary summary = architecture ? summary_of(*architecture, directory.path()) : summary_of(llama::llama2c_config(input, options));
+  if (architecture) io::carry_over_config(input, directory.path());
+  const Summary summary =
+      architecture ? summary_of(*architecture, directory.path()) : summary_of(llama::llama2c_config(input, options));
   directory.commit();
   describe(summary, kind, output, false);
   if (growth) describe_growth(*before, *growth);
@@ -192,16 +215,26 @@ void add_convert_command(CLI::App& program, Action& action) {
   command->add_option("--to", state->to, "hf")->capture_default_str();
   command->add_option("--dtype", state->dtype, "fp32, bf16 or fp16 (default: as it is)");
   command->add_option("--shard-size", state->shard_size, "Largest weight file, for example 2GB")->capture_default_str();
-  command->add_option("--quantize", state->quantize, "nf4, fp4 or int8: the layers' weights in few bits, as bitsandbytes stores them");
-  command->add_flag("--double-quant", state->double_quant, "The scales of 4 bits in 8 bits");
-  command->add_option("--block-size", state->block_size, "Numbers of 4 bits that share a scale")->capture_default_str();
+  auto* quantize = command->add_option("--quantize", state->quantize,
+                                       "nf4, fp4 or int8: the layers' weights in few bits, as bitsandbytes stores them");
+  command->add_flag("--double-quant", state->double_quant, "The scales of 4 bits in 8 bits")->needs(quantize);
+  command->add_option("--block-size", state->block_size, "Numbers of 4 bits that share a scale")
+      ->capture_default_str()
+      ->needs(quantize);
   command->add_option("--tokenizer", state->tokenizer, "SentencePiece model to put beside the weights");
-  command->add_option("--add-tokens", state->add_tokens, "File with one new token per line: tokenizer, embedding and head gain them");
-  command->add_option("--new-rows", state->new_rows, "mean: of the rows of a token's old pieces; random: normal, with the old rows' deviation")
-      ->capture_default_str();
-  command->add_option("--seed", state->seed, "Of random rows")->capture_default_str();
-  command->add_option("--pad-vocab-to-multiple-of", state->vocabulary_multiple, "When the tables grow: to a multiple of so many rows")
-      ->capture_default_str();
+  auto* add_tokens = command->add_option("--add-tokens", state->add_tokens,
+                                         "File with one new token per line: tokenizer, embedding and head gain them");
+  command
+      ->add_option("--new-rows", state->new_rows,
+                   "mean: of the rows of a token's old pieces; random: normal, with the old rows' deviation")
+      ->capture_default_str()
+      ->needs(add_tokens);
+  command->add_option("--seed", state->seed, "Of random rows")->capture_default_str()->needs(add_tokens);
+  command
+      ->add_option("--pad-vocab-to-multiple-of", state->vocabulary_multiple,
+                   "When the tables grow: to a multiple of so many rows")
+      ->capture_default_str()
+      ->needs(add_tokens);
   command->add_flag("--dry-run", state->dry_run, "Say what would be done, write nothing");
   command->add_flag("--overwrite", state->overwrite, "Replace an existing output");
   add_log_options(*command);

@@ -88,10 +88,12 @@ class Evaluation {
   int64_t pad_id_ = 0;
 };
 
-Evaluation::Evaluation(RunConfig config, const std::string& adapter) : config_(std::move(config)), device_(parse_device(config_.run.device)) {
+Evaluation::Evaluation(RunConfig config, const std::string& adapter)
+    : config_(std::move(config)), device_(parse_device(config_.run.device)) {
   if (config_.run.threads > 0) at::set_num_threads(static_cast<int>(config_.run.threads));
   tokenizer_ = make_tokenizer(config_);
   model_ = make_model(config_, device_);
+  if (data::needs_tokenizer(config_.data.format)) require_same_tokens(*model_, *tokenizer_);
   chosen_adapters_ = chosen_adapters(adapter);
   adapters_ = load_adapters(*model_, chosen_adapters_);
   for (const auto& one : chosen_adapters_) log::info(fmt::format("adapter {}", one.directory.string()));
@@ -125,7 +127,8 @@ Question Evaluation::question(int64_t row) const {
   const auto& text = rows_.text_pairs.at(static_cast<size_t>(row));
   Question question{.prompt = {.row = rows_.number(row), .ids = {}}, .text = text.prompt, .reference = text.response};
   if (config_.data.format == "adgen" && tokenizer_->glm_ids()) {
-    const auto encoded = data::encode_glm_adgen_eval(text, *tokenizer_, config_.data.max_source_length, config_.data.max_target_length);
+    const auto encoded =
+        data::encode_glm_adgen_eval(text, *tokenizer_, config_.data.max_source_length, config_.data.max_target_length);
     question.prompt.ids = encoded.input_ids;
     while (!question.prompt.ids.empty() && question.prompt.ids.back() == pad_id_) question.prompt.ids.pop_back();
     question.reference = readable_text(*tokenizer_, encoded.reference_ids);
@@ -167,10 +170,23 @@ std::string Evaluation::identity() const {
       if (entry.is_regular_file()) adapters += file_digest(entry.path()) + " ";
     }
   }
+  std::string model;
+  if (config_.model.path) {
+    for (const auto& entry : std::filesystem::directory_iterator(*config_.model.path)) {
+      if (!entry.is_regular_file()) continue;
+      // Weights are too large to read for this; whoever writes them anew changes when they were written.
+      model += fmt::format("{} {} {} ", entry.path().filename().string(), entry.file_size(),
+                           entry.last_write_time().time_since_epoch().count());
+    }
+  }
   RunConfig shown = config_;
   shown.run.output_dir = "/";
   shown.eval.metrics.clear();
-  const OrderedJson json = {{"config", config::dump_run_config(shown)}, {"adapters", adapters}, {"rows", file_digest(*config_.data.eval.path)}};
+  const OrderedJson json = {{"config", config::dump_run_config(shown)},
+                            {"adapters", adapters},
+                            {"model", model},
+                            {"tokenizer", tokenizer_ == nullptr ? "" : tokenizer_->fingerprint()},
+                            {"rows", file_digest(*config_.data.eval.path)}};
   return json.dump();
 }
 
@@ -184,7 +200,8 @@ class RowProgress {
     if (since_line_.seconds() < kSecondsBetweenLines && done_ < rows_) return;
     since_line_.restart();
     const double speed = static_cast<double>(done_) / since_start_.seconds();
-    log::info(fmt::format("{} of {} rows, {:.1f} rows/s, {:.0f} s left", done_, rows_, speed, static_cast<double>(rows_ - done_) / speed));
+    log::info(fmt::format("{} of {} rows, {:.1f} rows/s, {:.0f} s left", done_, rows_, speed,
+                          static_cast<double>(rows_ - done_) / speed));
   }
 
  private:
@@ -206,7 +223,8 @@ void Evaluation::predict(PredictionFile& file, ScoringThread* scores) {
       scores->add(one.prompt.row, there->second.prediction, there->second.reference);
     }
   }
-  if (asked.size() < all.size()) log::info(fmt::format("{} of {} rows are there from an earlier run", all.size() - asked.size(), all.size()));
+  if (asked.size() < all.size())
+    log::info(fmt::format("{} of {} rows are there from an earlier run", all.size() - asked.size(), all.size()));
   RowProgress progress(static_cast<int64_t>(asked.size()));
   generate::complete_all(*model_, prompts, options(), {.max_sequences = config_.generate.batch_size}, device_,
                          [&](int64_t index, const generate::Generation& generation) {
@@ -214,8 +232,8 @@ void Evaluation::predict(PredictionFile& file, ScoringThread* scores) {
                            std::vector<int64_t> ids = generation.token_ids;
                            if (generation.finish_reason == "stop" && !ids.empty()) ids.pop_back();
                            const Question& question = *asked.at(static_cast<size_t>(index));
-                           const Prediction prediction{question.prompt.row, question.text, readable_text(*tokenizer_, std::move(ids)),
-                                                       question.reference};
+                           const Prediction prediction{question.prompt.row, question.text,
+                                                       readable_text(*tokenizer_, std::move(ids)), question.reference};
                            file.add(prediction);
                            if (scores != nullptr) scores->add(prediction.row, prediction.prediction, prediction.reference);
                            progress.count();
@@ -223,9 +241,11 @@ void Evaluation::predict(PredictionFile& file, ScoringThread* scores) {
 }
 
 Path require_place(const Path& file, bool overwrite) {
-  require<ConfigError>(overwrite || !std::filesystem::exists(file),
-                       "[run.output_dir] existing output is never overwritten; {} exists; choose another place or pass --overwrite", file.string());
-  std::filesystem::create_directories(file.parent_path());
+  require<ConfigError>(
+      overwrite || !std::filesystem::exists(file),
+      "[run.output_dir] existing output is never overwritten; {} exists; choose another place or pass --overwrite",
+      file.string());
+  make_directories(file.parent_path());
   return file;
 }
 
@@ -249,7 +269,8 @@ int write_result(const Path& output, const OrderedJson& result, bool print_json)
 
 /// Metrics of answers that `lora predict` or another tool wrote; no model is needed.
 int score_predictions(const RunConfig& config, const Path& file, bool overwrite, bool print_json) {
-  require<ConfigError>(!config.eval.metrics.empty(), "[eval.metrics] --predictions needs metrics of texts; found none; name rouge or bleu4");
+  require<ConfigError>(!config.eval.metrics.empty(),
+                       "[eval.metrics] --predictions needs metrics of texts; found none; name rouge or bleu4");
   const Path output = require_place(config.run.output_dir / "eval.json", overwrite);
   eval::MetricSet metrics = make_metrics(config.eval);
   formats::LineReader lines(file);
@@ -269,18 +290,21 @@ int score_predictions(const RunConfig& config, const Path& file, bool overwrite,
 int run_eval(Evaluation& evaluation, bool overwrite, bool print_json) {
   const RunConfig& config = evaluation.config();
   const Path output = require_place(config.run.output_dir / "eval.json", overwrite);
+  const bool has_metrics = has_answers(config) && !config.eval.metrics.empty();
+  const Path answers = config.run.output_dir / "predictions.jsonl";
+  if (has_metrics) require_place(answers, overwrite);
   const auto loss = evaluation.loss();
   OrderedJson result = {{"loss", loss.loss}, {"perplexity", std::exp(loss.loss)}, {"rows", loss.rows}, {"targets", loss.targets}};
-  if (has_answers(config) && !config.eval.metrics.empty()) {
-    ScoringThread scores(make_metrics(config.eval), evaluation.row_numbers());
-    PredictionFile predictions(config.run.output_dir / "predictions.jsonl", evaluation.identity());
-    const Stopwatch watch;
-    evaluation.predict(predictions, &scores);
-    for (const auto& score : scores.finish()) result[score.name] = score.value;
-    result["generation_seconds"] = watch.seconds();
-    predictions.finish();
-  }
-  return write_result(output, result, print_json);
+  if (!has_metrics) return write_result(output, result, print_json);
+  ScoringThread scores(make_metrics(config.eval), evaluation.row_numbers());
+  PredictionFile predictions(answers, evaluation.identity());
+  const Stopwatch watch;
+  evaluation.predict(predictions, &scores);
+  for (const auto& score : scores.finish()) result[score.name] = score.value;
+  result["generation_seconds"] = watch.seconds();
+  write_result(output, result, print_json);
+  predictions.finish();
+  return kDone;
 }
 
 int run_predict(Evaluation& evaluation, bool overwrite) {
@@ -297,9 +321,8 @@ int EvaluationCommand::run() const {
   auto all_overrides = overrides;
   if (!device.empty()) all_overrides.push_back("run.device=" + device);
   auto config = config::load_run_config(run_file, all_overrides, std::filesystem::current_path(), name);
-  require<ConfigError>(name == "eval" || has_answers(config),
-                       "[data.format] lora predict answers rows of {}; found {}", fmt::join(data::answering_format_names(), ", "),
-                       config.data.format);
+  require<ConfigError>(name == "eval" || has_answers(config), "[data.format] lora predict answers rows of {}; found {}",
+                       fmt::join(data::answering_format_names(), ", "), config.data.format);
   if (!predictions.empty()) return score_predictions(config, predictions, overwrite, json);
   catch_stop_signals();
   seed_generators(static_cast<uint64_t>(config.run.seed));
@@ -309,17 +332,23 @@ int EvaluationCommand::run() const {
 
 void add_evaluation_command(CLI::App& program, Action& action, const std::string& name, const std::string& what) {
   auto* command = program.add_subcommand(name, what);
-  command->footer(fmt::format("The adapter is --adapter, else adapter.init_from, else what a run left in <output_dir>/adapter.\n"
-                              "Example: lora {} -c run.yaml --adapter out/adapter", name));
+  command->footer(
+      fmt::format("The adapter is --adapter, else adapter.init_from, else what a run left in <output_dir>/adapter.\n"
+                  "Example: lora {} -c run.yaml --adapter out/adapter",
+                  name));
   auto state = std::make_shared<EvaluationCommand>();
   state->name = name;
   command->add_option("-c,--config", state->run_file, "Run file (YAML)")->required();
-  command->add_option("--set", state->overrides, "section.key=value, over the run file")->take_all()->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->add_option("--set", state->overrides, "section.key=value, over the run file")
+      ->take_all()
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command->add_option("--adapter", state->adapter, "Adapter directory (PEFT layout)");
   command->add_option("--device", state->device, "auto, cpu, cuda or cuda:N, over run.device");
   command->add_flag("--overwrite", state->overwrite, "Replace an existing result");
   if (name == "eval") {
-    command->add_option("--predictions", state->predictions, "Score the answers of this file (JSON lines of lora predict) instead of a model's");
+    command->add_option("--predictions", state->predictions,
+                        "Score the answers of this file (JSON lines of lora predict) instead of a model's");
     command->add_flag("--json", state->json, "Print the result as JSON");
   }
   add_log_options(*command);

@@ -21,7 +21,8 @@ namespace {
 
 struct GenerateCommand {
   ModelOptions model;
-  std::string prompt, prompt_ids, system, form;
+  std::string prompt, system, form;
+  std::optional<std::string> prompt_ids;
   bool chat = false, json = false;
   generate::GenerateOptions options;
 
@@ -31,8 +32,9 @@ struct GenerateCommand {
 /// "1,2,3" as numbers.
 std::vector<int64_t> parse_ids(std::string_view text) {
   std::vector<int64_t> ids;
-  while (!text.empty()) {
-    const auto comma = std::min(text.find(','), text.size());
+  for (bool is_last = false; !is_last;) {
+    const auto comma = text.find(',');
+    is_last = comma == std::string_view::npos;
     std::string_view item = text.substr(0, comma);
     while (item.starts_with(' ')) item.remove_prefix(1);
     while (item.ends_with(' ')) item.remove_suffix(1);
@@ -41,9 +43,8 @@ std::vector<int64_t> parse_ids(std::string_view text) {
     require<ConfigError>(error == std::errc() && end == item.data() + item.size() && id >= 0,
                          "[--prompt-ids] token ids must be whole numbers with commas between; found \"{}\"", item);
     ids.push_back(id);
-    text.remove_prefix(std::min(comma + 1, text.size()));
+    if (!is_last) text.remove_prefix(comma + 1);
   }
-  require<ConfigError>(!ids.empty(), "[--prompt-ids] there must be at least one token id; found none");
   return ids;
 }
 
@@ -74,13 +75,12 @@ formats::Json text_of(const generate::Generation& generation, const LoadedModel&
 
 int GenerateCommand::run() const {
   const bool is_chat = chat || !form.empty() || !system.empty();
-  require<ConfigError>((form.empty() && system.empty()) || prompt_ids.empty(),
+  require<ConfigError>((form.empty() && system.empty()) || !prompt_ids,
                        "[--prompt-ids] token ids are taken as they are; found --template or --system beside them; give --prompt");
   if (!form.empty()) template_of(form);  // before the model is loaded
-  const std::vector<int64_t> given_ids = prompt_ids.empty() ? std::vector<int64_t>{} : parse_ids(prompt_ids);
+  std::vector<int64_t> ids = prompt_ids ? parse_ids(*prompt_ids) : std::vector<int64_t>{};
   const LoadedModel loaded = load_model(model);
-  std::vector<int64_t> ids = given_ids;
-  if (ids.empty()) {
+  if (!prompt_ids) {
     const auto& tokenizer = require_tokenizer(loaded, "--prompt");
     ids = is_chat ? chat_prompt(*this, tokenizer) : data::encode_prompt(tokenizer, prompt);
   }
@@ -113,25 +113,30 @@ void add_generate_command(CLI::App& program, Action& action) {
   prompts->add_option("--prompt", state->prompt, "Text to continue");
   prompts->add_option("--prompt-ids", state->prompt_ids, "Token ids to continue, taken as they are: \"1,2,3\"");
   prompts->require_option(1);
-  command->add_flag("--chat", state->chat, "Put --prompt into the chat template of the model (for models tuned on chat or alpaca rows)");
+  command->add_flag("--chat", state->chat,
+                    "Put --prompt into the chat template of the model (for models tuned on chat or alpaca rows)");
   command->add_option("--template", state->form,
                       "Put it into this template: llama2, vicuna, alpaca, chatglm, or a run file that has data.template");
   command->add_option("--system", state->system, "System text of the chat");
   command->add_option("--max-new-tokens", state->options.max_new_tokens, "Most tokens to generate")->capture_default_str();
   command->add_option("--temperature", state->options.sampling.temperature, "0 is greedy")->capture_default_str();
   command->add_option("--top-k", state->options.sampling.top_k, "Only the k likeliest tokens; 0: all")->capture_default_str();
-  command->add_option("--top-p", state->options.sampling.top_p, "Only tokens within this probability mass")->capture_default_str();
-  command->add_option("--repetition-penalty", state->options.repetition_penalty,
-                      "Above 1: tokens of prompt and answer become less likely; 1: off")
+  command->add_option("--top-p", state->options.sampling.top_p, "Only tokens within this probability mass")
+      ->capture_default_str();
+  command
+      ->add_option("--repetition-penalty", state->options.repetition_penalty,
+                   "Above 1: tokens of prompt and answer become less likely; 1: off")
       ->capture_default_str();
   command->add_option("--num-beams", state->options.beams.num_beams, "Beam search with so many beams, at temperature 0; 1: none")
       ->capture_default_str();
-  command->add_option("--length-penalty", state->options.beams.length_penalty,
-                      "Of a beam search: above 0 for longer answers, below 0 for shorter ones")
+  command
+      ->add_option("--length-penalty", state->options.beams.length_penalty,
+                   "Of a beam search: above 0 for longer answers, below 0 for shorter ones")
       ->capture_default_str();
-  command->add_option("--seed", state->options.seed, "Of the sampling")->capture_default_str();
-  command->add_option("--prompt-lookup-num-tokens", state->options.prompt_lookup_num_tokens,
-                      "At temperature 0: most tokens guessed from the text so far and checked in one pass, for speed alone; 0: none")
+  command->add_option("--seed", state->options.seed, "Of the sampling")->check(CLI::NonNegativeNumber)->capture_default_str();
+  command
+      ->add_option("--prompt-lookup-num-tokens", state->options.prompt_lookup_num_tokens,
+                   "At temperature 0: most tokens guessed from the text so far and checked in one pass, for speed alone; 0: none")
       ->capture_default_str();
   command->add_flag("--json", state->json, "Print one JSON object");
   add_log_options(*command);

@@ -43,7 +43,8 @@ int64_t elements(const std::vector<int64_t>& shape) {
 
 /// Adds one tensor to the lists and sums of `result`.
 void add_tensor(Json& result, const std::string& name, std::string_view dtype, const std::vector<int64_t>& shape) {
-  const int64_t count = elements(shape);
+  const bool is_computed = name.ends_with("rotary_emb.inv_freq");  // a buffer of old checkpoints
+  const int64_t count = is_computed ? 0 : elements(shape);
   result["tensors"].push_back({{"name", name}, {"dtype", dtype}, {"shape", shape}});
   result["parameters"] = result.value("parameters", int64_t{0}) + count;
   result["dtypes"][std::string(dtype)] = result["dtypes"].value(std::string(dtype), int64_t{0}) + count;
@@ -58,6 +59,18 @@ void add_tensors(Json& result, const Path& file) {
 
 Json begin(const char* kind) {
   return {{"kind", kind}, {"tensors", Json::array()}, {"dtypes", Json::object()}, {"parameters", 0}};
+}
+
+/// Of all weights below a directory, by name and content.
+std::string weights_digest(const Path& directory) {
+  std::vector<Path> files;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory)) {
+    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+  }
+  std::ranges::sort(files);
+  std::string text;
+  for (const Path& file : files) text += fmt::format("{} {}\n", file.lexically_relative(directory).string(), file_digest(file));
+  return digest(std::as_bytes(std::span(text)));
 }
 
 Json inspect_safetensors(const Path& file) {
@@ -86,7 +99,9 @@ Json inspect_model(const Path& directory) {
   for (const char* key : {"num_hidden_layers", "num_layers"}) {
     if (config.contains(key)) result["layers"] = config.at(key);
   }
-  result["tokenizer"] = std::filesystem::exists(directory / "tokenizer.model") || std::filesystem::exists(directory / "ice_text.model");
+  result["tokenizer"] =
+      std::filesystem::exists(directory / "tokenizer.model") || std::filesystem::exists(directory / "ice_text.model");
+  result["digest"] = weights_digest(directory);
   return result;
 }
 
@@ -149,18 +164,25 @@ Json lora_numbers(const formats::PeftLoraConfig& lora) {
 
 /// The key numbers of a method, in the words of its file.
 Json method_numbers(const formats::AdapterConfig& config) {
-  const auto of_prompt = [](const formats::PeftPromptLearning& prompt) { return Json{{"num_virtual_tokens", prompt.num_virtual_tokens}}; };
+  const auto of_prompt = [](const formats::PeftPromptLearning& prompt) {
+    return Json{{"num_virtual_tokens", prompt.num_virtual_tokens}};
+  };
   return std::visit(
-      Overloaded{[](const formats::PeftLoraConfig& lora) { return lora_numbers(lora); },
-                 [](const formats::PeftAdaLoraConfig& adalora) {
-                   return Json{{"init_r", adalora.init_r}, {"target_r", adalora.target_r}, {"lora_alpha", adalora.lora.lora_alpha}};
-                 },
-                 [](const formats::PeftIa3Config&) { return Json::object(); },
-                 [](const formats::PeftTrainableTokensConfig& rows) { return Json{{"token_indices", rows.token_indices}}; },
-                 [&](const formats::PeftPrefixConfig& prefix) { return of_prompt(prefix.prompt); },
-                 [&](const formats::PeftPromptConfig& prompt) { return of_prompt(prompt.prompt); },
-                 [&](const formats::PeftPTuningConfig& ptuning) { return of_prompt(ptuning.prompt); },
-                 [](const formats::AdapterHubConfig& hub) { return Json{{"reduction_factor", hub.reduction_factor}}; }},
+      Overloaded{
+          [](const formats::PeftLoraConfig& lora) { return lora_numbers(lora); },
+          [](const formats::PeftAdaLoraConfig& adalora) {
+            return Json{{"init_r", adalora.init_r}, {"target_r", adalora.target_r}, {"lora_alpha", adalora.lora.lora_alpha}};
+          },
+          [](const formats::PeftIa3Config&) { return Json::object(); },
+          [](const formats::PeftTrainableTokensConfig& rows) {
+            return Json{{"token_indices", rows.token_indices}};
+          },
+          [&](const formats::PeftPrefixConfig& prefix) { return of_prompt(prefix.prompt); },
+          [&](const formats::PeftPromptConfig& prompt) { return of_prompt(prompt.prompt); },
+          [&](const formats::PeftPTuningConfig& ptuning) { return of_prompt(ptuning.prompt); },
+          [](const formats::AdapterHubConfig& hub) {
+            return Json{{"reduction_factor", hub.reduction_factor}};
+          }},
       config);
 }
 
@@ -216,6 +238,7 @@ Json inspect_checkpoint(const Path& directory) {
   for (const auto& entry : std::filesystem::recursive_directory_iterator(directory)) {
     if (entry.path().extension() == ".safetensors") add_tensors(result, entry.path());
   }
+  result["digest"] = weights_digest(directory);
   return result;
 }
 
@@ -233,6 +256,7 @@ Json inspect_run(const Path& directory) {
   if (!std::filesystem::is_directory(adapter)) return result;
   add_tensors(result, adapter / "adapter_model.safetensors");
   for (const auto& name : adapters_beside(adapter)) add_tensors(result, adapter / name / "adapter_model.safetensors");
+  result["digest"] = weights_digest(adapter);
   return result;
 }
 
@@ -325,12 +349,8 @@ void print_histogram(const Json& bars) {
 
 Json inspect_tokenizer(const Path& file) {
   const auto tokenizer = data::load_tokenizer(file);
-  return {{"kind", "tokenizer"},
-          {"vocab_size", tokenizer->vocab_size()},
-          {"bos_id", tokenizer->bos_id()},
-          {"eos_id", tokenizer->eos_id()},
-          {"pad_id", tokenizer->pad_id()},
-          {"digest", file_digest(file)}};
+  return {{"kind", "tokenizer"},           {"vocab_size", tokenizer->vocab_size()}, {"bos_id", tokenizer->bos_id()},
+          {"eos_id", tokenizer->eos_id()}, {"pad_id", tokenizer->pad_id()},         {"digest", file_digest(file)}};
 }
 
 Json inspect(const Path& path) {
@@ -348,18 +368,20 @@ Json inspect(const Path& path) {
   if (std::filesystem::exists(path / "manifest.json")) return inspect_checkpoint(path);
   if (std::filesystem::exists(path / "config.json")) return inspect_model(path);
   if (std::filesystem::exists(path / "config.yaml")) return inspect_run(path);
-  fail<FormatError>("[inspect] {} must be a model, adapter, checkpoint, run or records directory; it has none of config.json, "
-                    "records.json, adapter_config.json, manifest.json, config.yaml", path.string());
+  fail<FormatError>(
+      "[inspect] {} must be a model, adapter, checkpoint, run or records directory; it has none of config.json, "
+      "records.json, adapter_config.json, manifest.json, config.yaml",
+      path.string());
 }
 
 void print_table(const Json& result) {
   for (const auto& [key, value] : result.items()) {
     if (key == "tensors" || key == "config" || key == "adapter" || key == "lengths") continue;
-    fmt::print("{:<14}{}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
+    fmt::print("{:<20}{}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
   }
   if (result.contains("adapter")) {
     for (const auto& [key, value] : result.at("adapter").items()) {
-      if (key != "update_norms") fmt::print("{:<14}{}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
+      if (key != "update_norms") fmt::print("{:<20}{}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
     }
     for (const auto& [module, norm] : result.at("adapter").at("update_norms").items()) {
       fmt::print("  |update| {:<60}{:.6g}\n", module, norm.get<double>());

@@ -11,6 +11,7 @@
 #include "formats/json.h"
 #include "lora/core/file.h"
 #include "lora/core/text.h"
+#include "lora/io/carry_over.h"
 #include "lora/io/dtype.h"
 #include "lora/nn/few_bits.h"
 
@@ -96,7 +97,14 @@ int MergeCommand::run() const {
   const torch::NoGradGuard no_grad;
 
   const auto few_bits = nn::few_bits_of(*loaded.model);
-  const Report report = merge_with_report(loaded, report_rows(loaded, input));
+  const Report report = [&] {
+    const auto rows = report_rows(loaded, input);
+    try {
+      return merge_with_report(loaded, rows);
+    } catch (const ConfigError& error) {
+      throw FormatError(error.what());  // it is the adapter that no weight can hold
+    }
+  }();
   Json json_report = report.to_json();
   json_report["model"] = model.model;
   json_report["adapter"] = model.adapters.size() == 1 ? Json(model.adapters.front()) : Json(model.adapters);
@@ -106,6 +114,7 @@ int MergeCommand::run() const {
   AtomicDirectory directory{Path(output)};
   loaded.architecture->save(*loaded.model, directory.path(),
                             {.dtype = std::nullopt, .copy_tokenizer_from = model.model, .shard_bytes = shard_bytes});
+  io::carry_over_config(model.model, directory.path());
   write_file_atomically(directory.path() / "merge_report.json", json_report.dump(2) + "\n");
   directory.commit();
   if (json) {
@@ -115,7 +124,8 @@ int MergeCommand::run() const {
                short_name(io::from_torch(loaded.model->stored_dtype())));
     report.print();
     if (few_bits.scheme) {
-      fmt::print("the base is in {}: every weight is written as the plain numbers that it stands for\n", name_of(few_bits.scheme->type));
+      fmt::print("the base is in {}: every weight is written as the plain numbers that it stands for\n",
+                 name_of(few_bits.scheme->type));
     }
   }
   return kDone;

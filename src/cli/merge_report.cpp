@@ -62,8 +62,8 @@ ReportRows rows_of_file(const LoadedModel& loaded, const std::string& file) {
     const auto example = reader.read(*line, lines.line_number());
     const auto length = static_cast<int64_t>(example.input_ids.size());
     require<DataError>(length <= loaded.model->max_positions(),
-                       "[{}:{}] a row must fit the model's {} positions; found {} tokens; shorten it", file,
-                       lines.line_number(), loaded.model->max_positions(), length);
+                       "[{}:{}] a row must fit the model's {} positions; found {} tokens; shorten it", file, lines.line_number(),
+                       loaded.model->max_positions(), length);
     full = !rows.ids_1S.empty() && rows.num_tokens() + length > room;
     if (!full) rows.ids_1S.push_back(at::tensor(example.input_ids, at::kLong).unsqueeze(0));
   }
@@ -76,7 +76,8 @@ ModuleNorms norms_of(const Tensor& base, const Tensor& merged, const std::string
   const Tensor stored = merged.to(base.scalar_type()).to(merged.scalar_type());
   require<NonFiniteError>(stored.isfinite().all().item<bool>(),
                           "[merge] merged weights must be finite numbers in {}; found others in {}; nothing was written; check "
-                          "the adapter, or merge with --dtype bf16 or fp32", short_name(io::from_torch(base.scalar_type())), name);
+                          "the adapter, or merge with --dtype bf16 or fp32",
+                          short_name(io::from_torch(base.scalar_type())), name);
   const Tensor before = base.to(merged.scalar_type());
   return {.update = (merged - before).norm().item<double>(),
           .weight = before.norm().item<double>(),
@@ -164,8 +165,10 @@ Tensor logits_of(const LoadedModel& loaded, const Tensor& ids_1S, std::string_vi
   const Batch batch = batch_of(ids_1S, loaded.device);
   Tensor logits_SV = loaded.model->forward(batch)[0].to(at::kCPU, at::kFloat);
   if (logits_SV.isfinite().all().item<bool>()) return logits_SV;
-  fail<NonFiniteError>("[merge] logits must be finite; found others with {}, first at {}; check the weights, or use --dtype bf16 "
-                       "or fp32", what, first_nonfinite(*loaded.model, batch));
+  fail<NonFiniteError>(
+      "[merge] logits must be finite; found others with {}, first at {}; check the weights, or use --dtype bf16 "
+      "or fp32",
+      what, first_nonfinite(*loaded.model, batch));
 }
 
 }  // namespace lora::cli

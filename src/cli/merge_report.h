@@ -50,7 +50,8 @@ struct ModuleNorms {
 /// NonFiniteError naming the first module whose merged weight would not be finite.
 std::map<std::string, ModuleNorms> module_norms(const AdapterSets& adapters);
 
-/// fp32 logits (S, V) of one row, on the CPU. Throws NonFiniteError naming `what` and the first module whose output is not finite.
+/// fp32 logits (S, V) of one row, on the CPU. Throws NonFiniteError naming `what` and the first module whose output is not
+/// finite.
 at::Tensor logits_of(const LoadedModel& loaded, const at::Tensor& ids_1S, std::string_view what);
 
 }  // namespace lora::cli

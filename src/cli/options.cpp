@@ -1,24 +1,32 @@
 #include "cli/options.h"
 
+#include <algorithm>
+
 #include "core/check.h"
 #include "lora/adapters/adapter_io.h"
 #include "lora/core/dtype.h"
+#include "lora/core/file.h"
 #include "lora/core/log.h"
 #include "lora/core/text.h"
+#include "lora/data/glm_tokenizer.h"
 #include "lora/io/dtype.h"
 #include "lora/ops/device.h"
 
 namespace lora::cli {
 
 void add_log_options(CLI::App& command) {
-  command.add_flag_callback("-q,--quiet", [] { log::set_level(log::Level::kError); }, "Errors only");
-  command.add_flag_callback("-v,--verbose", [] { log::set_level(log::Level::kDebug); }, "Say more");
+  command.add_flag_callback(
+      "-q,--quiet", [] { log::set_level(log::Level::kError); }, "Errors only");
+  command.add_flag_callback(
+      "-v,--verbose", [] { log::set_level(log::Level::kDebug); }, "Say more");
 }
 
 void ModelOptions::add_to(CLI::App& command) {
   command.add_option("--model", model, "Model directory (Hugging Face layout)")->required();
   command.add_option("--adapter", adapters, "Adapter directory (PEFT layout); given again, one that works together with it")
-      ->take_all()->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+      ->take_all()
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command.add_option("--dtype", dtype, "fp32, bf16 or fp16 (default: the model's own)");
   command.add_option("--device", device, "auto, cpu, cuda or cuda:N")->capture_default_str();
 }
@@ -63,10 +71,24 @@ LoadedModel load_model(const ModelOptions& options) {
   return loaded;
 }
 
+void require_same_tokens(nn::CausalLMImpl& model, const data::Tokenizer& tokenizer) {
+  const auto own = tokenizer.glm_ids();
+  const auto start = model.answer_start(), ends = model.end_ids();
+  if (!own || start.empty()) return;
+  const bool is_same = start == std::vector{own->gmask, own->sop} && std::ranges::find(ends, own->eop) != ends.end();
+  require<FormatError>(
+      is_same,
+      "[tokenizer] the model and its tokenizer must mean the same by [gMASK], <sop> and <eop>; found {} and {} in "
+      "config.json, and {}, {} and {} in {}; both must be those of one version of the model",
+      fmt::join(start, " and "), fmt::join(ends, ", "), own->gmask, own->sop, own->eop, data::kGlmTokenizerFile);
+}
+
 const data::Tokenizer& require_tokenizer(const LoadedModel& loaded, std::string_view what) {
   require<IoError>(loaded.tokenizer != nullptr,
                    "[tokenizer] {} needs a tokenizer; the model directory has no tokenizer.model; put it there or give "
-                   "token ids", what);
+                   "token ids",
+                   what);
+  require_same_tokens(*loaded.model, *loaded.tokenizer);
   return *loaded.tokenizer;
 }
 
@@ -76,7 +98,8 @@ std::string readable_text(const data::Tokenizer& tokenizer, std::vector<int64_t>
 }
 
 void require_free_output(const Path& output, bool overwrite) {
-  if (overwrite || !std::filesystem::exists(output)) return;
+  require<ConfigError>(!output.empty(), "[output] an output must have a name; found none; give one");
+  if (overwrite || !std::filesystem::exists(output) || is_stream(output)) return;
   if (std::filesystem::is_directory(output) && std::filesystem::is_empty(output)) return;
   fail<ConfigError>("[output] existing output is never overwritten; {} exists; choose another place or pass --overwrite",
                     output.string());

@@ -46,6 +46,10 @@ struct LoadedModel {
 };
 LoadedModel load_model(const ModelOptions& options);
 
+/// FormatError where config.json and the tokenizer of a ChatGLM give its special tokens different ids: rows would be taught other
+/// ends than generation stops at.
+void require_same_tokens(nn::CausalLMImpl& model, const data::Tokenizer& tokenizer);
+
 /// The tokenizer, or IoError saying that `what` needs one.
 const data::Tokenizer& require_tokenizer(const LoadedModel& loaded, std::string_view what);
 

@@ -61,7 +61,8 @@ uint64_t available_memory(const PlanCommand& command, const std::string& device)
   const auto devices = existing_devices();
   require<ConfigError>(!device.starts_with("cuda") || devices.size() > 1,
                        "[--memory] the memory of a device that is not here must be given; found run.device {}; add for "
-                       "example --memory 80GiB", device);
+                       "example --memory 80GiB",
+                       device);
   return total_memory(parse_device(device));
 }
 
@@ -196,8 +197,10 @@ Planned make_plan(const PlanCommand& command) {
 
   train::MemoryInputs& inputs = planned.inputs;
   const auto& architecture = architecture_of(config);
-  require<ConfigError>(architecture.shapes != nullptr, "[model] the architecture must say its models' widths to be planned; found {:?}, "
-                       "which does not", architecture.name);
+  require<ConfigError>(architecture.shapes != nullptr,
+                       "[model] the architecture must say its models' widths to be planned; found {:?}, "
+                       "which does not",
+                       architecture.name);
   inputs.shapes = architecture.shapes(*model);
   inputs.parameters = train::parameter_memory(*model, adapters, options.optimizer);
   inputs.fast_paths = model->fast_paths;
@@ -313,8 +316,8 @@ std::vector<std::string> advice(const Planned& planned) {
                                 peak_with([](auto& inputs) { inputs.recompute = nn::Recompute::kSelective; }),
                                 peak_with([](auto& inputs) { inputs.recompute = nn::Recompute::kFull; })));
   } else if (config.train.recompute == "selective") {
-    lines.push_back(fmt::format("train.recompute: full ({})",
-                                peak_with([](auto& inputs) { inputs.recompute = nn::Recompute::kFull; })));
+    lines.push_back(
+        fmt::format("train.recompute: full ({})", peak_with([](auto& inputs) { inputs.recompute = nn::Recompute::kFull; })));
   }
   if (!config.data.packing && config.data.format != "text") {
     lines.push_back("data.packing: true, when rows are mostly shorter than the longest, with a smaller train.micro_batch");
@@ -326,8 +329,8 @@ std::vector<std::string> advice(const Planned& planned) {
   if (may_quantize && few_bits_of(planned.inputs.shapes).is_null()) {
     lines.push_back(fmt::format("adapter.quantization: {{bits: 4, double: true}} ({})", peak_with(keep_in_four_bits)));
   }
-  if (planned.plan.packed_bytes > 0) lines.push_back("run.disable_fast_paths: [packed_weights] trades speed for " +
-                                                     size_text(planned.plan.packed_bytes));
+  if (planned.plan.packed_bytes > 0)
+    lines.push_back("run.disable_fast_paths: [packed_weights] trades speed for " + size_text(planned.plan.packed_bytes));
   lines.push_back("data.max_length: shorter rows");
   return lines;
 }
@@ -377,7 +380,10 @@ void add_plan_command(CLI::App& program, Action& action) {
   command->footer("Example: lora plan -c run.yaml --memory 24GiB");
   auto state = std::make_shared<PlanCommand>();
   command->add_option("-c,--config", state->run_file, "Run file (YAML)")->required();
-  command->add_option("--set", state->overrides, "section.key=value, over the run file")->take_all()->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->add_option("--set", state->overrides, "section.key=value, over the run file")
+      ->take_all()
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command->add_option("--device", state->device, "auto, cpu, cuda or cuda:N, over run.device");
   command->add_option("--memory", state->memory, "Memory to fit, for example 24GiB (default: this machine's, or the GPU's)");
   command->add_flag("--json", state->json, "Print one JSON object");

@@ -14,7 +14,9 @@ namespace {
 using formats::OrderedJson;
 
 std::string line_of(const Prediction& one) {
-  return OrderedJson{{"row", one.row}, {"prompt", one.prompt}, {"prediction", one.prediction}, {"reference", one.reference}}.dump() + "\n";
+  return OrderedJson{{"row", one.row}, {"prompt", one.prompt}, {"prediction", one.prediction}, {"reference", one.reference}}
+             .dump() +
+         "\n";
 }
 
 Prediction parse(const std::string& line, const std::string& where) {
@@ -48,9 +50,11 @@ std::pair<std::string, std::string> read_answer(const std::string& line, const s
   const auto json = formats::parse_json(line, where);
   const auto is_text = [&](const char* key) { return json.is_object() && json.contains(key) && json.at(key).is_string(); };
   for (const auto& [prediction, reference] : {std::pair{"prediction", "reference"}, std::pair{"predict", "label"}}) {
-    if (is_text(prediction) && is_text(reference)) return {json.at(prediction).get<std::string>(), json.at(reference).get<std::string>()};
+    if (is_text(prediction) && is_text(reference))
+      return {json.at(prediction).get<std::string>(), json.at(reference).get<std::string>()};
   }
-  fail<FormatError>("[{}] a line must hold the texts \"prediction\" and \"reference\" (or \"predict\" and \"label\"); it has neither", where);
+  fail<FormatError>(
+      "[{}] a line must hold the texts \"prediction\" and \"reference\" (or \"predict\" and \"label\"); it has neither", where);
 }
 
 PredictionFile::PredictionFile(Path file, const std::string& identity) : file_(std::move(file)), part_(file_.string() + ".part") {
@@ -64,7 +68,8 @@ void PredictionFile::add(const Prediction& prediction) {
   std::ofstream stream(part_, std::ios::app);
   stream << line_of(prediction);
   stream.flush();
-  require<IoError>(stream.good(), "[predictions] {} must be writable; a line could not be added; is the disk full?", part_.string());
+  require<IoError>(stream.good(), "[predictions] {} must be writable; a line could not be added; is the disk full?",
+                   part_.string());
   predictions_.insert_or_assign(prediction.row, prediction);
 }
 

@@ -9,6 +9,7 @@
 #include "lora/core/log.h"
 #include "lora/core/stopwatch.h"
 #include "lora/core/text.h"
+#include "lora/data/format_registry.h"
 #include "lora/data/overlap.h"
 #include "lora/data/records.h"
 
@@ -42,16 +43,16 @@ Preparation make_preparation(const PrepareCommand& command) {
                        "format of data.train.path");
   result.directory = config.run.output_dir / "records";
   result.tokenizer = make_tokenizer(config);
-  result.options.rows = dataset_options(config, *make_model(config, at::kMeta));
+  const auto model = make_model(config, at::kMeta);
+  if (data::needs_tokenizer(config.data.format)) require_same_tokens(*model, *result.tokenizer);
+  result.options.rows = dataset_options(config, *model);
   result.options.shard_bytes = parse_bytes(command.shard_size, "--shard-size");
-  require<ConfigError>(result.options.shard_bytes > 0, "[--shard-size] must be at least a byte; found {}",
-                       command.shard_size);
+  require<ConfigError>(result.options.shard_bytes > 0, "[--shard-size] must be at least a byte; found {}", command.shard_size);
   result.options.between_batches = check_for_stop;
   return result;
 }
 
-void prepare_set(const Preparation& preparation, const Path& source, const Path& directory,
-                 const data::RecordOptions& options) {
+void prepare_set(const Preparation& preparation, const Path& source, const Path& directory, const data::RecordOptions& options) {
   const Stopwatch watch;
   const auto written = data::write_records(source, directory, options, preparation.tokenizer.get());
   const auto& header = written.header;
@@ -62,16 +63,15 @@ void prepare_set(const Preparation& preparation, const Path& source, const Path&
   }
   if (written.rows_from_before > 0)
     log::info(fmt::format("{} rows were there already", with_thousands(written.rows_from_before)));
-  log::info(fmt::format("{}: {} rows, {} truncated, {} bad; {:.0f} rows/s", source.filename().string(),
-                        header.source.rows, header.source.truncated, header.source.bad_rows,
+  log::info(fmt::format("{}: {} rows, {} truncated, {} bad; {:.0f} rows/s", source.filename().string(), header.source.rows,
+                        header.source.truncated, header.source.bad_rows,
                         static_cast<double>(header.rows - written.rows_from_before) / watch.seconds()));
   fmt::print("wrote {} rows, {} tokens in {} shard{}: {}\n", with_thousands(header.rows), with_thousands(header.tokens),
              header.shards.size(), header.shards.size() == 1 ? "" : "s", directory.string());
 }
 
 /// Numbers of the evaluation rows that data.on_overlap leaves out. Says what overlaps.
-std::vector<int64_t> rows_to_leave_out(const Preparation& preparation, const Path& source,
-                                       const Path& training_records) {
+std::vector<int64_t> rows_to_leave_out(const Preparation& preparation, const Path& source, const Path& training_records) {
   const auto* tokenizer = preparation.tokenizer.get();
   const auto training = data::open_records(training_records, preparation.options.rows, tokenizer);
   const auto evaluation = data::load_dataset(source, preparation.options.rows, tokenizer);
@@ -112,8 +112,7 @@ void add_prepare_command(CLI::App& program, Action& action) {
       ->take_all()
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  command->add_option("--shard-size", state->shard_size, "Most bytes of a data file, such as 512MiB")
-      ->capture_default_str();
+  command->add_option("--shard-size", state->shard_size, "Most bytes of a data file, such as 512MiB")->capture_default_str();
   command->add_flag("--overwrite", state->overwrite, "Remove the records that are there, then write anew");
   add_log_options(*command);
   command->callback([state, &action] { action = [state] { return state->run(); }; });

@@ -10,9 +10,9 @@
 
 #include "cli/command.h"
 #include "cli/signals.h"
+#include "lora/config/known_names.h"
 #include "lora/core/error.h"
 #include "lora/core/log.h"
-#include "lora/config/known_names.h"
 #include "lora/data/format_registry.h"
 #include "lora/eval/metric_registry.h"
 #include "lora/models/glm.h"
@@ -52,12 +52,16 @@ int run(const Action& action) {
     return report(error.what(), kFailed);
   } catch (const c10::OutOfMemoryError& error) {
     return report(fmt::format("[memory] the device must have room for the run; {}; use smaller batches or a smaller "
-                              "dtype", first_line(error, verbose)), kFailed);
+                              "dtype",
+                              first_line(error, verbose)),
+                  kFailed);
   } catch (const c10::Error& error) {
     return report(fmt::format("[torch] {}", first_line(error, verbose)), kFailed);
   } catch (const std::bad_alloc&) {
-    return report("[memory] the machine must have room for the run; an allocation failed; use smaller batches or a "
-                  "smaller dtype", kFailed);
+    return report(
+        "[memory] the machine must have room for the run; an allocation failed; use smaller batches or a "
+        "smaller dtype",
+        kFailed);
   } catch (const std::exception& error) {
     return report(fmt::format("[lora] {}", error.what()), kFailed);
   }

@@ -34,8 +34,7 @@ void check_labels(const data::Example& example, const std::string& where) {
                      example.input_ids.size());
   for (size_t i = 0; i < example.labels.size(); ++i) {
     require<DataError>(example.labels[i] == kIgnoreLabel || example.labels[i] == example.input_ids[i],
-                       "[{}] a label must be the token at its place or -100; found {} at {}", where,
-                       example.labels[i], i);
+                       "[{}] a label must be the token at its place or -100; found {} at {}", where, example.labels[i], i);
   }
 }
 
@@ -59,8 +58,7 @@ data::Example RowReader::tokens_of(const Json& row, const std::string& where) co
     example.input_ids = example.labels = integers(row, "input_ids", where);
     for (const int32_t id : example.input_ids) {
       require<DataError>(id >= 0 && id < loaded_.model->vocab_size(),
-                         "[{}] token ids must be below the vocabulary of {}; found {}", where,
-                         loaded_.model->vocab_size(), id);
+                         "[{}] token ids must be below the vocabulary of {}; found {}", where, loaded_.model->vocab_size(), id);
     }
   } else if (row.contains("text")) {
     const auto& tokenizer = require_tokenizer(loaded_, "a row with text");

@@ -14,8 +14,17 @@ namespace {
 
 /// Everything that a run, and an evaluation of what it made, writes into its directory.
 std::set<std::string> own_entries(const config::RunConfig& config) {
-  return {"config.yaml", config.log.metrics.begin()->string(), "adapter", "base", "best", "model", "checkpoints", "report.html",
-          "eval.json", "predictions.jsonl", "predictions.jsonl.part"};
+  return {"config.yaml",
+          config.log.metrics.begin()->string(),
+          "adapter",
+          "base",
+          "best",
+          "model",
+          "checkpoints",
+          "report.html",
+          "eval.json",
+          "predictions.jsonl",
+          "predictions.jsonl.part"};
 }
 
 /// What may be lost when a run starts again: the configuration, the metrics, temporary files, a base that it made and the best
@@ -49,7 +58,9 @@ bool is_token_cache(const Path& directory, const std::string& name) {
 }
 
 /// What lora prepare leaves beside a run.
-bool is_records(const Path& directory, const std::string& name) { return name == "records" && std::filesystem::is_directory(directory / name); }
+bool is_records(const Path& directory, const std::string& name) {
+  return name == "records" && std::filesystem::is_directory(directory / name);
+}
 
 void check_unchanged(const Path& checkpoint, const config::RunConfig& config, const std::vector<std::string>& allowed) {
   const Path file = checkpoint / "config.yaml";
@@ -69,7 +80,10 @@ RunStart resume_from(const Path& checkpoint, const config::RunConfig& config, co
   check_unchanged(checkpoint, config, allowed);
   const int64_t step = train::checkpoint_position(checkpoint).step;
   log::info(fmt::format("resuming from {} (step {})", checkpoint.string(), step));
-  return {.checkpoint = checkpoint, .first_step = step};
+  RunStart start;
+  start.checkpoint = checkpoint;
+  start.first_step = step;
+  return start;
 }
 
 RunStart start_anew(const config::RunConfig& config, bool overwrite) {
@@ -82,8 +96,8 @@ RunStart start_anew(const config::RunConfig& config, bool overwrite) {
     const bool resume_auto = config.run.resume == "auto";
     require<ConfigError>(own.contains(name) || (may_go && resume_auto),
                          "[run.output_dir] a new run needs an empty directory; {} holds {}; choose another output_dir{} or "
-                         "pass --overwrite", directory.string(), name,
-                         resume_auto ? "" : ", resume: auto");
+                         "pass --overwrite",
+                         directory.string(), name, resume_auto ? "" : ", resume: auto");
     start.obsolete.push_back(directory / name);
   }
   return start;
@@ -109,9 +123,11 @@ RunStart decide_run_start(const config::RunConfig& config, bool overwrite, const
 void require_no_followers(const RunStart& start) {
   for (const Path& follower : start.followers) {
     const bool goes = std::find(start.obsolete.begin(), start.obsolete.end(), follower) != start.obsolete.end();
-    require<ConfigError>(goes || !train::newest_checkpoint(follower),
-                         "[stages] a stage must be finished before the next begins; found steps of the later stage {} beside more to do; "
-                         "pass --overwrite to start anew", follower.filename().string());
+    require<ConfigError>(
+        goes || !train::newest_checkpoint(follower),
+        "[stages] a stage must be finished before the next begins; found steps of the later stage {} beside more to do; "
+        "pass --overwrite to start anew",
+        follower.filename().string());
   }
 }
 

@@ -13,11 +13,11 @@
 namespace lora::cli {
 
 struct RunStart {
-  std::optional<Path> checkpoint;  ///< resume from here; nothing: start at step 1
-  int64_t first_step = 0;          ///< steps already done
-  std::vector<Path> followers;     ///< folders of runs that start from what this one leaves
+  std::optional<Path> checkpoint;     ///< resume from here; nothing: start at step 1
+  int64_t first_step = 0;             ///< steps already done
+  std::vector<Path> followers;        ///< folders of runs that start from what this one leaves
   std::map<Path, std::string> notes;  ///< files beside its own, by their texts, to be written once this run can begin
-  std::vector<Path> obsolete;      ///< what an earlier or killed run left, to be removed once this run can begin
+  std::vector<Path> obsolete;         ///< what an earlier or killed run left, to be removed once this run can begin
 };
 
 /// Decides by run.resume and what the directory holds; creates it, but removes no output yet: a run that cannot begin

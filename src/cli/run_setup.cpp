@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cli/saved_adapter.h"
 #include "core/check.h"
 #include "lora/adapters/adapter_io.h"
 #include "lora/adapters/eva.h"
@@ -15,6 +16,7 @@
 #include "lora/core/text.h"
 #include "lora/data/dataset.h"
 #include "lora/data/format_registry.h"
+#include "lora/data/glm_tokenizer.h"
 #include "lora/data/supervision.h"
 #include "lora/io/adapter_files.h"
 #include "lora/io/dtype.h"
@@ -36,14 +38,6 @@ std::optional<at::ScalarType> model_dtype(const RunConfig& config) {
 template <class Target, class Value>
 void apply(Target& target, const std::optional<Value>& value) {
   if (value) target = *value;
-}
-
-/// A key given beside init_from must say what the saved adapter says.
-template <class Value>
-void require_same(const char* key, const std::optional<Value>& given, const Value& saved) {
-  require<ConfigError>(!given || *given == saved,
-                       "[adapter.{}] a key given beside init_from must agree with the saved adapter; it differs; leave it out",
-                       key);
 }
 
 /// Of every method on weights.
@@ -109,7 +103,7 @@ Ia3Options ia3_options(const config::AdapterSection& section) {
 PrefixOptions prefix_options(const config::AdapterSection& section, int64_t hidden) {
   PrefixOptions options;
   if (section.method == "ptuning_v2") {
-    options.dropout = 0.1;
+    options.dropout = kPTuningV2Dropout;
     options.encoder_hidden_size = hidden;
     options.num_virtual_tokens = 128;
   }
@@ -127,9 +121,10 @@ PromptOptions prompt_options(const RunConfig& config, const config::AdapterSecti
   apply(options.init, section.prompt_tuning_init);
   apply(options.init_text, section.prompt_tuning_init_text);
   if (options.init != "TEXT") return options;
-  require<ConfigError>(tokenizer != nullptr && !options.init_text.empty(),
-                       "[adapter.prompt_tuning_init] TEXT needs adapter.prompt_tuning_init_text and a tokenizer; found {}; give it",
-                       tokenizer == nullptr ? "no tokenizer" : "no text");
+  require<ConfigError>(
+      tokenizer != nullptr && !options.init_text.empty(),
+      "[adapter.prompt_tuning_init] TEXT needs adapter.prompt_tuning_init_text and a tokenizer; found {}; give it",
+      tokenizer == nullptr ? "no tokenizer" : "no text");
   options.init_ids = data::encode_prompt(*tokenizer, options.init_text);
   options.tokenizer = config.model.path.value_or(config.tokenizer.path.value_or("")).string();
   return options;
@@ -174,12 +169,13 @@ int64_t hidden_size(const nn::CausalLMImpl& model) {
   return shape ? shape->hidden : 0;
 }
 
-MethodOptions method_options(const RunConfig& config, const config::AdapterSection& given,
-                             const nn::CausalLMImpl& model, const data::Tokenizer* tokenizer, int64_t total_steps) {
+MethodOptions method_options(const RunConfig& config, const config::AdapterSection& given, const nn::CausalLMImpl& model,
+                             const data::Tokenizer* tokenizer, int64_t total_steps) {
   const std::string& method = given.method;
   config::AdapterSection section = given;
   const bool is_low_rank = method == "lora" || method == "adalora";
-  if (is_low_rank && !section.target_modules && !model.default_targets().empty()) section.target_modules = model.default_targets();
+  if (is_low_rank && !section.target_modules && !model.default_targets().empty())
+    section.target_modules = model.default_targets();
   if (method == "adalora") return adalora_options(section, total_steps);
   if (method == "ia3") return ia3_options(section);
   if (method == "trainable_tokens") return token_options(section);
@@ -188,93 +184,6 @@ MethodOptions method_options(const RunConfig& config, const config::AdapterSecti
   if (method == "ptuning") return ptuning_options(section);
   if (method == "bottleneck") return bottleneck_options(section);
   return lora_options(section);
-}
-
-/// The rows of a saved adapter that has none are no rows.
-void require_same_tokens(const config::AdapterSection& section, const std::optional<TokenIndices>& saved) {
-  require_same("trainable_token_indices", section.trainable_token_indices, saved.value_or(std::vector<int64_t>{}));
-}
-
-void require_agrees(const config::AdapterSection& section, const LoraOptions& saved) {
-  require_same_tokens(section, saved.token_indices);
-  require_same("r", section.r, saved.rank);
-  require_same("lora_alpha", section.lora_alpha, saved.alpha);
-  require_same("use_rslora", section.use_rslora, saved.rank_stabilized);
-  require_same("use_dora", section.use_dora, saved.dora);
-  require_same("bias", section.bias, saved.bias);
-  require_same("target_modules", section.target_modules, saved.targets);
-  require_same("modules_to_save", section.modules_to_save, saved.modules_to_save);
-  require_same("rank_pattern", section.rank_pattern, saved.rank_pattern);
-  if (section.alpha_pattern) require_same("alpha_pattern", std::optional(alphas_of(*section.alpha_pattern)), saved.alpha_pattern);
-}
-
-void require_agrees(const config::AdapterSection& section, const AdaLoraOptions& saved) {
-  require_same_tokens(section, saved.token_indices);
-  require_same("init_r", section.init_r, saved.init_rank);
-  require_same("target_r", section.target_r, saved.target_rank);
-  require_same("tinit", section.tinit, saved.initial_steps);
-  require_same("tfinal", section.tfinal, saved.final_steps);
-  require_same("deltaT", section.deltaT, saved.interval);
-  require_same("total_step", section.total_step, saved.total_steps);
-  require_same("beta1", section.beta1, saved.beta1);
-  require_same("beta2", section.beta2, saved.beta2);
-  require_same("orth_reg_weight", section.orth_reg_weight, saved.orth_reg_weight);
-  require_same("lora_alpha", section.lora_alpha, saved.alpha);
-  require_same("bias", section.bias, saved.bias);
-  require_same("target_modules", section.target_modules, saved.targets);
-  require_same("modules_to_save", section.modules_to_save, saved.modules_to_save);
-}
-
-void require_agrees(const config::AdapterSection& section, const Ia3Options& saved) {
-  require_same("target_modules", section.target_modules, saved.targets);
-  require_same("feedforward_modules", section.feedforward_modules, saved.feedforward);
-  require_same("modules_to_save", section.modules_to_save, saved.modules_to_save);
-}
-
-void require_agrees(const config::AdapterSection& section, const TrainableTokensOptions& saved) {
-  require_same_tokens(section, saved.token_indices);
-}
-
-void require_no_network(bool has_network) {
-  require<ConfigError>(!has_network, "[adapter.init_from] a saved prompt can start one without a network; found one whose virtual tokens "
-                       "a network made, whose weights the file has not; begin afresh, or resume the run from its checkpoint");
-}
-
-void require_agrees(const config::AdapterSection& section, const PrefixOptions& saved) {
-  require_same("num_virtual_tokens", section.num_virtual_tokens, saved.num_virtual_tokens);
-  require_no_network(saved.projection || section.prefix_projection.value_or(false));
-}
-
-void require_agrees(const config::AdapterSection& section, const PromptOptions& saved) {
-  require_same("num_virtual_tokens", section.num_virtual_tokens, saved.num_virtual_tokens);
-}
-
-void require_agrees(const config::AdapterSection&, const PTuningOptions&) { require_no_network(true); }
-
-void require_agrees(const config::AdapterSection& section, const BottleneckOptions& saved) {
-  require_same("reduction_factor", section.reduction_factor, saved.reduction_factor);
-  require_same("mh_adapter", section.mh_adapter, saved.mh_adapter);
-  require_same("output_adapter", section.output_adapter, saved.output_adapter);
-  require_same("non_linearity", section.non_linearity, saved.non_linearity);
-}
-
-/// The method of the run file that trains such an adapter.
-bool is_method(const std::string& method, const MethodOptions& options) {
-  const std::string saved = method_name(options);
-  if (saved == "rslora" || saved == "dora") return method == "lora";
-  return method == saved || (method == "ptuning_v2" && saved == "prefix");
-}
-
-AdapterSet load_initial_adapter(const config::AdapterSection& section, nn::CausalLMImpl& model,
-                                const std::string& name) {
-  const io::AdapterFiles files = io::read_adapter_files(*section.init_from);
-  const MethodOptions saved = options_from(files.config);
-  require<ConfigError>(is_method(section.method, saved), "[adapter.method] the method must be that of adapter.init_from, {}; found {}",
-                       method_name(saved), section.method);
-  std::visit([&](const auto& options) { require_agrees(section, options); }, saved);
-  const AdapterSet adapters = adapter_from_files(model, files, name);
-  allocate_ranks(adapters);
-  return adapters;
 }
 
 /// Whether a run finds the adapter's form or values when it begins: eva or loftq.
@@ -302,8 +211,8 @@ class CountedRows : public data::RowSource {
   const EvaOptions& options_;
 };
 
-void start_eva(const config::EvaSection& section, nn::CausalLMImpl& model, const AdapterSet& adapters,
-               const data::Dataset& rows, data::LoaderOptions loader_options) {
+void start_eva(const config::EvaSection& section, nn::CausalLMImpl& model, const AdapterSet& adapters, const data::Dataset& rows,
+               data::LoaderOptions loader_options) {
   EvaOptions options;
   apply(options.rho, section.rho);
   apply(options.tau, section.tau);
@@ -320,7 +229,8 @@ void start_eva(const config::EvaSection& section, nn::CausalLMImpl& model, const
   EvaOptions by_label = options;
   by_label.use_label_mask = true;
   by_label.label_mask_value = kIgnoreLabel;
-  const auto report = initialize_eva(model, adapters, [&](int64_t) { return loader.next().value().micro_batches.at(0); }, by_label);
+  const auto report = initialize_eva(
+      model, adapters, [&](int64_t) { return loader.next().value().micro_batches.at(0); }, by_label);
   const auto [least, most] = std::ranges::minmax(report.layers, {}, &EvaLayer::rank);
   const auto empty = std::ranges::count(report.layers, 0, &EvaLayer::rank);
   log::info(fmt::format("EVA: ranks from {} to {} after {} batches; {} of {} modules have no adapter", least.rank, most.rank,
@@ -331,28 +241,33 @@ void start_loftq(const RunConfig& config, const AdapterSet& adapters) {
   const io::ModelFiles files(*config.model.path);
   const auto plain_weight = [&](const std::string& path) {
     const auto stored = io::stored_weight(files, path + ".weight");
-    require<ConfigError>(!stored.scheme, "[adapter.init_lora_weights] loftq needs the weights before they are quantised; found a model in "
-                         "few bits in {}; give model.path the original, or use another init", config.model.path->string());
+    require<ConfigError>(!stored.scheme,
+                         "[adapter.init_lora_weights] loftq needs the weights before they are quantised; found a model in "
+                         "few bits in {}; give model.path the original, or use another init",
+                         config.model.path->string());
     const at::Tensor weight = at::empty(stored.shape, at::kFloat);
     files.read_into(path + ".weight", weight);
     return weight;
   };
   const auto report = initialize_loftq(adapters, plain_weight, config.adapter.loftq_config.loftq_iter.value_or(1));
-  log::info(fmt::format("LoftQ: what quantising took from {} weights falls from {:.4g} to {:.4g} (Frobenius); {} weights quantised anew",
-                        report.layers, report.error_before, report.error_after, report.requantized));
+  log::info(fmt::format(
+      "LoftQ: what quantising took from {} weights falls from {:.4g} to {:.4g} (Frobenius); {} weights quantised anew",
+      report.layers, report.error_before, report.error_after, report.requantized));
 }
 
 /// Positions that virtual tokens will take from every row.
-int64_t num_virtual_tokens(const config::AdapterSection& section, int64_t hidden) {
+int64_t num_virtual_positions(const config::AdapterSection& section, const nn::CausalLMImpl& model) {
   const std::string& method = section.method;
-  if (method != "prefix" && method != "prompt" && method != "ptuning" && method != "ptuning_v2") return 0;
+  const bool is_prefix = method == "prefix" || method == "ptuning_v2";
+  if (!is_prefix && method != "prompt" && method != "ptuning") return 0;
+  if (is_prefix && !model.prefix_takes_positions()) return 0;
   if (section.num_virtual_tokens) return *section.num_virtual_tokens;
   if (section.init_from) {
     const MethodOptions saved = options_from(io::read_adapter_config(*section.init_from));
     if (const auto* prefix = std::get_if<PrefixOptions>(&saved)) return prefix->num_virtual_tokens;
     if (const auto* prompt = std::get_if<PromptOptions>(&saved)) return prompt->num_virtual_tokens;
   }
-  return method == "prefix" || method == "ptuning_v2" ? prefix_options(section, hidden).num_virtual_tokens : PromptOptions().num_virtual_tokens;
+  return is_prefix ? prefix_options(section, hidden_size(model)).num_virtual_tokens : PromptOptions().num_virtual_tokens;
 }
 
 int64_t row_limit(const RunConfig& config, int64_t context) {
@@ -385,8 +300,8 @@ std::optional<QuantizationScheme> quantization(const config::QuantizationSection
 void require_loaded_fields(const RunConfig& config, const models::Architecture& architecture) {
   for (const auto& [key, text] : config.model.fields) {
     const bool is_known = std::ranges::find(architecture.loaded_fields, key) != architecture.loaded_fields.end();
-    require<ConfigError>(is_known, "[model.{}] the key must be one that a loaded {} can change; found it set to {}; remove it", key,
-                         architecture.name, text);
+    require<ConfigError>(is_known, "[model.{}] the key must be one that a loaded {} can change; found it set to {}; remove it",
+                         key, architecture.name, text);
   }
 }
 
@@ -399,17 +314,24 @@ std::shared_ptr<nn::CausalLMImpl> load_or_make(const RunConfig& config, const at
   const auto& architecture = architecture_of(config);
   if (config.model.path) {
     require_loaded_fields(config, architecture);
-    return architecture.load(*config.model.path, {.device = device, .dtype = model_dtype(config), .offload = where, .quantization = in_few_bits,
+    return architecture.load(*config.model.path, {.device = device,
+                                                  .dtype = model_dtype(config),
+                                                  .offload = where,
+                                                  .quantization = in_few_bits,
                                                   .fields = config.model.fields});
   }
-  require<ConfigError>(architecture.make != nullptr, "[model.arch] fresh weights need an architecture that makes them; found {:?}, which is "
-                       "only loaded; give model.path", architecture.name);
+  require<ConfigError>(architecture.make != nullptr,
+                       "[model.arch] fresh weights need an architecture that makes them; found {:?}, which is "
+                       "only loaded; give model.path",
+                       architecture.name);
   require<ConfigError>(where == nn::Offload::kNone || architecture.offload_to_host != nullptr,
-                       "[model.offload] the architecture must be one whose weights stream; found {:?}; leave it out", architecture.name);
+                       "[model.offload] the architecture must be one whose weights stream; found {:?}; leave it out",
+                       architecture.name);
   const at::Device first = where == nn::Offload::kCpu ? at::Device(at::kCPU) : device;
-  auto model = architecture.make({.preset = config.model.preset,
-                                  .fields = config.model.fields,
-                                  .parameters = {.dtype = model_dtype(config).value_or(at::kFloat), .device = first, .quantization = in_few_bits}});
+  auto model = architecture.make(
+      {.preset = config.model.preset,
+       .fields = config.model.fields,
+       .parameters = {.dtype = model_dtype(config).value_or(at::kFloat), .device = first, .quantization = in_few_bits}});
   if (where == nn::Offload::kCpu) architecture.offload_to_host(*model, device);
   return model;
 }
@@ -418,8 +340,9 @@ void say_what_is_in_few_bits(const nn::CausalLMImpl& model) {
   const auto few_bits = nn::few_bits_of(model);
   if (!few_bits.scheme) return;
   constexpr double kMiB = 1 << 20;
-  log::info(fmt::format("{} frozen weights in {}: {:.1f} MiB instead of {:.1f} MiB", few_bits.layers, name_of(few_bits.scheme->type),
-                        static_cast<double>(few_bits.bytes) / kMiB, static_cast<double>(few_bits.plain_bytes) / kMiB));
+  log::info(fmt::format("{} frozen weights in {}: {:.1f} MiB instead of {:.1f} MiB", few_bits.layers,
+                        name_of(few_bits.scheme->type), static_cast<double>(few_bits.bytes) / kMiB,
+                        static_cast<double>(few_bits.plain_bytes) / kMiB));
 }
 
 /// Null where what recomputation keeps stays on the device.
@@ -444,7 +367,8 @@ nn::FastPaths fast_paths(const RunConfig& config) {
 }  // namespace
 
 const models::Architecture& architecture_of(const RunConfig& config) {
-  return config.model.path ? models::architecture_of(*config.model.path) : models::architecture(config.model.arch.value_or("none"));
+  return config.model.path ? models::architecture_of(*config.model.path)
+                           : models::architecture(config.model.arch.value_or("none"));
 }
 
 std::shared_ptr<nn::CausalLMImpl> make_model(const RunConfig& config, const at::Device& device) {
@@ -458,20 +382,26 @@ std::shared_ptr<nn::CausalLMImpl> make_model(const RunConfig& config, const at::
 }
 
 std::shared_ptr<const data::Tokenizer> make_tokenizer(const RunConfig& config) {
+  if (config.model.path) architecture_of(config);  // a model that is not there is not one without a tokenizer
   if (config.tokenizer.path) return data::load_tokenizer(*config.tokenizer.path);
   auto tokenizer = config.model.path ? data::find_tokenizer(*config.model.path) : nullptr;
-  require<IoError>(tokenizer != nullptr || !data::needs_tokenizer(config.data.format),
-                   "[tokenizer] data.format {} needs a tokenizer; found no tokenizer.model in the model directory; set "
-                   "tokenizer.path", config.data.format);
+  require<IoError>(
+      tokenizer != nullptr || !data::needs_tokenizer(config.data.format),
+      "[tokenizer] data.format {} needs a tokenizer; found neither tokenizer.model nor {} in the model directory; set "
+      "tokenizer.path",
+      config.data.format, data::kGlmTokenizerFile);
   return tokenizer;
 }
 
 int64_t row_room(const RunConfig& config, const nn::CausalLMImpl& model) {
-  int64_t taken = num_virtual_tokens(config.adapter, hidden_size(model));
-  for (const auto& one : config.more_adapters) taken += num_virtual_tokens(one.adapter, hidden_size(model));
+  int64_t taken = num_virtual_positions(config.adapter, model);
+  for (const auto& one : config.more_adapters) taken += num_virtual_positions(one.adapter, model);
   const int64_t room = model.max_positions() - taken;
-  require<ConfigError>(room >= 2, "[adapter.num_virtual_tokens] virtual tokens must leave room for rows in the model's {} positions; found {}; "
-                       "use fewer", model.max_positions(), taken);
+  require<ConfigError>(
+      room >= 2,
+      "[adapter.num_virtual_tokens] virtual tokens must leave room for rows in the model's {} positions; found {}; "
+      "use fewer",
+      model.max_positions(), taken);
   return room;
 }
 
@@ -494,10 +424,12 @@ data::DatasetOptions dataset_options(const RunConfig& config, const nn::CausalLM
 
 std::vector<int64_t> overlap_to_drop(const RunConfig& config, const std::vector<int64_t>& equal, int64_t total) {
   if (equal.empty()) return {};
-  const std::string found = fmt::format("[data.eval] evaluation rows must not occur in the training data; {} of {} do", equal.size(), total);
+  const std::string found =
+      fmt::format("[data.eval] evaluation rows must not occur in the training data; {} of {} do", equal.size(), total);
   const std::string& policy = config.data.on_overlap;
   require<DataError>(policy != "error", "{}; remove them, or let data.on_overlap be drop or warn", found);
-  require<DataError>(policy != "drop" || std::cmp_less(equal.size(), total), "{}; there is nothing left to evaluate on; give other data", found);
+  require<DataError>(policy != "drop" || std::cmp_less(equal.size(), total),
+                     "{}; there is nothing left to evaluate on; give other data", found);
   log::warn(fmt::format("{}; {}", found, policy == "drop" ? "they are left out" : "data.on_overlap: drop leaves them out"));
   return policy == "drop" ? equal : std::vector<int64_t>{};
 }
@@ -507,11 +439,10 @@ data::Dataset make_dataset(const RunConfig& config, const Path& file, const nn::
   data::DatasetOptions options = dataset_options(config, model);
   options.cache_dir = cache_dir;
   data::Dataset dataset = data::load_dataset(file, options, tokenizer);
-  log::info(fmt::format("{}: {} rows, {} truncated, {} bad{}", file.filename().string(), dataset.num_rows,
-                        dataset.num_truncated, dataset.num_bad_rows,
-                        dataset.cache_file ? fmt::format("; {} from the cache {}", dataset.num_rows,
-                                                         dataset.cache_file->string())
-                                           : ""));
+  log::info(fmt::format(
+      "{}: {} rows, {} truncated, {} bad{}", file.filename().string(), dataset.num_rows, dataset.num_truncated,
+      dataset.num_bad_rows,
+      dataset.cache_file ? fmt::format("; {} from the cache {}", dataset.num_rows, dataset.cache_file->string()) : ""));
   for (const auto& reason : dataset.bad_row_reasons) log::warn("left out: " + reason);
   return dataset;
 }
@@ -544,7 +475,7 @@ AdapterSets make_adapters(const RunConfig& config, nn::CausalLMImpl& model, cons
     if (checkpoint && (starts_as(section, "eva") || starts_as(section, "loftq"))) {
       return load_adapter(model, name == "default" ? *checkpoint / "adapter" : *checkpoint / "adapter" / name, name);
     }
-    if (section.init_from) return load_initial_adapter(section, model, name);
+    if (section.init_from) return load_saved_adapter(section, model, name);
     MethodOptions options = method_options(config, section, model, tokenizer, total_steps);
     set_base_model_name(options, own_base(config).value_or(config.model.path.value_or("")).string());
     const AdapterSet adapters = inject_method(model, options, name);
@@ -567,9 +498,7 @@ FreezeReport freeze(const RunConfig& config, nn::CausalLMImpl& model, const Adap
   return adapters ? freeze_base(model, adapters.all(), rules) : train_all(model, rules);
 }
 
-Path token_cache_dir(const RunConfig& config) {
-  return config.data.cache_dir.value_or(config.run.output_dir / "cache");
-}
+Path token_cache_dir(const RunConfig& config) { return config.data.cache_dir.value_or(config.run.output_dir / "cache"); }
 
 data::LoaderOptions loader_options(const RunConfig& config, int64_t pad_id, int64_t max_positions) {
   data::LoaderOptions options;
@@ -635,8 +564,9 @@ void check_supervision(const RunConfig& config, const data::Dataset& dataset, co
   require<DataError>(!report.teaches_nothing(),
                      "[data.train] some token must be a target; found none in {} rows: every label is masked", report.num_rows);
   if (!data::has_answers(config.data.format) || !report.never_teaches_the_end()) return;
-  constexpr const char* kText = "[data.train] the end token must be a target, or the tuned model will never stop; found it "
-                                "in none of {} rows; raise the length limits";
+  constexpr const char* kText =
+      "[data.train] the end token must be a target, or the tuned model will never stop; found it "
+      "in none of {} rows; raise the length limits";
   require<DataError>(!config.data.require_end_token, kText, report.num_rows);
   log::warn(fmt::format(kText, report.num_rows));
 }

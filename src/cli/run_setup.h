@@ -43,7 +43,7 @@ data::Dataset make_dataset(const config::RunConfig& config, const Path& file, co
 /// total_steps: of the run, for AdaLoRA's schedule. The tokenizer (may be null) is for adapter.prompt_tuning_init_text. With a
 /// checkpoint whose run found an adapter's form when it began (EVA's ranks), that adapter has that form.
 AdapterSets make_adapters(const config::RunConfig& config, nn::CausalLMImpl& model, const data::Tokenizer* tokenizer,
-                         int64_t total_steps, const std::optional<Path>& checkpoint = std::nullopt);
+                          int64_t total_steps, const std::optional<Path>& checkpoint = std::nullopt);
 
 /// What a fresh adapter takes from the training data (EVA) or from the weights before they were quantised (LoftQ); nothing for
 /// other inits. Before freeze(). loader: how the run reads its rows.

@@ -26,10 +26,8 @@ struct ScoreCommand {
 constexpr size_t kRowsAtOnce = 256;
 
 std::string to_line(const generate::RowScore& score) {
-  const Json line = {{"logprobs", score.logprobs},
-                     {"sum_logprob", score.sum_logprob},
-                     {"num_targets", score.num_targets},
-                     {"loss", score.loss}};
+  const Json line = {
+      {"logprobs", score.logprobs}, {"sum_logprob", score.sum_logprob}, {"num_targets", score.num_targets}, {"loss", score.loss}};
   return line.dump() + "\n";
 }
 
@@ -60,9 +58,10 @@ int ScoreCommand::run() const {
 
 void add_score_command(CLI::App& program, Action& action) {
   auto* command = program.add_subcommand("score", "Log-probabilities of given rows");
-  command->footer("Example: lora score --model base --adapter out/adapter --input rows.jsonl --output scores.jsonl\n"
-                  "A row is {\"input_ids\": [...]} (with \"labels\" or not), {\"text\": ...} or {\"prompt\": ..., "
-                  "\"completion\": ...}.");
+  command->footer(
+      "Example: lora score --model base --adapter out/adapter --input rows.jsonl --output scores.jsonl\n"
+      "A row is {\"input_ids\": [...]} (with \"labels\" or not), {\"text\": ...} or {\"prompt\": ..., "
+      "\"completion\": ...}.");
   auto state = std::make_shared<ScoreCommand>();
   state->model.add_to(*command);
   command->add_option("--input", state->input, "JSON lines to score")->required();

@@ -18,8 +18,10 @@ void require_own_entries(const config::StagedConfig& staged) {
   for (const auto& entry : std::filesystem::directory_iterator(directory)) {
     const std::string name = entry.path().filename().string();
     const bool is_stage = std::ranges::any_of(staged.stages, [&](const auto& stage) { return stage.name == name; });
-    const bool is_own = is_stage || name == "config.yaml" || name == "adapter" || name == "cache" || name.find(".tmp-") != std::string::npos;
-    require<ConfigError>(is_own, "[run.output_dir] a run with stages needs a folder of its own; {} holds {}; choose another output_dir",
+    const bool is_own =
+        is_stage || name == "config.yaml" || name == "adapter" || name == "cache" || name.find(".tmp-") != std::string::npos;
+    require<ConfigError>(is_own,
+                         "[run.output_dir] a run with stages needs a folder of its own; {} holds {}; choose another output_dir",
                          directory.string(), name);
   }
 }
@@ -32,13 +34,15 @@ void publish_adapter(const Path& from, const Path& to) {
 
 }  // namespace
 
-int run_stages(const config::StagedConfig& staged, bool overwrite, const std::vector<std::string>& allowed, const RunOne& run_one) {
+int run_stages(const config::StagedConfig& staged, bool overwrite, const std::vector<std::string>& allowed,
+               const RunOne& run_one) {
   require_own_entries(staged);
   const Path& directory = staged.common.run.output_dir;
   for (size_t i = 0; i < staged.stages.size(); ++i) {
     const auto& [name, config] = staged.stages[i];
     RunStart start = decide_run_start(config, overwrite, allowed);
-    for (size_t later = i + 1; later < staged.stages.size(); ++later) start.followers.push_back(staged.stages[later].config.run.output_dir);
+    for (size_t later = i + 1; later < staged.stages.size(); ++later)
+      start.followers.push_back(staged.stages[later].config.run.output_dir);
     if (overwrite && i == 0) {
       start.obsolete.insert(start.obsolete.end(), start.followers.begin(), start.followers.end());
       start.obsolete.push_back(directory / "adapter");

@@ -13,8 +13,10 @@
 #include "lora/core/log.h"
 #include "lora/core/stopwatch.h"
 #include "lora/core/text.h"
+#include "lora/data/format_registry.h"
 #include "lora/data/overlap.h"
 #include "lora/generate/generate.h"
+#include "lora/io/carry_over.h"
 #include "lora/io/dtype.h"
 #include "lora/ops/device.h"
 #include "lora/train/callback_registry.h"
@@ -64,7 +66,9 @@ class TrainingRun {
   void add_callbacks(train::Trainer& trainer, train::MetricsFile& metrics, train::Progress& progress);
   void evaluate_on_the_way(train::StepState& state, train::StepResult& result);
   void ask_callbacks(train::StepState& state, const train::StepResult& result);
-  ResultParts parts() const { return {.adapter = static_cast<bool>(adapters_), .model = !adapters_ || !config_.freeze.train.empty()}; }
+  ResultParts parts() const {
+    return {.adapter = static_cast<bool>(adapters_), .model = !adapters_ || !config_.freeze.train.empty()};
+  }
   void save_best();
   void take_best();
   void say_best() const;
@@ -92,7 +96,7 @@ class TrainingRun {
   AdapterSets adapters_;
   FreezeReport freeze_report_;
   std::vector<std::pair<std::string, train::RunCallback>> callbacks_;  ///< by their names
-  train::EvalHistory evaluations_;                                    ///< at the end
+  train::EvalHistory evaluations_;                                     ///< at the end
   std::optional<double> loss_before_, loss_after_;
   std::vector<std::string> samples_before_, samples_after_;
 };
@@ -173,7 +177,8 @@ void TrainingRun::start_or_go_on(train::Trainer& trainer) {
 }
 
 /// Why the run ends before its last step, or nothing.
-std::optional<std::string> TrainingRun::reason_to_end(const train::EvalHistory& evaluations, const std::string& stopped_by) const {
+std::optional<std::string> TrainingRun::reason_to_end(const train::EvalHistory& evaluations,
+                                                      const std::string& stopped_by) const {
   const auto& patience = config_.train.early_stop.patience;
   if (patience && evaluations.without_improvement >= *patience) {
     return fmt::format("the held-out loss did not improve in {} evaluations (train.early_stop)", evaluations.without_improvement);
@@ -202,6 +207,7 @@ void TrainingRun::prepare() {
     require<ShapeError>(tokenizer_->vocab_size() <= model_->vocab_size(),
                         "[tokenizer] the tokenizer's pieces must be in the model's vocabulary of {}; found {}",
                         model_->vocab_size(), tokenizer_->vocab_size());
+    if (data::needs_tokenizer(config_.data.format)) require_same_tokens(*model_, *tokenizer_);
     pad_id_ = std::max<int64_t>(tokenizer_->pad_id(), 0);
   }
   check_for_stop();
@@ -219,7 +225,8 @@ void TrainingRun::prepare() {
   total_steps_ = config_.train.max_steps >= 0 ? config_.train.max_steps : config_.train.epochs * epoch_steps;
   total_epochs_ = epoch_steps > 0 ? (total_steps_ + epoch_steps - 1) / epoch_steps : 0;
   adapters_ = make_adapters(config_, *model_, tokenizer_.get(), total_steps_, start_.checkpoint);
-  if (!start_.checkpoint) start_adapters(config_, *model_, adapters_, train_set_, loader_options(config_, pad_id_, row_room(config_, *model_)));
+  if (!start_.checkpoint)
+    start_adapters(config_, *model_, adapters_, train_set_, loader_options(config_, pad_id_, row_room(config_, *model_)));
   freeze_report_ = freeze(config_, *model_, adapters_);
   warn_about_schedule();
   check_for_stop();
@@ -228,8 +235,10 @@ void TrainingRun::prepare() {
 void TrainingRun::warn_about_schedule() const {
   const int64_t warmup = config_.train.lr_schedule.warmup_steps;
   if (warmup > 0 && warmup >= total_steps_) {
-    log::warn(fmt::format("[train.lr_schedule] warm-up should end before the run; found {} warm-up steps of {} steps: the "
-                          "learning rate never reaches its full value", warmup, total_steps_));
+    log::warn(
+        fmt::format("[train.lr_schedule] warm-up should end before the run; found {} warm-up steps of {} steps: the "
+                    "learning rate never reaches its full value",
+                    warmup, total_steps_));
   }
 }
 
@@ -240,8 +249,8 @@ void TrainingRun::make_callbacks() {
 
 void TrainingRun::announce() const {
   log::info(freeze_report_.summary());
-  log::info(fmt::format("{} rows, {} steps of {} x {} rows, {}", train_set_.size(), total_steps_,
-                        config_.train.grad_accum, config_.train.micro_batch, describe_machine(device_)));
+  log::info(fmt::format("{} rows, {} steps of {} x {} rows, {}", train_set_.size(), total_steps_, config_.train.grad_accum,
+                        config_.train.micro_batch, describe_machine(device_)));
 }
 
 /// In this order, so that lines, callbacks and checkpoints know of the step's evaluation, and checkpoints of what ends the run.
@@ -297,7 +306,8 @@ void TrainingRun::save_best() {
 /// Makes the best result that of the run, and goes on with what its files give.
 void TrainingRun::take_best() {
   if (!std::filesystem::exists(best_directory(config_))) {
-    log::warn("[checkpoint.load_best_at_end] an evaluation must have given a best result; found none; the result is the last state");
+    log::warn(
+        "[checkpoint.load_best_at_end] an evaluation must have given a best result; found none; the result is the last state");
     return;
   }
   const ResultParts result = parts();
@@ -312,7 +322,8 @@ void TrainingRun::take_best() {
 void TrainingRun::say_best() const {
   if (!evaluations_.best_loss) return;
   const auto& checkpoint = config_.checkpoint;
-  log::info(fmt::format("the best held-out loss on the way was {:.4f}, after step {}{}", *evaluations_.best_loss, evaluations_.best_step,
+  log::info(fmt::format("the best held-out loss on the way was {:.4f}, after step {}{}", *evaluations_.best_loss,
+                        evaluations_.best_step,
                         checkpoint.load_best_at_end ? ": the result of this run"
                         : checkpoint.keep_best      ? fmt::format("; it is kept in {}", best_directory(config_).string())
                                                     : ""));
@@ -347,6 +358,7 @@ void TrainingRun::write_model(const Path& directory, bool quantized) {
     options.copy_tokenizer_from = config_.model.path;
   }
   architecture_of(config_).save(*model_, directory, options);
+  if (config_.model.path) io::carry_over_config(*config_.model.path, directory);
 }
 
 /// The adapter, and the model when base weights were trained too.
@@ -367,8 +379,7 @@ void TrainingRun::save_all(train::Trainer& trainer) {
 void TrainingRun::save_last_good_state(train::Trainer& trainer) {
   if (trainer.state().step == start_.first_step) return;
   save_all(trainer);
-  log::warn(fmt::format("the state after step {}, the last before values stopped being finite, is saved",
-                        trainer.state().step));
+  log::warn(fmt::format("the state after step {}, the last before values stopped being finite, is saved", trainer.state().step));
 }
 
 /// The type in which the model's products run.
@@ -400,7 +411,8 @@ std::vector<std::string> TrainingRun::generate_samples() {
   return texts;
 }
 
-/// The first held-out rows (training rows without them), each cut where its answer begins.
+/// The first held-out rows (training rows without them), each cut where its answer begins: behind the start token of models that
+/// have one, which may be a target itself.
 std::vector<SampleRow> TrainingRun::sample_rows() const {
   constexpr size_t kPromptOfPlainText = 32;
   const data::Dataset& set = eval_set_ ? *eval_set_ : train_set_;
@@ -410,6 +422,10 @@ std::vector<SampleRow> TrainingRun::sample_rows() const {
     auto length = static_cast<size_t>(
         std::find_if(labels.begin(), labels.end(), [](int32_t label) { return label != kIgnoreLabel; }) - labels.begin());
     if (length <= 1) length = std::min(kPromptOfPlainText, ids.size() / 2);
+    if (const auto start = model_->answer_start(); !start.empty()) {
+      const auto last = std::find(ids.begin(), ids.end(), start.back());
+      length = last == ids.end() ? 0 : std::max(length, static_cast<size_t>(last - ids.begin()) + 1);
+    }
     if (length == 0) continue;
     const auto answer = ids.begin() + static_cast<std::ptrdiff_t>(length);
     rows.push_back({{ids.begin(), answer}, {answer, ids.end()}});
@@ -422,12 +438,13 @@ void TrainingRun::write_report(const Stopwatch& total) {
   content.title = fmt::format("{} {}", config_.run.mode.value_or("run"), config_.run.output_dir.filename().string());
   content.steps = train::MetricsFile::read(config_.run.output_dir / config_.log.metrics);
   const int64_t trainable = freeze_report_.trainable, parameters = freeze_report_.total;
-  content.summary = {{"Trainable parameters", fmt::format("{} of {} ({:.2f} %)", with_thousands(trainable),
-                                                          with_thousands(parameters),
-                                                          100.0 * static_cast<double>(trainable) / static_cast<double>(parameters))},
-                     {"Time in all", fmt::format("{:.1f} s", total.seconds())}};
+  content.summary = {
+      {"Trainable parameters", fmt::format("{} of {} ({:.2f} %)", with_thousands(trainable), with_thousands(parameters),
+                                           100.0 * static_cast<double>(trainable) / static_cast<double>(parameters))},
+      {"Time in all", fmt::format("{:.1f} s", total.seconds())}};
   if (evaluations_.best_loss) {
-    content.summary.emplace_back("Best held-out loss on the way", fmt::format("{:.4f}, after step {}", *evaluations_.best_loss, evaluations_.best_step));
+    content.summary.emplace_back("Best held-out loss on the way",
+                                 fmt::format("{:.4f}, after step {}", *evaluations_.best_loss, evaluations_.best_step));
   }
   content.environment = {{"machine", describe_machine(device_)}, {"program", "lora " LORA_VERSION}};
   content.rank_modules = adapters_.rank_modules();
@@ -458,7 +475,8 @@ int TrainingCommand::run() const {
   for (const auto& [stage, config] : staged.stages) {
     require<ConfigError>((config.adapter.method == "none") == (name == "train"),
                          "[adapter.method] lora finetune trains an adapter and lora train none; found {} with lora {}; use the "
-                         "other command", config.adapter.method, name);
+                         "other command",
+                         config.adapter.method, name);
   }
   catch_stop_signals();
   parse_device(staged.common.run.device);
@@ -473,9 +491,14 @@ void add_training_command(CLI::App& program, Action& action, const std::string& 
   auto state = std::make_shared<TrainingCommand>();
   state->name = name;
   command->add_option("-c,--config", state->run_file, "Run file (YAML)")->required();
-  command->add_option("--set", state->overrides, "section.key=value, over the run file")->take_all()->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->add_option("--set", state->overrides, "section.key=value, over the run file")
+      ->take_all()
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command->add_option("--device", state->device, "auto, cpu, cuda or cuda:N, over run.device");
-  command->add_option("--allow-changed", state->allowed_changes, "A key that may differ on resume")->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->add_option("--allow-changed", state->allowed_changes, "A key that may differ on resume")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command->add_flag("--overwrite", state->overwrite, "Remove what an earlier run left in output_dir, then start anew");
   add_log_options(*command);
   command->callback([state, &action] { action = [state] { return state->run(); }; });

@@ -34,8 +34,7 @@ std::string text_of(const std::vector<FlatKey>& keys, const std::string& name) {
 
 }  // namespace
 
-std::vector<ConfigDifference> result_changing_differences(const RunConfig& before,
-                                                          const RunConfig& after) {
+std::vector<ConfigDifference> result_changing_differences(const RunConfig& before, const RunConfig& after) {
   const bool horizon_counts = looks_ahead(before) || looks_ahead(after);
   const std::vector<FlatKey> old_keys = flatten(before), new_keys = flatten(after);
   std::vector<ConfigDifference> differences;

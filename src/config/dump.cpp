@@ -22,9 +22,7 @@ std::vector<std::string> split(const std::string& key) {
   return parts;
 }
 
-std::string indent(size_t depth) {
-  return std::string(2 * depth, ' ');
-}
+std::string indent(size_t depth) { return std::string(2 * depth, ' '); }
 
 }  // namespace
 
@@ -36,8 +34,7 @@ std::string write_keys(const std::vector<FlatKey>& keys, size_t outer) {
     const std::string name = sections.back();
     sections.pop_back();
     size_t shared = 0;
-    while (shared < sections.size() && shared < open.size() && sections[shared] == open[shared])
-      ++shared;
+    while (shared < sections.size() && shared < open.size() && sections[shared] == open[shared]) ++shared;
     for (size_t depth = shared; depth < sections.size(); ++depth) {
       text += fmt::format("{}{}:\n", indent(outer + depth), sections[depth]);
     }

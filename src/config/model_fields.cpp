@@ -11,17 +11,12 @@ namespace {
 /// The entry of `name`, or where it belongs.
 template <class Fields>
 auto lower_bound_of(Fields& fields, std::string_view name) {
-  return std::lower_bound(
-      fields.begin(), fields.end(), name,
-      [](const auto& entry, std::string_view wanted) { return entry.first < wanted; });
+  return std::lower_bound(fields.begin(), fields.end(), name,
+                          [](const auto& entry, std::string_view wanted) { return entry.first < wanted; });
 }
 
-bool parse(const std::string& text, int64_t& value) {
-  return parse_integer(text, value) == NumberFault::kNone;
-}
-bool parse(const std::string& text, double& value) {
-  return parse_decimal(text, value) == NumberFault::kNone;
-}
+bool parse(const std::string& text, int64_t& value) { return parse_integer(text, value) == NumberFault::kNone; }
+bool parse(const std::string& text, double& value) { return parse_decimal(text, value) == NumberFault::kNone; }
 bool parse(const std::string& text, bool& value) {
   value = text == "true";
   return value || text == "false";
@@ -38,8 +33,7 @@ template <class T>
 std::optional<T> find_field(const ModelFields& fields, std::string_view name) {
   const auto entry = lower_bound_of(fields, name);
   T value{};
-  if (entry == fields.end() || entry->first != name || !parse(entry->second, value))
-    return std::nullopt;
+  if (entry == fields.end() || entry->first != name || !parse(entry->second, value)) return std::nullopt;
   return value;
 }
 

@@ -32,14 +32,13 @@ std::string found_in(const YamlNode& node) {
   return node.quoted ? fmt::format("the text \"{}\"", shown(node.scalar)) : shown(node.scalar);
 }
 
-[[noreturn]] void refuse_with_hint(const YamlNode& node, const KeyContext& context,
-                                   std::string_view must, std::string_view hint) {
-  fail<ConfigError>("[{}] {} {}; found {}{}{}", context.source.place_of(node), context.key, must,
-                    found_in(node), hint.empty() ? "" : "; ", hint);
+[[noreturn]] void refuse_with_hint(const YamlNode& node, const KeyContext& context, std::string_view must,
+                                   std::string_view hint) {
+  fail<ConfigError>("[{}] {} {}; found {}{}{}", context.source.place_of(node), context.key, must, found_in(node),
+                    hint.empty() ? "" : "; ", hint);
 }
 
-void check_number(const YamlNode& node, const KeyContext& context, NumberFault fault,
-                  std::string_view type) {
+void check_number(const YamlNode& node, const KeyContext& context, NumberFault fault, std::string_view type) {
   const bool is_plain = node.kind == Kind::kScalar && !node.quoted;
   if (is_plain && fault == NumberFault::kNone) return;
   if (is_plain && fault == NumberFault::kOutOfRange) {
@@ -57,11 +56,9 @@ void check_range(const YamlNode& node, const KeyContext& context, double value) 
   const bool is_low_enough = rule.most_is_open ? value < rule.most : value <= rule.most;
   if (is_high_enough && is_low_enough) return;
   std::string range;
-  if (std::isfinite(rule.least))
-    range = fmt::format("{} {}", rule.least_is_open ? "above" : "at least", rule.least);
+  if (std::isfinite(rule.least)) range = fmt::format("{} {}", rule.least_is_open ? "above" : "at least", rule.least);
   if (std::isfinite(rule.most)) {
-    range += fmt::format("{}{} {}", range.empty() ? "" : " and ",
-                         rule.most_is_open ? "below" : "at most", rule.most);
+    range += fmt::format("{}{} {}", range.empty() ? "" : " and ", rule.most_is_open ? "below" : "at most", rule.most);
   }
   refuse(node, context, fmt::format("must be {}", range));
 }
@@ -73,7 +70,8 @@ bool stands_for(std::string_view choice, std::string_view text) {
   const std::string_view stem = choice.substr(0, choice.size() - 1);
   if (!text.starts_with(stem)) return false;
   const std::string_view digits = text.substr(stem.size());
-  return !digits.empty() && digits.size() <= 3 && std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
+  return !digits.empty() && digits.size() <= 3 &&
+         std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
 bool is_choice(const std::vector<std::string_view>& choices, std::string_view text) {
@@ -83,14 +81,12 @@ bool is_choice(const std::vector<std::string_view>& choices, std::string_view te
 void check_choice(const YamlNode& node, const KeyContext& context, const std::string& text) {
   const std::vector<std::string_view>& choices = context.rule.choices;
   if (is_choice(choices, text)) return;
-  const std::string must = choices.size() == 1
-                               ? fmt::format("must be {}", choices[0])
-                               : fmt::format("must be one of {}", fmt::join(choices, ", "));
+  const std::string must =
+      choices.size() == 1 ? fmt::format("must be {}", choices[0]) : fmt::format("must be one of {}", fmt::join(choices, ", "));
   const std::string stem = text.substr(0, text.find("_niter_"));
   if (is_choice(context.rule.later, stem)) refuse(node, context, must + " in this version");
   const std::vector<std::string> known(choices.begin(), choices.end());
-  refuse_with_hint(node, context, must,
-                   fmt::format("did you mean {}?", nearest_names(text, known, 1).front()));
+  refuse_with_hint(node, context, must, fmt::format("did you mean {}?", nearest_names(text, known, 1).front()));
 }
 
 /// The text of a scalar that is meant as text: not empty, and not a number or boolean that lacks
@@ -102,8 +98,7 @@ std::string read_text(const YamlNode& node, const KeyContext& context) {
     refuse_with_hint(node, context, "must be text", "put it in quotes if it is a name");
   }
   if (node.scalar.empty()) refuse(node, context, "must not be empty");
-  if (node.scalar.find('\0') != std::string::npos)
-    refuse(node, context, "must not hold a zero byte");
+  if (node.scalar.find('\0') != std::string::npos) refuse(node, context, "must not hold a zero byte");
   return node.scalar;
 }
 
@@ -113,8 +108,7 @@ void check_pattern(const YamlNode& node, const KeyContext& context, const std::s
 
 Path absolute_path(const YamlNode& node, const KeyContext& context, const std::string& text) {
   if (text == "~" || text.starts_with("~/")) {
-    refuse_with_hint(node, context, "must be a path",
-                     "~ is expanded by shells only, write the folder out");
+    refuse_with_hint(node, context, "must be a path", "~ is expanded by shells only, write the folder out");
   }
   const Path path = (context.source.base / text).lexically_normal();
   return path.has_filename() ? path : path.parent_path();
@@ -136,16 +130,15 @@ std::vector<T> read_list(const YamlNode& node, const KeyContext& context) {
   const std::vector<YamlNode> single = is_single ? std::vector{node} : std::vector<YamlNode>{};
   std::vector<T> values;
   for (const YamlNode& item : is_single ? single : node.items) {
-    const KeyContext place{context.source, fmt::format("{}[{}]", context.key, values.size()),
-                           context.rule};
+    const KeyContext place{context.source, fmt::format("{}[{}]", context.key, values.size()), context.rule};
     T value{};
     read_value(item, place, value);
     values.push_back(std::move(value));
   }
   const size_t length = context.rule.list_length;
   if (length != 0 && values.size() != length) {
-    fail<ConfigError>("[{}] {} must be a list of {}; found {}", context.source.place_of(node),
-                      context.key, length, values.size());
+    fail<ConfigError>("[{}] {} must be a list of {}; found {}", context.source.place_of(node), context.key, length,
+                      values.size());
   }
   return values;
 }
@@ -189,13 +182,10 @@ formats::PromptTemplate read_own_template(const YamlNode& node, const KeyContext
 }  // namespace
 
 std::string Source::place_of(const YamlNode& node) const {
-  return has_lines ? fmt::format("{}:{}", name, node.key_line > 0 ? node.key_line : node.line)
-                   : name;
+  return has_lines ? fmt::format("{}:{}", name, node.key_line > 0 ? node.key_line : node.line) : name;
 }
 
-void refuse(const YamlNode& node, const KeyContext& context, std::string_view must) {
-  refuse_with_hint(node, context, must, "");
-}
+void refuse(const YamlNode& node, const KeyContext& context, std::string_view must) { refuse_with_hint(node, context, must, ""); }
 
 void read_value(const YamlNode& node, const KeyContext& context, int64_t& value) {
   check_number(node, context, parse_integer(node.scalar, value), "an integer");
@@ -209,16 +199,14 @@ void read_value(const YamlNode& node, const KeyContext& context, double& value) 
 
 void read_value(const YamlNode& node, const KeyContext& context, bool& value) {
   value = node.scalar == "true";
-  const bool is_boolean =
-      node.kind == Kind::kScalar && !node.quoted && (value || node.scalar == "false");
+  const bool is_boolean = node.kind == Kind::kScalar && !node.quoted && (value || node.scalar == "false");
   if (!is_boolean) refuse(node, context, "must be true or false");
 }
 
 void read_value(const YamlNode& node, const KeyContext& context, std::string& value) {
   const Rule& rule = context.rule;
   value = read_text(node, context);
-  if (rule.has_form && !rule.has_form(value))
-    refuse(node, context, fmt::format("must be {}", rule.form));
+  if (rule.has_form && !rule.has_form(value)) refuse(node, context, fmt::format("must be {}", rule.form));
   if (rule.text == TextKind::kPattern) check_pattern(node, context, value);
   if (rule.text == TextKind::kPath && !is_choice(rule.choices, value)) {
     value = absolute_path(node, context, value).string();
@@ -229,8 +217,8 @@ void read_value(const YamlNode& node, const KeyContext& context, std::string& va
 
 void read_value(const YamlNode& node, const KeyContext& context, Path& value) {
   const std::string text = read_text(node, context);
-  value = context.rule.text == TextKind::kInsideOutput ? path_inside_output(node, context, text)
-                                                       : absolute_path(node, context, text);
+  value =
+      context.rule.text == TextKind::kInsideOutput ? path_inside_output(node, context, text) : absolute_path(node, context, text);
 }
 
 void read_value(const YamlNode& node, const KeyContext& context, Names& value) {
@@ -248,8 +236,7 @@ void read_value(const YamlNode& node, const KeyContext& context, Patterns& value
   if (node.kind != Kind::kMap) refuse(node, context, "must be a map from names to integers");
   Patterns patterns;
   for (const auto& [name, item] : node.entries) {
-    const KeyContext place{context.source, fmt::format("{}.{}", context.key, shown(name)),
-                           context.rule};
+    const KeyContext place{context.source, fmt::format("{}.{}", context.key, shown(name)), context.rule};
     check_pattern(item, place, name);
     int64_t number = 0;
     read_value(item, place, number);
@@ -302,8 +289,7 @@ bool is_device(std::string_view text) {
   if (!text.starts_with(kNumbered)) return text == "auto" || text == "cpu" || text == "cuda";
   int64_t index = 0;
   text.remove_prefix(kNumbered.size());
-  return parse_integer(text, index) == NumberFault::kNone && text[0] != '+' && index >= 0 &&
-         index < 1024;
+  return parse_integer(text, index) == NumberFault::kNone && text[0] != '+' && index >= 0 && index < 1024;
 }
 
 }  // namespace lora::config

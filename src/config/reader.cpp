@@ -16,8 +16,7 @@ namespace {
 
 class Reader {
  public:
-  Reader(const YamlNode& root, const Source& source, Places& places)
-      : map_(&root), source_(source), places_(places) {}
+  Reader(const YamlNode& root, const Source& source, Places& places) : map_(&root), source_(source), places_(places) {}
 
   template <class Body>
   void section(std::string_view name, const Body& body) {
@@ -62,15 +61,16 @@ class Reader {
     const YamlNode* node = map_->find(name);
     if (node == nullptr || node->kind == YamlNode::Kind::kNull) return;
     const std::string found = flow_text(*node);
-    require<ConfigError>(found == allowed, "[{}] {}{} must be {} in this version; found {}",
-                         source_.place_of(*node), prefix_, name, allowed, shown(found));
+    require<ConfigError>(found == allowed, "[{}] {}{} must be {} in this version; found {}", source_.place_of(*node), prefix_,
+                         name, allowed, shown(found));
   }
 
  private:
   inline static const Rule kNoRule;
 
   static bool is_word(const std::string& name) {
-    return !name.empty() && std::ranges::all_of(name, [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_'; });
+    return !name.empty() &&
+           std::ranges::all_of(name, [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_'; });
   }
 
   template <class Item>
@@ -79,12 +79,10 @@ class Reader {
     return found == items.end() ? items.emplace_back(Item{name}) : *found;
   }
 
-  const YamlNode* find(std::string_view name, std::string_view alias,
-                       const KeyContext& place) const {
+  const YamlNode* find(std::string_view name, std::string_view alias, const KeyContext& place) const {
     const YamlNode* node = map_->find(name);
     const YamlNode* other = alias.empty() ? nullptr : map_->find(alias);
-    require<ConfigError>(node == nullptr || other == nullptr,
-                         "[{}] {} and its other name {} must not both be given; remove one",
+    require<ConfigError>(node == nullptr || other == nullptr, "[{}] {} and its other name {} must not both be given; remove one",
                          source_.place_of(other == nullptr ? *map_ : *other), place.key, alias);
     return node == nullptr ? other : node;
   }
@@ -93,8 +91,7 @@ class Reader {
   /// be given whole.
   void require_whole(const YamlNode& node, const KeyContext& place) const {
     const bool is_part = node.kind == YamlNode::Kind::kMap && node.line == 0;
-    require<ConfigError>(!is_part, "[{}] {} must be given whole; found {}.{}; write {}=VALUE",
-                         source_.name, place.key, place.key,
+    require<ConfigError>(!is_part, "[{}] {} must be given whole; found {}.{}; write {}=VALUE", source_.name, place.key, place.key,
                          is_part ? shown(node.entries.front().first) : "", place.key);
   }
 
@@ -109,9 +106,8 @@ class Reader {
 void read_tree(const YamlNode& root, const Source& source, RunConfig& config, Places& places) {
   if (root.kind == YamlNode::Kind::kNull) return;
   if (root.kind != YamlNode::Kind::kMap) {
-    fail<ConfigError>(
-        "[{}] a run file must be a map of sections such as run, model and data; found {}",
-        source.place_of(root), shown(flow_text(root)));
+    fail<ConfigError>("[{}] a run file must be a map of sections such as run, model and data; found {}", source.place_of(root),
+                      shown(flow_text(root)));
   }
   Reader reader(root, source, places);
   describe(reader, config);

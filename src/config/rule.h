@@ -30,19 +30,16 @@ struct Rule {
   size_t list_length = 0;       ///< 0: any
   bool accepts_single = false;  ///< one value stands for a list of one
   std::vector<std::string_view> choices = {};
-  std::vector<std::string_view> later =
-      {};                             ///< choices of the contract that this version does not have
-  std::string_view absent_word = {};  ///< stands for "not given", besides null
-  std::string_view alias = {};        ///< a second name of the key
+  std::vector<std::string_view> later = {};  ///< choices of the contract that this version does not have
+  std::string_view absent_word = {};         ///< stands for "not given", besides null
+  std::string_view alias = {};               ///< a second name of the key
   bool (*has_form)(std::string_view) = nullptr;
   std::string_view form = {};  ///< what has_form tests, in words
   TextKind text = TextKind::kPlain;
   Effect effect = Effect::kResult;
 
   Rule with_effect(Effect value) const { return with(&Rule::effect, value); }
-  Rule with_later(std::vector<std::string_view> value) const {
-    return with(&Rule::later, std::move(value));
-  }
+  Rule with_later(std::vector<std::string_view> value) const { return with(&Rule::later, std::move(value)); }
   Rule with_absent_word(std::string_view value) const { return with(&Rule::absent_word, value); }
   Rule with_alias(std::string_view value) const { return with(&Rule::alias, value); }
   Rule with_text(TextKind value) const { return with(&Rule::text, value); }
@@ -59,27 +56,13 @@ struct Rule {
 };
 
 /// The closed range.
-inline Rule between(double least, double most) {
-  return {.least = least, .most = most};
-}
-inline Rule at_least(double least) {
-  return {.least = least};
-}
-inline Rule greater_than(double least) {
-  return {.least = least, .least_is_open = true};
-}
+inline Rule between(double least, double most) { return {.least = least, .most = most}; }
+inline Rule at_least(double least) { return {.least = least}; }
+inline Rule greater_than(double least) { return {.least = least, .least_is_open = true}; }
 /// From 0 to below 1.
-inline Rule fraction() {
-  return {.least = 0, .most = 1, .most_is_open = true};
-}
-inline Rule one_of(std::vector<std::string_view> choices) {
-  return {.choices = std::move(choices)};
-}
-inline Rule of_kind(TextKind text) {
-  return {.text = text};
-}
-inline Rule with_effect(Effect effect) {
-  return {.effect = effect};
-}
+inline Rule fraction() { return {.least = 0, .most = 1, .most_is_open = true}; }
+inline Rule one_of(std::vector<std::string_view> choices) { return {.choices = std::move(choices)}; }
+inline Rule of_kind(TextKind text) { return {.text = text}; }
+inline Rule with_effect(Effect effect) { return {.effect = effect}; }
 
 }  // namespace lora::config

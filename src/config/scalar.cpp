@@ -13,34 +13,24 @@ namespace {
 
 constexpr size_t kMaxShown = 80;
 
-bool is_digit(char c) {
-  return c >= '0' && c <= '9';
-}
-bool is_letter(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-}
+bool is_digit(char c) { return c >= '0' && c <= '9'; }
+bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 
 std::string_view without_digits(std::string_view text) {
   const auto end = std::find_if_not(text.begin(), text.end(), is_digit);
   return text.substr(static_cast<size_t>(end - text.begin()));
 }
 
-bool is_sign(char c) {
-  return c == '+' || c == '-';
-}
+bool is_sign(char c) { return c == '+' || c == '-'; }
 
-std::string_view without_sign(std::string_view text) {
-  return !text.empty() && is_sign(text.front()) ? text.substr(1) : text;
-}
+std::string_view without_sign(std::string_view text) { return !text.empty() && is_sign(text.front()) ? text.substr(1) : text; }
 
 /// 0 or digits without a leading zero, which other readers take for octal.
 bool is_plain_digits(std::string_view text) {
   return !text.empty() && without_digits(text).empty() && (text.size() == 1 || text[0] != '0');
 }
 
-bool is_integer(std::string_view text) {
-  return is_plain_digits(without_sign(text));
-}
+bool is_integer(std::string_view text) { return is_plain_digits(without_sign(text)); }
 
 bool is_exponent(std::string_view text) {
   if (text.size() < 2 || (text[0] != 'e' && text[0] != 'E')) return false;
@@ -66,8 +56,7 @@ template <class T>
 NumberFault convert(std::string_view text, T& value) {
   if (text[0] == '+') text.remove_prefix(1);
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return error == std::errc{} && end == text.data() + text.size() ? NumberFault::kNone
-                                                                  : NumberFault::kOutOfRange;
+  return error == std::errc{} && end == text.data() + text.size() ? NumberFault::kNone : NumberFault::kOutOfRange;
 }
 
 std::string lower_case(std::string_view text) {
@@ -80,8 +69,7 @@ std::string lower_case(std::string_view text) {
 
 /// Words that some YAML reader takes for a boolean or for nothing.
 bool is_reserved_word(std::string_view text) {
-  static constexpr std::array<std::string_view, 10> kWords = {"",   "null", "~",  "true", "false",
-                                                              "no", "yes",  "on", "off",  "y"};
+  static constexpr std::array<std::string_view, 10> kWords = {"", "null", "~", "true", "false", "no", "yes", "on", "off", "y"};
   const std::string lower = lower_case(text);
   return lower == "n" || std::find(kWords.begin(), kWords.end(), lower) != kWords.end();
 }

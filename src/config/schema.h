@@ -25,14 +25,12 @@ void describe_run(Visitor& v, RunSection& run) {
   v.key("mode", run.mode, one_of({"train", "finetune", "eval", "predict"}).with_effect(Effect::kNone));
   v.key("output_dir", run.output_dir, harmless);
   v.key("seed", run.seed, at_least(0));
-  v.key("resume", run.resume,
-        one_of({"none", "auto"}).with_text(TextKind::kPath).with_effect(Effect::kNone));
-  v.key("device", run.device,
-        Rule{.has_form = is_device, .form = "auto, cpu, cuda or cuda:N", .effect = Effect::kNone});
+  v.key("resume", run.resume, one_of({"none", "auto"}).with_text(TextKind::kPath).with_effect(Effect::kNone));
+  v.key("device", run.device, Rule{.has_form = is_device, .form = "auto, cpu, cuda or cuda:N", .effect = Effect::kNone});
   v.key("threads", run.threads, between(0, 1024).with_effect(Effect::kNone));
   v.key("disable_fast_paths", run.disable_fast_paths,
-        one_of({"all", "joined", "packed_weights", "fused_norm", "fused_rotary", "fused_swiglu",
-                "fused_attention", "fused_loss", "recorded_step", "release_plain"}));
+        one_of({"all", "joined", "packed_weights", "fused_norm", "fused_rotary", "fused_swiglu", "fused_attention", "fused_loss",
+                "recorded_step", "release_plain"}));
 }
 
 /// A field of config.json, kept as text: visited as what it is.
@@ -47,10 +45,9 @@ void describe_field(Visitor& v, std::string_view name, ModelFields& fields, cons
 template <class Visitor>
 void describe_fields(Visitor& v, ModelFields& fields) {
   constexpr double kMax = std::numeric_limits<int32_t>::max();
-  for (const auto* name :
-       {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "num_layers", "inner_hidden_size",
-        "max_sequence_length", "residual_alpha_layers"}) {
+  for (const auto* name : {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                           "num_key_value_heads", "head_dim", "max_position_embeddings", "num_layers", "inner_hidden_size",
+                           "max_sequence_length", "residual_alpha_layers"}) {
     describe_field<int64_t>(v, name, fields, between(1, kMax));
   }
   for (const auto* name : {"bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "gmask_token_id"}) {
@@ -138,8 +135,9 @@ void describe_data_driven_starts(Visitor& v, AdapterSection& adapter) {
 
 template <class Visitor>
 void describe_adapter(Visitor& v, AdapterSection& adapter) {
-  v.key("method", adapter.method,
-        one_of({"lora", "adalora", "ia3", "trainable_tokens", "prefix", "prompt", "ptuning", "ptuning_v2", "bottleneck", "none"}));
+  v.key(
+      "method", adapter.method,
+      one_of({"lora", "adalora", "ia3", "trainable_tokens", "prefix", "prompt", "ptuning", "ptuning_v2", "bottleneck", "none"}));
   v.key("r", adapter.r, at_least(1));
   v.key("lora_alpha", adapter.lora_alpha, greater_than(0));
   v.key("lora_dropout", adapter.lora_dropout, fraction());
@@ -266,8 +264,7 @@ void describe_train(Visitor& v, TrainSection& train) {
     v.key("min_delta", train.early_stop.min_delta, at_least(0).with_effect(Effect::kNone));
   });
   v.key("callbacks", train.callbacks, known_callback().with_effect(Effect::kNone));
-  v.key("recompute", train.recompute,
-        one_of({"none", "selective", "full"}).with_effect(Effect::kNone));
+  v.key("recompute", train.recompute, one_of({"none", "selective", "full"}).with_effect(Effect::kNone));
   v.key("offload_activations", train.offload_activations, with_effect(Effect::kNone));
 }
 
@@ -331,8 +328,7 @@ void describe(Visitor& v, RunConfig& config) {
     v.key("batch_size", config.generate.batch_size, between(1, 4096).with_effect(Effect::kNone));
   });
   v.section("log", [&] {
-    v.key("metrics", config.log.metrics,
-          of_kind(TextKind::kInsideOutput).with_effect(Effect::kNone));
+    v.key("metrics", config.log.metrics, of_kind(TextKind::kInsideOutput).with_effect(Effect::kNone));
     v.key("report", config.log.report, harmless);
     v.key("samples", config.log.samples, at_least(0).with_effect(Effect::kNone));
     v.only("tensorboard", "false");

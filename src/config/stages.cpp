@@ -12,6 +12,7 @@
 #include "config/dump.h"
 #include "config/overrides.h"
 #include "config/reader.h"
+#include "config/saved_method.h"
 #include "config/scalar.h"
 #include "config/whole.h"
 #include "core/check.h"
@@ -36,7 +37,8 @@ struct StageTree {
 };
 
 bool is_folder_name(std::string_view name) {
-  const bool has_plain = std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '-'; });
+  const bool has_plain =
+      std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '-'; });
   return !name.empty() && name.size() <= 64 && has_plain && std::ranges::find(kTakenNames, name) == kTakenNames.end();
 }
 
@@ -45,9 +47,10 @@ StageTree read_stage(const YamlNode& node, const Source& file) {
   require<ConfigError>(node.kind == YamlNode::Kind::kMap, "[{}] a stage must be a map with a name and sections; found {}", place,
                        shown(flow_text(node)));
   const YamlNode* name = node.find("name");
-  require<ConfigError>(name != nullptr && name->kind == YamlNode::Kind::kScalar && is_folder_name(name->scalar),
-                       "[{}] a stage must have a name of letters, digits, _ and -, which its folder gets, other than {}; found {}", place,
-                       fmt::join(kTakenNames, ", "), name == nullptr ? "none" : shown(flow_text(*name)));
+  require<ConfigError>(
+      name != nullptr && name->kind == YamlNode::Kind::kScalar && is_folder_name(name->scalar),
+      "[{}] a stage must have a name of letters, digits, _ and -, which its folder gets, other than {}; found {}", place,
+      fmt::join(kTakenNames, ", "), name == nullptr ? "none" : shown(flow_text(*name)));
   StageTree stage{name->scalar, place, node};
   std::erase_if(stage.sections.entries, [](const auto& entry) { return entry.first == "name"; });
   for (const auto& [section, value] : stage.sections.entries) {
@@ -62,13 +65,14 @@ StageTree read_stage(const YamlNode& node, const Source& file) {
 std::vector<StageTree> take_stages(YamlNode& root, const Source& file) {
   const YamlNode* node = root.find(kStages);
   if (node == nullptr) return {};
-  require<ConfigError>(node->kind == YamlNode::Kind::kSequence && !node->items.empty(), "[{}] stages must be a list of stages; found {}",
-                       file.place_of(*node), shown(flow_text(*node)));
+  require<ConfigError>(node->kind == YamlNode::Kind::kSequence && !node->items.empty(),
+                       "[{}] stages must be a list of stages; found {}", file.place_of(*node), shown(flow_text(*node)));
   std::vector<StageTree> stages;
   for (const YamlNode& item : node->items) {
     stages.push_back(read_stage(item, file));
     const auto same = std::ranges::count_if(stages, [&](const auto& stage) { return stage.name == stages.back().name; });
-    require<ConfigError>(same == 1, "[{}] stages must have different names; found {} again", stages.back().place, stages.back().name);
+    require<ConfigError>(same == 1, "[{}] stages must have different names; found {} again", stages.back().place,
+                         stages.back().name);
   }
   std::erase_if(root.entries, [](const auto& entry) { return entry.first == kStages; });
   return stages;
@@ -89,10 +93,12 @@ Overrides read_overrides(const std::vector<std::string>& texts, const std::vecto
       overrides.common.push_back(std::move(tree));
       continue;
     }
-    const bool has_stage = of_stages->kind == YamlNode::Kind::kMap && of_stages->entries.front().second.kind == YamlNode::Kind::kMap;
+    const bool has_stage =
+        of_stages->kind == YamlNode::Kind::kMap && of_stages->entries.front().second.kind == YamlNode::Kind::kMap;
     const std::string name = has_stage ? of_stages->entries.front().first : "";
     const bool is_known = std::ranges::any_of(stages, [&](const auto& stage) { return stage.name == name; });
-    require<ConfigError>(is_known, "[--set] a key of a stage is stages.NAME.section.key with the name of a stage; found {}", shown(text));
+    require<ConfigError>(is_known, "[--set] a key of a stage is stages.NAME.section.key with the name of a stage; found {}",
+                         shown(text));
     overrides.by_stage[name].push_back(of_stages->entries.front().second);
   }
   return overrides;
@@ -103,9 +109,12 @@ void continue_from(const Stage& before, const StageTree& tree, const RunConfig& 
   const AdapterSection& trained = before.config.adapter;
   AdapterSection& adapter = next.adapter;
   require<ConfigError>(adapter.init_from == common.adapter.init_from && adapter.tokens_from == common.adapter.tokens_from,
-                       "[{}] a later stage must start from the stage before it; found init_from or tokens_from; remove the key", tree.place);
-  require<ConfigError>(before.config.freeze.train.empty(), "[{}] a stage before another must train its adapter alone, which the next one "
-                       "starts from; found freeze.train in {}; free base weights in the last stage", tree.place, before.name);
+                       "[{}] a later stage must start from the stage before it; found init_from or tokens_from; remove the key",
+                       tree.place);
+  require<ConfigError>(before.config.freeze.train.empty(),
+                       "[{}] a stage before another must train its adapter alone, which the next one "
+                       "starts from; found freeze.train in {}; free base weights in the last stage",
+                       tree.place, before.name);
   const Path saved = before.config.run.output_dir / "adapter";
   adapter.init_from.reset();
   adapter.tokens_from.reset();
@@ -114,14 +123,17 @@ void continue_from(const Stage& before, const StageTree& tree, const RunConfig& 
     return;
   }
   const bool takes_rows = adapter.method == "lora" || adapter.method == "adalora";
-  require<ConfigError>(trained.method == "trainable_tokens" && !trained.target_modules && takes_rows,
-                       "[{}] what stage {} trains must have a place in stage {}: an adapter of the same method, or trainable_tokens of the "
-                       "input embedding before lora or adalora; found {} before {}; train the first apart, merge it, and use the result as "
-                       "model.path", tree.place, before.name, tree.name, trained.method, adapter.method);
+  require<ConfigError>(
+      trained.method == "trainable_tokens" && !trained.target_modules && takes_rows,
+      "[{}] what stage {} trains must have a place in stage {}: an adapter of the same method, or trainable_tokens of the "
+      "input embedding before lora or adalora; found {} before {}; train the first apart, merge it, and use the result as "
+      "model.path",
+      tree.place, before.name, tree.name, trained.method, adapter.method);
   if (!adapter.trainable_token_indices) adapter.trainable_token_indices = trained.trainable_token_indices;
-  require<ConfigError>(adapter.trainable_token_indices && adapter.trainable_token_indices == trained.trainable_token_indices,
-                       "[{}] adapter.trainable_token_indices must be those of stage {}; found others; give them once, beside stages",
-                       tree.place, before.name);
+  require<ConfigError>(
+      adapter.trainable_token_indices && adapter.trainable_token_indices == trained.trainable_token_indices,
+      "[{}] adapter.trainable_token_indices must be those of stage {}; found others; give them once, beside stages", tree.place,
+      before.name);
   adapter.tokens_from = saved;
 }
 
@@ -145,7 +157,8 @@ StagedConfig load_staged_config(const Path& file, const std::vector<std::string>
   } catch (const IoError& error) {
     throw ConfigError(error.what());  // a run file that cannot be read is wrong usage
   }
-  return parse_staged_config(text, file.string(), std::filesystem::absolute(file).parent_path(), overrides, override_base, command);
+  return parse_staged_config(text, file.string(), std::filesystem::absolute(file).parent_path(), overrides, override_base,
+                             command);
 }
 
 StagedConfig parse_staged_config(std::string_view text, std::string_view name, const Path& base,
@@ -159,7 +172,8 @@ StagedConfig parse_staged_config(std::string_view text, std::string_view name, c
     staged.stages.push_back({"", staged.common});
     return staged;
   }
-  require<ConfigError>(command == "finetune", "[{}] stages are run by lora finetune; found them with lora {}", trees.front().place, command);
+  require<ConfigError>(command == "finetune", "[{}] stages are run by lora finetune; found them with lora {}",
+                       trees.front().place, command);
   const Overrides given = read_overrides(overrides, trees);
   const Source command_line{"--set", std::filesystem::absolute(override_base), false};
   const auto read = [&](const StageTree* stage, RunConfig& config, Places& places) {
@@ -179,6 +193,7 @@ StagedConfig parse_staged_config(std::string_view text, std::string_view name, c
     Places places;
     read(&tree, stage.config, places);
     if (!staged.stages.empty()) continue_from(staged.stages.back(), tree, staged.common, stage.config);
+    take_saved_methods(stage.config, places);
     check_whole(stage.config, places, name, command);
     stage.config.run.mode = command;
     stage.config.run.output_dir = output / tree.name;

@@ -55,8 +55,7 @@ void read_value(const YamlNode& node, const KeyContext& context, std::vector<std
 template <class T>
 void read_value(const YamlNode& node, const KeyContext& context, std::optional<T>& value) {
   const std::string_view absent = context.rule.absent_word;
-  const bool is_absent_word =
-      node.kind == YamlNode::Kind::kScalar && !absent.empty() && node.scalar == absent;
+  const bool is_absent_word = node.kind == YamlNode::Kind::kScalar && !absent.empty() && node.scalar == absent;
   if (node.kind == YamlNode::Kind::kNull || is_absent_word) {
     value.reset();
     return;

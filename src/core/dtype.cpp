@@ -48,9 +48,7 @@ constexpr bool rows_follow_the_enumeration() {
 }
 static_assert(rows_follow_the_enumeration());
 
-const Row& row(DType dtype) {
-  return kRows.at(static_cast<size_t>(dtype));
-}
+const Row& row(DType dtype) { return kRows.at(static_cast<size_t>(dtype)); }
 
 constexpr std::array<std::pair<std::string_view, DType>, 8> kFloatNames = {{
     {"fp32", DType::kF32},
@@ -65,13 +63,9 @@ constexpr std::array<std::pair<std::string_view, DType>, 8> kFloatNames = {{
 
 }  // namespace
 
-size_t bits_of(DType dtype) {
-  return row(dtype).bits;
-}
+size_t bits_of(DType dtype) { return row(dtype).bits; }
 
-std::string_view safetensors_name(DType dtype) {
-  return row(dtype).safetensors;
-}
+std::string_view safetensors_name(DType dtype) { return row(dtype).safetensors; }
 
 std::optional<DType> dtype_from_safetensors(std::string_view name) {
   const auto found = std::ranges::find(kRows, name, &Row::safetensors);
@@ -83,10 +77,8 @@ DType parse_float_dtype(std::string_view name, std::string_view where) {
   constexpr std::string_view kTorchPrefix = "torch.";
   std::string_view bare = name;
   if (bare.starts_with(kTorchPrefix)) bare.remove_prefix(kTorchPrefix.size());
-  const auto found =
-      std::ranges::find(kFloatNames, bare, [](const auto& entry) { return entry.first; });
-  require<ConfigError>(found != kFloatNames.end(),
-                       "[{}] the dtype must be fp32, bf16 or fp16; found {:?}; use one of them",
+  const auto found = std::ranges::find(kFloatNames, bare, [](const auto& entry) { return entry.first; });
+  require<ConfigError>(found != kFloatNames.end(), "[{}] the dtype must be fp32, bf16 or fp16; found {:?}; use one of them",
                        where, name);
   return found->second;
 }
@@ -104,8 +96,6 @@ std::string_view short_name(DType dtype) {
   }
 }
 
-std::string_view torch_name(DType dtype) {
-  return row(dtype).torch;
-}
+std::string_view torch_name(DType dtype) { return row(dtype).torch; }
 
 }  // namespace lora

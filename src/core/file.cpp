@@ -29,12 +29,11 @@ constexpr std::string_view kTemporaryMark = ".tmp-";
 
 /// Throws IoError for the system call that just failed. `must` says what had to work.
 [[noreturn]] void fail_system(const Path& path, std::string_view must, int error = errno) {
-  fail<IoError>("[{}] {}; the system says: {}; check the path, its permissions and the free space",
-                path.string(), must, std::generic_category().message(error));
+  fail<IoError>("[{}] {}; the system says: {}; check the path, its permissions and the free space", path.string(), must,
+                std::generic_category().message(error));
 }
 
-[[noreturn]] void fail_system(const Path& path, std::string_view must,
-                              const std::error_code& error) {
+[[noreturn]] void fail_system(const Path& path, std::string_view must, const std::error_code& error) {
   fail_system(path, must, error.value());
 }
 
@@ -49,8 +48,7 @@ auto retry_interrupted(Call call) {
 /// A descriptor that is only read, so that errors of closing it lose nothing.
 class Descriptor {
  public:
-  Descriptor(const Path& path, int flags)
-      : value_(retry_interrupted([&] { return ::open(path.c_str(), flags | O_CLOEXEC); })) {
+  Descriptor(const Path& path, int flags) : value_(retry_interrupted([&] { return ::open(path.c_str(), flags | O_CLOEXEC); })) {
     if (value_ < 0) fail_system(path, "must be readable");
   }
   ~Descriptor() { ::close(value_); }
@@ -67,9 +65,7 @@ std::pair<std::unique_ptr<Descriptor>, uint64_t> open_regular(const Path& path) 
   auto descriptor = std::make_unique<Descriptor>(path, O_RDONLY | O_NONBLOCK);
   struct stat info = {};
   if (::fstat(descriptor->get(), &info) != 0) fail_system(path, "its size must be known");
-  require<IoError>(S_ISREG(info.st_mode),
-                   "[{}] must be a regular file; found a directory or device; name a file",
-                   path.string());
+  require<IoError>(S_ISREG(info.st_mode), "[{}] must be a regular file; found a directory or device; name a file", path.string());
   return {std::move(descriptor), static_cast<uint64_t>(info.st_size)};
 }
 
@@ -77,8 +73,7 @@ std::pair<std::unique_ptr<Descriptor>, uint64_t> open_regular(const Path& path) 
 size_t read_fully(const Descriptor& descriptor, const Path& path, char* data, size_t size) {
   size_t total = 0;
   while (total < size) {
-    const ssize_t count =
-        retry_interrupted([&] { return ::read(descriptor.get(), data + total, size - total); });
+    const ssize_t count = retry_interrupted([&] { return ::read(descriptor.get(), data + total, size - total); });
     if (count < 0) fail_system(path, "must be readable");
     if (count == 0) break;
     total += static_cast<size_t>(count);
@@ -105,18 +100,11 @@ Path unused_name(const Path& target, std::string_view mark) {
     Path name = target;
     name += fmt::format("{}{}-{}", mark, ::getpid(), counter++);
     std::error_code error;
-    if (std::filesystem::symlink_status(name, error).type() ==
-        std::filesystem::file_type::not_found) {
+    if (std::filesystem::symlink_status(name, error).type() == std::filesystem::file_type::not_found) {
       return name;
     }
     if (error) fail_system(name, "its parent must be accessible", error);
   }
-}
-
-void make_directories(const Path& directory) {
-  std::error_code error;
-  std::filesystem::create_directories(directory, error);
-  if (error) fail_system(directory, "must be creatable as a directory", error);
 }
 
 void rename_entry(const Path& from, const Path& to) {
@@ -165,6 +153,20 @@ void sync_tree(const Path& root) {
   sync_directory(root);
 }
 
+/// What a link leads to, where there is something; any other path as it is.
+Path followed(const Path& path) {
+  std::error_code error;
+  if (!std::filesystem::is_symlink(path, error)) return path;
+  const Path target = std::filesystem::canonical(path, error);
+  return error ? path : target;
+}
+
+void write_pieces(const Path& path, std::span<const std::string_view> pieces) {
+  OutputFile file(path);
+  for (const std::string_view piece : pieces) file.write(piece);
+  file.commit();
+}
+
 /// The process id in `<anything>.tmp-<pid>-<n>`; nothing for other names.
 std::optional<pid_t> owner_of_temporary(std::string_view name) {
   const size_t mark = name.rfind(kTemporaryMark);
@@ -182,9 +184,7 @@ std::optional<pid_t> owner_of_temporary(std::string_view name) {
   return pid;
 }
 
-bool is_running(pid_t pid) {
-  return ::kill(pid, 0) == 0 || errno == EPERM;
-}
+bool is_running(pid_t pid) { return ::kill(pid, 0) == 0 || errno == EPERM; }
 
 /// XXH3-128 of bytes that come in pieces.
 class StreamedDigest {
@@ -207,12 +207,17 @@ class StreamedDigest {
 
 std::string read_file(const Path& path, uint64_t max_bytes) {
   const auto [descriptor, size] = open_regular(path);
-  require<IoError>(size <= max_bytes,
-                   "[{}] must have at most {} bytes; found {}; is it the right file?",
-                   path.string(), max_bytes, size);
+  require<IoError>(size <= max_bytes, "[{}] must have at most {} bytes; found {}; is it the right file?", path.string(),
+                   max_bytes, size);
   std::string content(size, '\0');
   content.resize(read_fully(*descriptor, path, content.data(), content.size()));
   return content;
+}
+
+void make_directories(const Path& directory) {
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error) fail_system(directory, "must be creatable as a directory", error);
 }
 
 OutputFile::OutputFile(const Path& path, bool append) : path_(path) {
@@ -236,7 +241,8 @@ void OutputFile::write(const void* data, size_t size) {
 }
 
 void OutputFile::commit() {
-  if (retry_interrupted([&] { return ::fsync(descriptor_); }) != 0) {
+  // A pipe or a terminal has nothing to flush.
+  if (retry_interrupted([&] { return ::fsync(descriptor_); }) != 0 && errno != EINVAL && errno != EROFS) {
     fail_system(path_, "must reach the disk");
   }
   // After EINTR the descriptor is closed all the same on Linux; the data are safe since fsync.
@@ -245,16 +251,21 @@ void OutputFile::commit() {
   }
 }
 
-void write_file_atomically(const Path& path, std::string_view text) {
-  write_file_atomically(path, std::span(&text, 1));
+bool is_stream(const Path& path) {
+  std::error_code error;
+  const auto type = std::filesystem::status(path, error).type();
+  return type == std::filesystem::file_type::character || type == std::filesystem::file_type::block ||
+         type == std::filesystem::file_type::fifo || type == std::filesystem::file_type::socket;
 }
 
-void write_file_atomically(const Path& path, std::span<const std::string_view> pieces) {
+void write_file_atomically(const Path& path, std::string_view text) { write_file_atomically(path, std::span(&text, 1)); }
+
+void write_file_atomically(const Path& given, std::span<const std::string_view> pieces) {
+  const Path path = followed(given);
+  if (is_stream(path)) return write_pieces(path, pieces);
   const Path temporary = unused_name(path, kTemporaryMark);
   try {
-    OutputFile file(temporary);
-    for (const std::string_view piece : pieces) file.write(piece);
-    file.commit();
+    write_pieces(temporary, pieces);
     rename_entry(temporary, path);
   } catch (...) {
     remove_quietly(temporary);
@@ -263,12 +274,14 @@ void write_file_atomically(const Path& path, std::span<const std::string_view> p
   sync_directory(parent_of(path));
 }
 
-void sync_directory(const Path& directory) {
-  sync(directory, O_RDONLY | O_DIRECTORY);
-}
+void sync_directory(const Path& directory) { sync(directory, O_RDONLY | O_DIRECTORY); }
 
 AtomicDirectory::AtomicDirectory(Path target) : target_(std::move(target).lexically_normal()) {
   if (!target_.has_filename()) target_ = target_.parent_path();
+  target_ = followed(target_);
+  require<IoError>(!is_stream(target_),
+                   "[{}] a directory must not take the place of a device or pipe; found one; give another place",
+                   target_.string());
   make_directories(parent_of(target_));
   temporary_ = unused_name(target_, kTemporaryMark);
   make_directories(temporary_);

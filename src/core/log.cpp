@@ -19,9 +19,7 @@ class Formatter : public spdlog::formatter {
   void format(const spdlog::details::log_msg& message, spdlog::memory_buf_t& out) override {
     (message.level == spdlog::level::info ? plain_ : named_).format(message, out);
   }
-  std::unique_ptr<spdlog::formatter> clone() const override {
-    return std::make_unique<Formatter>();
-  }
+  std::unique_ptr<spdlog::formatter> clone() const override { return std::make_unique<Formatter>(); }
 
  private:
   spdlog::pattern_formatter plain_{"%v"}, named_{"%^%l%$: %v"};
@@ -35,8 +33,7 @@ bool colour_is_unwanted() {
 spdlog::logger& logger() {
   // Never destroyed: destructors of other static objects may still log.
   static auto* const instance = [] {
-    const auto mode =
-        colour_is_unwanted() ? spdlog::color_mode::never : spdlog::color_mode::automatic;
+    const auto mode = colour_is_unwanted() ? spdlog::color_mode::never : spdlog::color_mode::automatic;
     auto sink = std::make_shared<spdlog::sinks::stderr_color_sink_mt>(mode);
     auto* created = new spdlog::logger("lora", std::move(sink));
     created->set_formatter(std::make_unique<Formatter>());
@@ -67,9 +64,7 @@ void write(Level level, std::string_view text) {
 
 }  // namespace
 
-void set_level(Level level) {
-  logger().set_level(to_spdlog(level));
-}
+void set_level(Level level) { logger().set_level(to_spdlog(level)); }
 
 Level level() {
   switch (logger().level()) {
@@ -84,17 +79,9 @@ Level level() {
   }
 }
 
-void error(std::string_view text) {
-  write(Level::kError, text);
-}
-void warn(std::string_view text) {
-  write(Level::kWarning, text);
-}
-void info(std::string_view text) {
-  write(Level::kInfo, text);
-}
-void debug(std::string_view text) {
-  write(Level::kDebug, text);
-}
+void error(std::string_view text) { write(Level::kError, text); }
+void warn(std::string_view text) { write(Level::kWarning, text); }
+void info(std::string_view text) { write(Level::kInfo, text); }
+void debug(std::string_view text) { write(Level::kDebug, text); }
 
 }  // namespace lora::log

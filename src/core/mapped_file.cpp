@@ -14,8 +14,8 @@ namespace lora {
 namespace {
 
 [[noreturn]] void fail_mapping(const Path& path, int error) {
-  fail<IoError>("[{}] must be readable; the system says: {}; check the path and its permissions",
-                path.string(), std::generic_category().message(error));
+  fail<IoError>("[{}] must be readable; the system says: {}; check the path and its permissions", path.string(),
+                std::generic_category().message(error));
 }
 
 /// Closes a descriptor at the end of the scope; a mapping outlives it.
@@ -33,9 +33,7 @@ MappedFile::MappedFile(const Path& path) {
   const Closing closing{descriptor};
   struct stat info = {};
   if (::fstat(descriptor, &info) != 0) fail_mapping(path, errno);
-  require<IoError>(S_ISREG(info.st_mode),
-                   "[{}] must be a regular file; found a directory or device; name a file",
-                   path.string());
+  require<IoError>(S_ISREG(info.st_mode), "[{}] must be a regular file; found a directory or device; name a file", path.string());
   if (info.st_size == 0) return;  // nothing that could be mapped
   const auto size = static_cast<size_t>(info.st_size);
   void* const data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, descriptor, 0);

@@ -29,18 +29,13 @@ constexpr auto kGrammar = std::regex::ECMAScript |
 #endif
     ;
 
-bool is_digit(char c) {
-  return c >= '0' && c <= '9';
-}
-bool is_letter(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-}
+bool is_digit(char c) { return c >= '0' && c <= '9'; }
+bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 
 /// Walks over an expression and refuses what Python and ECMAScript read differently.
 class PortabilityCheck {
  public:
-  PortabilityCheck(std::string_view expression, std::string_view where)
-      : expression_(expression), where_(where) {}
+  PortabilityCheck(std::string_view expression, std::string_view where) : expression_(expression), where_(where) {}
 
   void run() {
     while (position_ < expression_.size()) {
@@ -144,25 +139,22 @@ class PortabilityCheck {
   size_t position_ = 0, repeats_ = 1;
 };
 
-std::shared_ptr<const std::regex> compile(std::string_view expression, std::string_view where,
-                                          std::string_view before, std::string_view after) {
+std::shared_ptr<const std::regex> compile(std::string_view expression, std::string_view where, std::string_view before,
+                                          std::string_view after) {
   require<ConfigError>(expression.size() <= kMaxExpressionLength,
                        "[{}] a regular expression must have at most {} characters; found {}; "
                        "shorten it or use a list of names",
                        where, kMaxExpressionLength, expression.size());
   require<ConfigError>(expression.find('\0') == std::string_view::npos,
-                       "[{}] a regular expression must be text; found a NUL character; remove it",
-                       where);
+                       "[{}] a regular expression must be text; found a NUL character; remove it", where);
   PortabilityCheck(expression, where).run();
   try {
     // Compiled alone first: `a)|(b` would pass inside a group.
     auto compiled = std::make_shared<const std::regex>(std::string(expression), kGrammar);
     if (before.empty() && after.empty()) return compiled;
-    return std::make_shared<const std::regex>(fmt::format("{}(?:{}){}", before, expression, after),
-                                              kGrammar);
+    return std::make_shared<const std::regex>(fmt::format("{}(?:{}){}", before, expression, after), kGrammar);
   } catch (const std::regex_error& error) {
-    fail<ConfigError>("[{}] must be a regular expression; found {:?}: {}; correct it", where,
-                      expression, error.what());
+    fail<ConfigError>("[{}] must be a regular expression; found {:?}: {}; correct it", where, expression, error.what());
   }
 }
 
@@ -216,11 +208,9 @@ bool contains_suffix_of(const std::vector<std::string>& items, std::string_view 
 
 }  // namespace
 
-NamePattern::NamePattern(std::string expression, std::string_view where)
-    : NamePattern(std::move(expression), where, "", "") {}
+NamePattern::NamePattern(std::string expression, std::string_view where) : NamePattern(std::move(expression), where, "", "") {}
 
-NamePattern::NamePattern(std::string expression, std::string_view where, std::string_view before,
-                         std::string_view after)
+NamePattern::NamePattern(std::string expression, std::string_view where, std::string_view before, std::string_view after)
     : expression_(std::move(expression)), compiled_(compile(expression_, where, before, after)) {}
 
 NamePattern NamePattern::of_last_components(std::string expression, std::string_view where) {
@@ -233,14 +223,12 @@ NamePattern NamePattern::of_components(std::string expression, std::string_view 
 
 bool NamePattern::matches_all(std::string_view name) const {
   require_matchable(name, expression_);
-  return std::regex_match(name.begin(), name.end(),
-                          *std::static_pointer_cast<const std::regex>(compiled_));
+  return std::regex_match(name.begin(), name.end(), *std::static_pointer_cast<const std::regex>(compiled_));
 }
 
 bool NamePattern::matches_part(std::string_view name) const {
   require_matchable(name, expression_);
-  return std::regex_search(name.begin(), name.end(),
-                           *std::static_pointer_cast<const std::regex>(compiled_));
+  return std::regex_search(name.begin(), name.end(), *std::static_pointer_cast<const std::regex>(compiled_));
 }
 
 bool matches_suffix(std::string_view name, std::string_view item) {
@@ -252,17 +240,15 @@ bool matches_suffix(std::string_view name, std::string_view item) {
 bool TargetRule::is_all_linear() const {
   constexpr std::string_view kAllLinear = "all-linear";
   const auto* text = std::get_if<std::string>(&targets);
-  return text != nullptr && std::ranges::equal(*text, kAllLinear, {}, [](unsigned char c) {
-           return static_cast<char>(std::tolower(c));
-         });
+  return text != nullptr &&
+         std::ranges::equal(*text, kAllLinear, {}, [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
 }
 
 TargetMatcher::TargetMatcher(TargetRule rule) : rule_(std::move(rule)) {
   const auto* expression = std::get_if<std::string>(&rule_.targets);
-  require<ConfigError>(
-      expression == nullptr || (!rule_.layers_to_transform && rule_.layers_pattern.empty()),
-      "[target_modules] must be a list when layers_to_transform or layers_pattern is given; found "
-      "one string; put the layer numbers into the expression, or give a list of names");
+  require<ConfigError>(expression == nullptr || (!rule_.layers_to_transform && rule_.layers_pattern.empty()),
+                       "[target_modules] must be a list when layers_to_transform or layers_pattern is given; found "
+                       "one string; put the layer numbers into the expression, or give a list of names");
   require<ConfigError>(rule_.layers_pattern.empty() || rule_.layers_to_transform,
                        "[layers_pattern] needs layers_to_transform; found none; give the layer "
                        "numbers or remove layers_pattern");
@@ -303,15 +289,13 @@ bool TargetMatcher::is_saved_whole(std::string_view path) const {
 bool TargetMatcher::is_in_wanted_layer(std::string_view path) const {
   if (!rule_.layers_to_transform) return true;
   const auto index = layer_index(path);
-  return index &&
-         std::ranges::find(*rule_.layers_to_transform, *index) != rule_.layers_to_transform->end();
+  return index && std::ranges::find(*rule_.layers_to_transform, *index) != rule_.layers_to_transform->end();
 }
 
 std::optional<int64_t> TargetMatcher::layer_index(std::string_view path) const {
   const auto components = split_at_dots(path);
   // Number of the first component, from `first` on, that is an index and has something after it.
-  const auto find_index = [&](size_t first,
-                              const auto& follows_container) -> std::optional<int64_t> {
+  const auto find_index = [&](size_t first, const auto& follows_container) -> std::optional<int64_t> {
     for (size_t i = first; i + 1 < components.size(); ++i) {
       const auto index = as_index(components[i]);
       const auto before = static_cast<size_t>(components[i].data() - path.data());
@@ -323,16 +307,14 @@ std::optional<int64_t> TargetMatcher::layer_index(std::string_view path) const {
     return find_index(2, [](std::string_view) { return true; });
   }
   for (const NamePattern& container : layer_containers_) {
-    const auto index =
-        find_index(1, [&](std::string_view prefix) { return container.matches_all(prefix); });
+    const auto index = find_index(1, [&](std::string_view prefix) { return container.matches_all(prefix); });
     if (index) return index;
   }
   return std::nullopt;
 }
 
 template <class Value>
-PatternMap<Value>::PatternMap(const std::vector<std::pair<std::string, Value>>& entries,
-                              std::string_view where) {
+PatternMap<Value>::PatternMap(const std::vector<std::pair<std::string, Value>>& entries, std::string_view where) {
   for (const auto& [key, value] : entries) {
     std::optional<NamePattern> expression;
     if (!is_plain_path(key)) expression = NamePattern::of_last_components(key, where);

@@ -16,13 +16,9 @@ constexpr int64_t kLeastBlock = 32, kMostBlock = 4096;
 
 }  // namespace
 
-int64_t bits_of(QuantizedType type) {
-  return type == QuantizedType::kInt8 ? 8 : 4;
-}
+int64_t bits_of(QuantizedType type) { return type == QuantizedType::kInt8 ? 8 : 4; }
 
-std::string_view name_of(QuantizedType type) {
-  return kNames.at(static_cast<size_t>(type)).second;
-}
+std::string_view name_of(QuantizedType type) { return kNames.at(static_cast<size_t>(type)).second; }
 
 std::optional<QuantizedType> quantized_type_from(std::string_view name) {
   const auto found = std::ranges::find(kNames, name, [](const auto& entry) { return entry.second; });

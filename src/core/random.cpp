@@ -24,9 +24,7 @@ uint64_t mix_seed(std::initializer_list<uint64_t> parts) {
   return mixed;
 }
 
-uint64_t SplitMix64::next() {
-  return scramble(state_ += kGoldenGamma);
-}
+uint64_t SplitMix64::next() { return scramble(state_ += kGoldenGamma); }
 
 uint64_t SplitMix64::below(uint64_t bound) {
   // 2^64 modulo bound: numbers under it would make the small results likelier.
@@ -36,9 +34,7 @@ uint64_t SplitMix64::below(uint64_t bound) {
   return drawn % bound;
 }
 
-double SplitMix64::uniform() {
-  return static_cast<double>(next() >> 11) * 0x1.0p-53;
-}
+double SplitMix64::uniform() { return static_cast<double>(next() >> 11) * 0x1.0p-53; }
 
 std::vector<int64_t> permutation(int64_t count, uint64_t seed) {
   std::vector<int64_t> order(static_cast<size_t>(count));

@@ -11,9 +11,7 @@
 namespace lora {
 namespace {
 
-bool is_continuation(unsigned char byte) {
-  return (byte & 0xC0u) == 0x80u;
-}
+bool is_continuation(unsigned char byte) { return (byte & 0xC0u) == 0x80u; }
 
 /// Levenshtein distance in bytes.
 size_t edit_distance(std::string_view a, std::string_view b) {
@@ -61,9 +59,7 @@ size_t find_invalid_utf8(std::string_view text) {
   return offset;
 }
 
-bool is_utf8(std::string_view text) {
-  return find_invalid_utf8(text) == text.size();
-}
+bool is_utf8(std::string_view text) { return find_invalid_utf8(text) == text.size(); }
 
 std::string to_utf8(std::string_view text) {
   constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
@@ -95,8 +91,7 @@ std::string escape_control(std::string_view text) {
   return result;
 }
 
-std::vector<std::string> nearest_names(std::string_view name, std::span<const std::string> known,
-                                       size_t count) {
+std::vector<std::string> nearest_names(std::string_view name, std::span<const std::string> known, size_t count) {
   // A distance is known.size() * name.size() steps: nobody mistypes a name of more than this.
   name = name.substr(0, 200);
   std::vector<std::pair<size_t, std::string_view>> ranked;
@@ -149,16 +144,15 @@ std::string with_thousands(long long value) {
 }
 
 unsigned long long parse_bytes(std::string_view text, std::string_view where) {
-  constexpr std::array<std::pair<std::string_view, unsigned long long>, 9> kUnits = {
-      {{"KiB", 1ull << 10},
-       {"MiB", 1ull << 20},
-       {"GiB", 1ull << 30},
-       {"TiB", 1ull << 40},
-       {"KB", 1000ull},
-       {"MB", 1'000'000ull},
-       {"GB", 1'000'000'000ull},
-       {"TB", 1'000'000'000'000ull},
-       {"B", 1}}};
+  constexpr std::array<std::pair<std::string_view, unsigned long long>, 9> kUnits = {{{"KiB", 1ull << 10},
+                                                                                      {"MiB", 1ull << 20},
+                                                                                      {"GiB", 1ull << 30},
+                                                                                      {"TiB", 1ull << 40},
+                                                                                      {"KB", 1000ull},
+                                                                                      {"MB", 1'000'000ull},
+                                                                                      {"GB", 1'000'000'000ull},
+                                                                                      {"TB", 1'000'000'000'000ull},
+                                                                                      {"B", 1}}};
   std::string_view digits = text;
   unsigned long long unit = 1;
   for (const auto& [name, size] : kUnits) {

@@ -7,70 +7,15 @@
 #include <string>
 
 #include "core/check.h"
+#include "data/message_reader.h"
 
 namespace lora::data {
 namespace {
 
 constexpr char32_t kSpace = 0x2581;  // how spaces are written inside pieces
 constexpr size_t kMaxBytes = 1u << 30;
-constexpr uint64_t kBytePairEncoding = 2;  // TrainerSpec.ModelType
+constexpr uint64_t kBytePairEncoding = 2;          // TrainerSpec.ModelType
 constexpr uint64_t kUserDefined = 4, kUnused = 5;  // SentencePiece.Type
-
-/// Fields of a message in the protocol-buffer format that SentencePiece has read before; what cannot be read ends it.
-class MessageReader {
- public:
-  explicit MessageReader(std::string_view bytes) : rest_(bytes) {}
-
-  /// Goes to the next field; false at the end.
-  bool next() {
-    if (rest_.empty()) return false;
-    const uint64_t tag = varint();
-    field_ = tag >> 3;
-    bytes_ = {};
-    number_ = 0;
-    switch (tag & 7) {
-      case 0:
-        number_ = varint();
-        return true;
-      case 1:
-        return skip(8);
-      case 2: {
-        const uint64_t size = varint();
-        bytes_ = rest_.substr(0, size);
-        return skip(size);
-      }
-      case 5:
-        return skip(4);
-      default:
-        rest_ = {};
-        return false;
-    }
-  }
-  uint64_t field() const { return field_; }
-  uint64_t number() const { return number_; }
-  std::string_view bytes() const { return bytes_; }
-
- private:
-  uint64_t varint() {
-    uint64_t value = 0;
-    for (int shift = 0; shift < 64 && !rest_.empty(); shift += 7) {
-      const auto byte = static_cast<unsigned char>(rest_.front());
-      rest_.remove_prefix(1);
-      value |= static_cast<uint64_t>(byte & 0x7f) << shift;
-      if (byte < 0x80) break;
-    }
-    return value;
-  }
-
-  bool skip(uint64_t size) {
-    const bool is_there = size <= rest_.size();
-    rest_.remove_prefix(std::min<uint64_t>(size, rest_.size()));
-    return is_there;
-  }
-
-  std::string_view rest_, bytes_;
-  uint64_t field_ = 0, number_ = 0;
-};
 
 /// What of sentencepiece_model.proto decides how text is encoded; the numbers are those of its fields.
 struct ModelSettings {
@@ -89,8 +34,8 @@ struct ModelSettings {
   }
 
   bool are_plain() const {
-    return model_type == kBytePairEncoding && !space_is_suffix && !removes_spaces && escapes_spaces &&
-           !normalizes && !has_unused_pieces;
+    return model_type == kBytePairEncoding && !space_is_suffix && !removes_spaces && escapes_spaces && !normalizes &&
+           !has_unused_pieces;
   }
 
  private:
@@ -185,8 +130,7 @@ void BpeEncoder::PairTable::insert(int32_t left, int32_t right, int32_t merged) 
   entries_[slot_of(left, right)] = {pair_of(left, right), merged};
 }
 
-std::optional<BpeEncoder> BpeEncoder::make(std::string_view model,
-                                           const sentencepiece::SentencePieceProcessor& processor) {
+std::optional<BpeEncoder> BpeEncoder::make(std::string_view model, const sentencepiece::SentencePieceProcessor& processor) {
   const ModelSettings settings(model);
   if (!settings.are_plain()) return std::nullopt;
   BpeEncoder encoder(processor, settings.adds_prefix, settings.has_bytes);
@@ -195,8 +139,7 @@ std::optional<BpeEncoder> BpeEncoder::make(std::string_view model,
   return encoder;
 }
 
-BpeEncoder::BpeEncoder(const sentencepiece::SentencePieceProcessor& processor, bool adds_prefix,
-                       bool has_bytes)
+BpeEncoder::BpeEncoder(const sentencepiece::SentencePieceProcessor& processor, bool adds_prefix, bool has_bytes)
     : adds_prefix_(adds_prefix),
       has_bytes_(has_bytes),
       num_pieces_(processor.GetPieceSize()),
@@ -274,8 +217,7 @@ bool BpeEncoder::add_pieces(const sentencepiece::SentencePieceProcessor& process
   }
   std::vector<std::array<int32_t, 3>> pairs;
   for (const auto& [piece, id] : pieces) {
-    for (size_t cut = size_of_first_char(piece); cut < piece.size();
-         cut += size_of_first_char(piece.substr(cut))) {
+    for (size_t cut = size_of_first_char(piece); cut < piece.size(); cut += size_of_first_char(piece.substr(cut))) {
       const auto left = symbols.find(piece.substr(0, cut)), right = symbols.find(piece.substr(cut));
       if (left == symbols.end() || right == symbols.end()) continue;
       pairs.push_back({left->second, right->second, id});
@@ -335,8 +277,7 @@ void BpeEncoder::consider(int32_t left, int32_t right, Scratch& scratch) const {
   if (left_id < 0 || right_id < 0) return;
   const int32_t merged = pairs_.find(left_id, right_id);
   if (merged < 0) return;
-  const uint64_t order = static_cast<uint64_t>(ranks_[static_cast<size_t>(merged)]) << 32 |
-                         static_cast<uint32_t>(left);
+  const uint64_t order = static_cast<uint64_t>(ranks_[static_cast<size_t>(merged)]) << 32 | static_cast<uint32_t>(left);
   scratch.candidates.push_back({order, left, right, left_id, right_id, merged});
 }
 

@@ -18,8 +18,7 @@ class BpeEncoder {
  public:
   /// Nothing when the model needs more than that: another algorithm, normalisation, removal of spaces, pieces out of use,
   /// symbols defined by users that hold spaces. `model` is what `processor` was loaded from.
-  static std::optional<BpeEncoder> make(std::string_view model,
-                                        const sentencepiece::SentencePieceProcessor& processor);
+  static std::optional<BpeEncoder> make(std::string_view model, const sentencepiece::SentencePieceProcessor& processor);
 
   /// Appends the ids of `text`. False, with `ids` as they were, when the text is not UTF-8 or enormous.
   bool encode(std::string_view text, std::vector<int64_t>& ids) const;
@@ -72,11 +71,11 @@ class BpeEncoder {
 
   bool adds_prefix_, has_bytes_;
   int32_t num_pieces_, unknown_id_;
-  std::vector<int32_t> low_chars_;                       ///< symbols of characters below U+10000; -1: none
-  std::unordered_map<char32_t, int32_t> high_chars_;     ///< the others
-  std::vector<uint32_t> ranks_;                          ///< by piece; lower ones are merged first
+  std::vector<int32_t> low_chars_;                    ///< symbols of characters below U+10000; -1: none
+  std::unordered_map<char32_t, int32_t> high_chars_;  ///< the others
+  std::vector<uint32_t> ranks_;                       ///< by piece; lower ones are merged first
   std::array<int32_t, 256> byte_ids_ = {};
-  std::array<bool, 256> begins_user_piece_ = {};                       ///< by first byte
+  std::array<bool, 256> begins_user_piece_ = {};                      ///< by first byte
   std::unordered_map<char32_t, std::vector<UserPiece>> user_pieces_;  ///< by first character, the longest first
   PairTable pairs_{0};
 };

@@ -60,7 +60,8 @@ class Writer {
 
   std::string filled(const std::string& text, std::string_view content) const {
     std::string result;
-    for (const auto& piece : formats::template_pieces(text, "template")) result += piece.kind == Kind::kContent ? content : piece.text;
+    for (const auto& piece : formats::template_pieces(text, "template"))
+      result += piece.kind == Kind::kContent ? content : piece.text;
     return result;
   }
 

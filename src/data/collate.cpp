@@ -14,10 +14,9 @@ int64_t check_rows(std::span<const Example* const> examples) {
   require<DataError>(!examples.empty(), "[batch] must have rows; found none");
   size_t longest = 0;
   for (const Example* example : examples) {
-    require<DataError>(
-        !example->input_ids.empty() && example->labels.size() == example->input_ids.size(),
-        "[row {}] must have tokens and a label for each; found {} tokens, {} labels", example->row,
-        example->input_ids.size(), example->labels.size());
+    require<DataError>(!example->input_ids.empty() && example->labels.size() == example->input_ids.size(),
+                       "[row {}] must have tokens and a label for each; found {} tokens, {} labels", example->row,
+                       example->input_ids.size(), example->labels.size());
     longest = std::max(longest, example->input_ids.size());
   }
   return static_cast<int64_t>(longest);
@@ -29,8 +28,7 @@ at::Tensor empty_ids(int64_t rows, int64_t length, bool pinned) {
 
 /// Plain loops instead of tensor operations: these run in loader threads, each of which would start
 /// a thread pool of its own.
-int64_t* copy_padded(const std::vector<int32_t>& values, int64_t length, int64_t padding,
-                     int64_t* out) {
+int64_t* copy_padded(const std::vector<int32_t>& values, int64_t length, int64_t padding, int64_t* out) {
   int64_t* const end = std::copy(values.begin(), values.end(), out);
   return std::fill_n(end, length - static_cast<int64_t>(values.size()), padding);
 }
@@ -47,8 +45,8 @@ void count_targets(const Example& example, Batch& batch) {
 
 }  // namespace
 
-Batch collate(std::span<const Example* const> examples, int64_t pad_id, int64_t pad_to_multiple_of,
-              int64_t max_length, bool pinned) {
+Batch collate(std::span<const Example* const> examples, int64_t pad_id, int64_t pad_to_multiple_of, int64_t max_length,
+              bool pinned) {
   const int64_t length = padded_length(check_rows(examples), pad_to_multiple_of, max_length);
   const auto num_rows = static_cast<int64_t>(examples.size());
   Batch batch;
@@ -66,8 +64,7 @@ Batch collate(std::span<const Example* const> examples, int64_t pad_id, int64_t 
   return batch;
 }
 
-Batch collate_packed(std::span<const Example* const> examples, int64_t pad_id,
-                     int64_t pad_to_multiple_of, bool pinned) {
+Batch collate_packed(std::span<const Example* const> examples, int64_t pad_id, int64_t pad_to_multiple_of, bool pinned) {
   check_rows(examples);
   Batch batch;
   for (const Example* example : examples) {

@@ -24,12 +24,10 @@ Dataset tokenise_all(const Path& file, const DatasetOptions& options, const Toke
   dataset.num_bad_rows = read.num_bad_rows;
   dataset.num_truncated = read.num_truncated;
   dataset.bad_row_reasons = std::move(read.bad_row_reasons);
-  require<DataError>(dataset.size() > 0,
-                     "[{}] a data set must have usable rows; found {} rows, {} of them bad{}",
-                     file.string(), dataset.num_rows, dataset.num_bad_rows,
-                     dataset.bad_row_reasons.empty()
-                         ? std::string()
-                         : fmt::format(" (the first: {})", dataset.bad_row_reasons.front()));
+  require<DataError>(
+      dataset.size() > 0, "[{}] a data set must have usable rows; found {} rows, {} of them bad{}", file.string(),
+      dataset.num_rows, dataset.num_bad_rows,
+      dataset.bad_row_reasons.empty() ? std::string() : fmt::format(" (the first: {})", dataset.bad_row_reasons.front()));
   return dataset;
 }
 
@@ -76,12 +74,12 @@ void Dataset::add(const Example& example) {
   const auto& [ids, labels, number] = example;
   require<ConfigError>(held_ == nullptr, "[data set] rows of a file cannot be added to");
   require<DataError>(!ids.empty() && labels.size() == ids.size(),
-                     "[row {}] must have tokens and a label for each; found {} tokens, {} labels",
-                     number, ids.size(), labels.size());
+                     "[row {}] must have tokens and a label for each; found {} tokens, {} labels", number, ids.size(),
+                     labels.size());
   for (size_t i = 0; i < ids.size(); ++i) {
     require<DataError>(ids[i] >= 0 && (labels[i] == ids[i] || labels[i] == kIgnoreLabel),
-                       "[row {}] ids must be at least 0 and labels their ids or {}; found {} and {}",
-                       number, kIgnoreLabel, ids[i], labels[i]);
+                       "[row {}] ids must be at least 0 and labels their ids or {}; found {} and {}", number, kIgnoreLabel,
+                       ids[i], labels[i]);
   }
   for (size_t i = 0; i < ids.size(); ++i) {
     tokens_.push_back(labels[i] == kIgnoreLabel ? ids[i] | formats::kMaskedToken : ids[i]);
@@ -99,8 +97,8 @@ Example Dataset::example(int64_t row) const {
 
 formats::TokenRows Dataset::rows() const {
   if (!held_) return {tokens_, ends_, numbers_};
-  require<ConfigError>(parts_.size() == 1 && std::cmp_equal(size_, parts_[0].ends.size()), "[data set] rows must lie in one piece; found {} parts",
-                       parts_.size());
+  require<ConfigError>(parts_.size() == 1 && std::cmp_equal(size_, parts_[0].ends.size()),
+                       "[data set] rows must lie in one piece; found {} parts", parts_.size());
   return parts_[0];
 }
 
@@ -131,11 +129,10 @@ void Dataset::read(int64_t row, Example& example) const {
 }
 
 void check_dataset_options(const DatasetOptions& options, const Tokenizer* tokenizer) {
-  require<ConfigError>(
-      options.max_source_length >= 1 && options.max_target_length >= 1 && options.max_length >= 2,
-      "[data] max_source_length and max_target_length must be at least 1, max_length "
-      "at least 2; found {}, {} and {}",
-      options.max_source_length, options.max_target_length, options.max_length);
+  require<ConfigError>(options.max_source_length >= 1 && options.max_target_length >= 1 && options.max_length >= 2,
+                       "[data] max_source_length and max_target_length must be at least 1, max_length "
+                       "at least 2; found {}, {} and {}",
+                       options.max_source_length, options.max_target_length, options.max_length);
   require<ConfigError>(tokenizer != nullptr || !needs_tokenizer(options.format),
                        "[data.format] format {} needs a tokenizer; found none; name one with "
                        "tokenizer.path, or use token data",
@@ -159,10 +156,7 @@ Dataset load_dataset(const Path& file, const DatasetOptions& options, const Toke
 }
 
 Dataset adgen(const Path& file, const Tokenizer& tokenizer, const AdgenOptions& options) {
-  return load_dataset(file,
-                      {.format = "adgen",
-                       .max_source_length = options.max_source,
-                       .max_target_length = options.max_target},
+  return load_dataset(file, {.format = "adgen", .max_source_length = options.max_source, .max_target_length = options.max_target},
                       &tokenizer);
 }
 

@@ -44,23 +44,20 @@ std::string without_name(const std::string& reason, const std::string& name) {
 
 }  // namespace
 
-std::string dataset_description(const Path& source, const std::string& source_digest,
-                        const DatasetOptions& options, const Tokenizer* tokenizer) {
+std::string dataset_description(const Path& source, const std::string& source_digest, const DatasetOptions& options,
+                                const Tokenizer* tokenizer) {
   return fmt::format(
       "encoding {}\nsource {}\njson {}\ntokenizer {}\nformat {}\nsource length {}\ntarget length {}\nlength {}\n"
       "truncate {}\nskip {}\nvocabulary {}\nprompt {}\nresponse {}\ntexts {}\n"
       "sop {}\npad {}\ntemplate {}\n",
-      kEncodingVersion, source_digest, is_json_file(source),
-      tokenizer == nullptr ? "none" : tokenizer->fingerprint(), format_text(options.format),
-      options.max_source_length, options.max_target_length, options.max_length,
-      options.truncate_long, options.skip_bad_rows, options.vocab_size,
-      unmistakable(options.prompt_column), unmistakable(options.response_column),
-      options.keep_text_pairs, options.train_on_sop, options.ignore_pad_in_loss,
+      kEncodingVersion, source_digest, is_json_file(source), tokenizer == nullptr ? "none" : tokenizer->fingerprint(),
+      format_text(options.format), options.max_source_length, options.max_target_length, options.max_length,
+      options.truncate_long, options.skip_bad_rows, options.vocab_size, unmistakable(options.prompt_column),
+      unmistakable(options.response_column), options.keep_text_pairs, options.train_on_sop, options.ignore_pad_in_loss,
       options.prompt_template ? formats::template_description(*options.prompt_template) : "of the model");
 }
 
-std::optional<DatasetCache> DatasetCache::find(const Path& source, const DatasetOptions& options,
-                                               const Tokenizer* tokenizer) {
+std::optional<DatasetCache> DatasetCache::find(const Path& source, const DatasetOptions& options, const Tokenizer* tokenizer) {
   std::error_code unreachable;
   const bool is_known = tokenizer == nullptr || !tokenizer->fingerprint().empty();
   if (!options.cache_dir || !is_known || !std::filesystem::is_regular_file(source, unreachable)) {
@@ -71,8 +68,7 @@ std::optional<DatasetCache> DatasetCache::find(const Path& source, const Dataset
   return DatasetCache(source, std::move(source_digest), digest(std::as_bytes(std::span(text))), options);
 }
 
-DatasetCache::DatasetCache(Path source, std::string source_digest, std::string key,
-                           const DatasetOptions& options)
+DatasetCache::DatasetCache(Path source, std::string source_digest, std::string key, const DatasetOptions& options)
     : source_(std::move(source)),
       directory_(*options.cache_dir),
       file_(directory_ / (key + ".tokens")),

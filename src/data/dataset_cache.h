@@ -16,8 +16,7 @@ std::string dataset_description(const Path& source, const std::string& source_di
 class DatasetCache {
  public:
   /// Nothing when these rows are not cached (see load_dataset). Throws IoError when the source cannot be read.
-  static std::optional<DatasetCache> find(const Path& source, const DatasetOptions& options,
-                                          const Tokenizer* tokenizer);
+  static std::optional<DatasetCache> find(const Path& source, const DatasetOptions& options, const Tokenizer* tokenizer);
 
   /// The tokens, read where they lie; nothing when there are none yet. A file that is damaged is warned about.
   std::optional<Dataset> load() const;

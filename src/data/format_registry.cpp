@@ -18,8 +18,9 @@ struct Traits {
 };
 
 constexpr std::array kOwnFormats = {
-    Traits{"adgen", true, true},      Traits{"alpaca", true, true}, Traits{"chat", true, true},   Traits{"sharegpt", true, true},
-    Traits{"completion", true, true}, Traits{"text", false, true},  Traits{"tokens", false, false}, Traits{"records", false, false},
+    Traits{"adgen", true, true},    Traits{"alpaca", true, true},     Traits{"chat", true, true},
+    Traits{"sharegpt", true, true}, Traits{"completion", true, true}, Traits{"text", false, true},
+    Traits{"tokens", false, false}, Traits{"records", false, false},
 };
 
 /// Of the process. Pointers to its entries stay good while it grows.
@@ -33,24 +34,28 @@ Traits traits_of(std::string_view name) {
   if (own != kOwnFormats.end()) return *own;
   const DataFormat* registered = find_data_format(name);
   const auto names = data_format_names();
-  require<ConfigError>(registered != nullptr, "[data.format] must be one of {}; found {:?}; did you mean {}?", fmt::join(names, ", "), name,
-                       nearest_names(name, names, 1).front());
+  require<ConfigError>(registered != nullptr, "[data.format] must be one of {}; found {:?}; did you mean {}?",
+                       fmt::join(names, ", "), name, nearest_names(name, names, 1).front());
   return {registered->name, registered->has_answers, registered->needs_tokenizer};
 }
 
 }  // namespace
 
 void register_data_format(DataFormat format) {
-  require<ConfigError>(!format.name.empty() && !format.version.empty() && format.read,
-                       "[data.register_data_format] a format must have a name, a version and a function that reads rows; found {:?} "
-                       "without", format.name);
+  require<ConfigError>(
+      !format.name.empty() && !format.version.empty() && format.read,
+      "[data.register_data_format] a format must have a name, a version and a function that reads rows; found {:?} "
+      "without",
+      format.name);
   const auto names = data_format_names();
   require<ConfigError>(std::ranges::find(names, format.name) == names.end(),
-                       "[data.register_data_format] names of formats must be unique; found a second {:?}; taken are {}", format.name,
-                       fmt::join(names, ", "));
-  require<ConfigError>(format.needs_tokenizer || !format.has_answers,
-                       "[data.register_data_format] answers are compared as text, for which a tokenizer is needed; found {:?} with answers and "
-                       "without; set has_answers to false", format.name);
+                       "[data.register_data_format] names of formats must be unique; found a second {:?}; taken are {}",
+                       format.name, fmt::join(names, ", "));
+  require<ConfigError>(
+      format.needs_tokenizer || !format.has_answers,
+      "[data.register_data_format] answers are compared as text, for which a tokenizer is needed; found {:?} with answers and "
+      "without; set has_answers to false",
+      format.name);
   table().push_back(std::move(format));
 }
 

@@ -10,9 +10,11 @@ namespace lora::data {
 namespace {
 
 void check_limits(int64_t max_source_length, int64_t max_target_length) {
-  require<ConfigError>(max_source_length >= 2 && max_target_length >= 3,
-                       "[data] max_source_length must have room for [gMASK] and a token, max_target_length for <sop>, a token and "
-                       "<eop>; found {} and {}; make them at least 2 and 3", max_source_length, max_target_length);
+  require<ConfigError>(
+      max_source_length >= 2 && max_target_length >= 3,
+      "[data] max_source_length must have room for [gMASK] and a token, max_target_length for <sop>, a token and "
+      "<eop>; found {} and {}; make them at least 2 and 3",
+      max_source_length, max_target_length);
 }
 
 /// The first `limit` characters of UTF-8 text.
@@ -55,7 +57,8 @@ GlmAdgenRow encode_glm_adgen(const TextPair& text, const Tokenizer& tokenizer, c
   return row;
 }
 
-GlmEvalRow encode_glm_adgen_eval(const TextPair& text, const Tokenizer& tokenizer, int64_t max_source_length, int64_t max_target_length) {
+GlmEvalRow encode_glm_adgen_eval(const TextPair& text, const Tokenizer& tokenizer, int64_t max_source_length,
+                                 int64_t max_target_length) {
   check_limits(max_source_length, max_target_length);
   GlmEvalRow row{.input_ids = encode_prompt(tokenizer, first_characters(text.prompt, max_source_length - 2)),
                  .reference_ids = encode_prompt(tokenizer, first_characters(text.response, max_target_length - 2))};

@@ -139,7 +139,8 @@ void read_token(const Json& config, const char* key, std::string& token, const s
 void require_off(const Json& config, const char* key, const std::string& where) {
   const auto found = config.find(key);
   require<FormatError>(found == config.end() || found->is_null() || *found == false,
-                       "[{}] {} must be false, as ChatGLM-6B has it; found {}", where, key, found == config.end() ? "" : found->dump());
+                       "[{}] {} must be false, as ChatGLM-6B has it; found {}", where, key,
+                       found == config.end() ? "" : found->dump());
 }
 
 Path config_file_beside(const Path& model_file) { return model_file.parent_path() / "tokenizer_config.json"; }
@@ -187,11 +188,13 @@ class IceTextTokenizer : public GlmTokenizer {
   /// `model`: with its tail.
   IceTextTokenizer(const std::string& model, const std::string& where, const GlmTokenizerConfig& config, int64_t num_image_tokens)
       : pieces_(model, where), num_image_tokens_(num_image_tokens) {
-    ids_ = {.mask = required_id(config.mask), .gmask = required_id(config.gmask), .sop = required_id(config.sop),
+    ids_ = {.mask = required_id(config.mask),
+            .gmask = required_id(config.gmask),
+            .sop = required_id(config.sop),
             .eop = required_id(config.eop)};
     pad_id_ = required_id(config.pad);
-    const std::string shown = fmt::format("glm {} {} {} {} {} {} {}", digest(std::as_bytes(std::span(model))), num_image_tokens, ids_.mask,
-                                          ids_.gmask, ids_.sop, ids_.eop, pad_id_);
+    const std::string shown = fmt::format("glm {} {} {} {} {} {} {}", digest(std::as_bytes(std::span(model))), num_image_tokens,
+                                          ids_.mask, ids_.gmask, ids_.sop, ids_.eop, pad_id_);
     fingerprint_ = digest(std::as_bytes(std::span(shown)));
   }
 
@@ -242,9 +245,7 @@ class IceTextTokenizer : public GlmTokenizer {
   std::string fingerprint() const override { return fingerprint_; }
 
  private:
-  int64_t required_id(const std::string& piece) const {
-    return required_piece(pieces_, piece) + num_image_tokens_;
-  }
+  int64_t required_id(const std::string& piece) const { return required_piece(pieces_, piece) + num_image_tokens_; }
 
   Pieces pieces_;
   int64_t num_image_tokens_, pad_id_ = -1;

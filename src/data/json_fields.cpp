@@ -10,8 +10,7 @@ using formats::Json;
 std::string optional_text(const Json& row, const std::string& key) {
   const auto found = row.find(key);
   if (found == row.end() || found->is_null()) return {};
-  require<DataError>(found->is_string(), "\"{}\" must be a string; found {}", key,
-                     found->type_name());
+  require<DataError>(found->is_string(), "\"{}\" must be a string; found {}", key, found->type_name());
   return found->get<std::string>();
 }
 

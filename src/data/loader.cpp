@@ -35,13 +35,11 @@ SamplerOptions sampler_options(int64_t num_rows, const LoaderOptions& options) {
 
 void check_options(const LoaderOptions& options) {
   const int64_t workers = options.workers.value_or(0);
-  require<ConfigError>(workers >= 0 && workers <= kMaxWorkers,
-                       "[data.loader] workers must be in [0, {}]; found {}", kMaxWorkers, workers);
-  require<ConfigError>(options.pad_to_multiple_of >= 1,
-                       "[data.loader] pad_to_multiple_of must be at least 1; found {}",
+  require<ConfigError>(workers >= 0 && workers <= kMaxWorkers, "[data.loader] workers must be in [0, {}]; found {}", kMaxWorkers,
+                       workers);
+  require<ConfigError>(options.pad_to_multiple_of >= 1, "[data.loader] pad_to_multiple_of must be at least 1; found {}",
                        options.pad_to_multiple_of);
-  require<ConfigError>(options.prefetch >= 1, "[data.loader] prefetch must be at least 1; found {}",
-                       options.prefetch);
+  require<ConfigError>(options.prefetch >= 1, "[data.loader] prefetch must be at least 1; found {}", options.prefetch);
   require<ConfigError>(options.first_step >= 0 && options.num_steps >= -1,
                        "[data.loader] first_step must be at least 0 and num_steps at least -1; "
                        "found {} and {}",
@@ -104,13 +102,11 @@ class BatchMaker {
   }
 
   Batch padded(const std::vector<const Example*>& examples) const {
-    return collate(examples, options_.pad_id, options_.pad_to_multiple_of, options_.max_length,
-                   options_.pinned);
+    return collate(examples, options_.pad_id, options_.pad_to_multiple_of, options_.max_length, options_.pinned);
   }
 
   Batch packed(const std::vector<const Example*>& examples) const {
-    return collate_packed(examples, options_.pad_id,
-                          options_.pad_to_multiple_of > 1 ? kPackedMultiple : 1, options_.pinned);
+    return collate_packed(examples, options_.pad_id, options_.pad_to_multiple_of > 1 ? kPackedMultiple : 1, options_.pinned);
   }
 
   const RowSource& rows_;
@@ -126,10 +122,8 @@ struct Loader::State {
   State(const RowSource& rows_in, const LoaderOptions& options_in)
       : rows(rows_in),
         options(options_in),
-        packs(options.pack_to > 0 ? pack_rows(rows, options.pack_to)
-                                  : std::vector<std::vector<int64_t>>()),
-        sampler(sampler_options(
-            options.pack_to > 0 ? static_cast<int64_t>(packs.size()) : rows.size(), options)) {
+        packs(options.pack_to > 0 ? pack_rows(rows, options.pack_to) : std::vector<std::vector<int64_t>>()),
+        sampler(sampler_options(options.pack_to > 0 ? static_cast<int64_t>(packs.size()) : rows.size(), options)) {
     check_options(options);
     num_steps = options.num_steps >= 0 ? options.num_steps : sampler.steps_per_epoch();
     step = next_to_make = next_to_give = options.first_step;
@@ -172,10 +166,7 @@ struct Loader::State {
     BatchMaker batches = maker();
     std::unique_lock lock(mutex);
     while (true) {
-      room.wait(lock, [this] {
-        return stopping || next_to_make == num_steps ||
-               next_to_make < next_to_give + steps_ahead();
-      });
+      room.wait(lock, [this] { return stopping || next_to_make == num_steps || next_to_make < next_to_give + steps_ahead(); });
       if (stopping || next_to_make == num_steps) return;
       const int64_t step = next_to_make++;
       lock.unlock();
@@ -226,8 +217,7 @@ struct Loader::State {
   std::vector<std::thread> workers;  ///< changed by the caller alone
 };
 
-Loader::Loader(const RowSource& rows, const LoaderOptions& options)
-    : state_(std::make_unique<State>(rows, options)) {}
+Loader::Loader(const RowSource& rows, const LoaderOptions& options) : state_(std::make_unique<State>(rows, options)) {}
 Loader::~Loader() = default;
 Loader::Loader(Loader&&) noexcept = default;
 
@@ -246,17 +236,9 @@ std::optional<StepData> Loader::next() {
   return std::move(made.data);
 }
 
-int64_t Loader::steps_per_epoch() const {
-  return state_->sampler.steps_per_epoch();
-}
-int64_t Loader::num_steps() const {
-  return state_->num_steps;
-}
-int64_t Loader::num_workers() const {
-  return static_cast<int64_t>(state_->workers.size());
-}
-bool Loader::chooses_workers() const {
-  return !state_->options.workers;
-}
+int64_t Loader::steps_per_epoch() const { return state_->sampler.steps_per_epoch(); }
+int64_t Loader::num_steps() const { return state_->num_steps; }
+int64_t Loader::num_workers() const { return static_cast<int64_t>(state_->workers.size()); }
+bool Loader::chooses_workers() const { return !state_->options.workers; }
 
 }  // namespace lora::data

@@ -8,7 +8,9 @@
 namespace lora::data {
 namespace {
 
-std::string_view bytes_of(std::span<const int32_t> tokens) { return {reinterpret_cast<const char*>(tokens.data()), tokens.size_bytes()}; }
+std::string_view bytes_of(std::span<const int32_t> tokens) {
+  return {reinterpret_cast<const char*>(tokens.data()), tokens.size_bytes()};
+}
 
 /// What a row teaches, as text.
 std::string answer_of(const Dataset& dataset, int64_t row, const Tokenizer& tokenizer) {
@@ -44,7 +46,8 @@ std::vector<int64_t> marked_rows(const std::vector<bool>& is_marked) {
 
 std::vector<int64_t> find_equal_rows(const Dataset& training, const Dataset& evaluation) {
   std::unordered_multimap<std::string_view, size_t> wanted;
-  for (int64_t row = 0; row < evaluation.size(); ++row) wanted.emplace(bytes_of(evaluation.tokens(row)), static_cast<size_t>(row));
+  for (int64_t row = 0; row < evaluation.size(); ++row)
+    wanted.emplace(bytes_of(evaluation.tokens(row)), static_cast<size_t>(row));
   std::vector<bool> is_equal(static_cast<size_t>(evaluation.size()));
   for (int64_t row = 0; row < training.size() && !wanted.empty(); ++row) {
     const auto [begin, end] = wanted.equal_range(bytes_of(training.tokens(row)));

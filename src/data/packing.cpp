@@ -19,8 +19,8 @@ std::vector<std::vector<int64_t>> pack_rows(const RowSource& rows, int64_t max_l
   for (const int64_t row : longest_first) {
     const int64_t length = rows.length(row);
     require<ConfigError>(length <= max_length,
-                         "[data.packing] rows must fit a pack of {} tokens; found one of {}; raise data.max_length",
-                         max_length, length);
+                         "[data.packing] rows must fit a pack of {} tokens; found one of {}; raise data.max_length", max_length,
+                         length);
     const auto fit = room.lower_bound(length);
     size_t pack = packs.size();
     int64_t left = max_length - length;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "data/charsmap.h"
 #include "lora/core/file.h"
 
 namespace lora::data {
@@ -28,10 +29,10 @@ std::string read_pieces_file(const Path& file) {
 }
 
 Pieces::Pieces(std::string_view model, std::string where) : where_(std::move(where)) {
+  check_charsmaps(model, where_);
   try {
     const auto status = processor_.LoadFromSerializedProto({model.data(), model.size()});
-    require<FormatError>(status.ok(),
-                         "[{}] must be a SentencePiece model; {}; give a tokenizer.model", where_,
+    require<FormatError>(status.ok(), "[{}] must be a SentencePiece model; {}; give a tokenizer.model", where_,
                          status.ToString());
   } catch (const Error&) {
     throw;
@@ -71,9 +72,8 @@ std::optional<int64_t> Pieces::find(std::string_view piece) const {
 }
 
 int Pieces::check(int64_t id) const {
-  require<DataError>(id >= 0 && id < size(),
-                     "[{}] token ids must be in [0, {}); found {}; use the model's own tokenizer",
-                     where_, size(), id);
+  require<DataError>(id >= 0 && id < size(), "[{}] token ids must be in [0, {}); found {}; use the model's own tokenizer", where_,
+                     size(), id);
   return static_cast<int>(id);
 }
 

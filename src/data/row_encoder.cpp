@@ -22,20 +22,15 @@ using formats::Json;
 
 /// A number of tokens over its limit is cut, or refused when cutting is off.
 void require_cuttable(size_t size, int64_t limit, bool truncate_long, const char* what) {
-  require<DataError>(truncate_long, "the {} must have at most {} tokens; it has {}", what, limit,
-                     size);
+  require<DataError>(truncate_long, "the {} must have at most {} tokens; it has {}", what, limit, size);
 }
 
-bool is_longer(size_t size, int64_t limit) {
-  return static_cast<int64_t>(size) > limit;
-}
+bool is_longer(size_t size, int64_t limit) { return static_cast<int64_t>(size) > limit; }
 
 int32_t token_id(const Json& value) {
-  require<DataError>(value.is_number_integer(), "token ids must be whole numbers; found {}",
-                     value.type_name());
-  const bool in_range = value.is_number_unsigned()
-                            ? value.get<uint64_t>() <= std::numeric_limits<int32_t>::max()
-                            : value.get<int64_t>() >= kIgnoreLabel;
+  require<DataError>(value.is_number_integer(), "token ids must be whole numbers; found {}", value.type_name());
+  const bool in_range = value.is_number_unsigned() ? value.get<uint64_t>() <= std::numeric_limits<int32_t>::max()
+                                                   : value.get<int64_t>() >= kIgnoreLabel;
   require<DataError>(in_range, "token ids must be at least 0; found {}", value.dump());
   return value.get<int32_t>();
 }
@@ -48,13 +43,12 @@ std::vector<int32_t> token_ids(const Json& row, const std::string& key) {
 
 void check_labels(const Example& example) {
   require<DataError>(example.labels.size() == example.input_ids.size(),
-                     "\"labels\" must be as long as \"input_ids\"; found {} and {}",
-                     example.labels.size(), example.input_ids.size());
+                     "\"labels\" must be as long as \"input_ids\"; found {} and {}", example.labels.size(),
+                     example.input_ids.size());
   for (size_t i = 0; i < example.labels.size(); ++i) {
     const int32_t label = example.labels[i];
     require<DataError>(label == example.input_ids[i] || label == kIgnoreLabel,
-                       "labels[{}] must be input_ids[{}] = {} or {}; found {}", i, i,
-                       example.input_ids[i], kIgnoreLabel, label);
+                       "labels[{}] must be input_ids[{}] = {} or {}; found {}", i, i, example.input_ids[i], kIgnoreLabel, label);
   }
 }
 
@@ -70,8 +64,7 @@ std::vector<Message> read_messages(const Json& list, const char* role_key, const
   std::vector<Message> messages;
   for (const Json& item : list) {
     require<DataError>(item.is_object(), "messages must be objects; found {}", item.type_name());
-    messages.push_back({.role = canonical_role(required_text(item, role_key)),
-                        .content = required_text(item, text_key)});
+    messages.push_back({.role = canonical_role(required_text(item, role_key)), .content = required_text(item, text_key)});
   }
   return messages;
 }
@@ -82,10 +75,8 @@ std::optional<std::vector<Exchange>> history_of(const Json& row) {
   if (found == row.end() || found->is_null()) return std::nullopt;
   std::vector<Exchange> history;
   for (const Json& turn : required_list(row, "history")) {
-    const bool is_pair =
-        turn.is_array() && turn.size() == 2 && turn[0].is_string() && turn[1].is_string();
-    require<DataError>(is_pair, "\"history\" must hold pairs of strings; found {}",
-                       turn.type_name());
+    const bool is_pair = turn.is_array() && turn.size() == 2 && turn[0].is_string() && turn[1].is_string();
+    require<DataError>(is_pair, "\"history\" must hold pairs of strings; found {}", turn.type_name());
     history.push_back({turn[0].get<std::string>(), turn[1].get<std::string>()});
   }
   return history;
@@ -161,24 +152,22 @@ FormattedRow read_registered(const DataFormat& format, const Json& row, const To
 void check_vocabulary(const std::vector<int32_t>& ids, int64_t vocab_size) {
   const int64_t limit = vocab_size > 0 ? vocab_size : std::numeric_limits<int64_t>::max();
   for (const int32_t id : ids) {
-    require<DataError>(id >= 0 && id<limit, "token ids must be in [0, {}); found {}", vocab_size> 0
-                           ? fmt::format("{}", vocab_size)
-                           : "2^31",
-                       id);
+    require<DataError>(
+        id >= 0 && id<limit, "token ids must be in [0, {}); found {}", vocab_size> 0 ? fmt::format("{}", vocab_size) : "2^31",
+        id);
   }
 }
 
-RowEncoder::RowEncoder(const DatasetOptions& options, const Tokenizer* tokenizer)
-    : options_(options), tokenizer_(tokenizer) {
+RowEncoder::RowEncoder(const DatasetOptions& options, const Tokenizer* tokenizer) : options_(options), tokenizer_(tokenizer) {
   static const std::vector<std::pair<std::string, decltype(encode_)>> own = {
-      {"adgen", &RowEncoder::adgen_row},   {"completion", &RowEncoder::completion_row},
-      {"alpaca", &RowEncoder::alpaca_row}, {"chat", &RowEncoder::chat_row},
-      {"tokens", &RowEncoder::token_row},  {"sharegpt", &RowEncoder::chat_row},
+      {"adgen", &RowEncoder::adgen_row}, {"completion", &RowEncoder::completion_row}, {"alpaca", &RowEncoder::alpaca_row},
+      {"chat", &RowEncoder::chat_row},   {"tokens", &RowEncoder::token_row},          {"sharegpt", &RowEncoder::chat_row},
   };
   const auto found = std::ranges::find(own, options.format, &std::pair<std::string, decltype(encode_)>::first);
   registered_ = find_data_format(options.format);
-  require<ConfigError>(found != own.end() || registered_ != nullptr, "[data.format] rows must be of a format such as {}; found {}",
-                       fmt::join(data_format_names(), ", "), options.format);
+  require<ConfigError>(found != own.end() || registered_ != nullptr,
+                       "[data.format] rows must be of a format such as {}; found {}", fmt::join(data_format_names(), ", "),
+                       options.format);
   encode_ = found != own.end() ? found->second : &RowEncoder::registered_row;
   if (tokenizer == nullptr) return;
   glm_ = tokenizer->glm_ids();
@@ -224,8 +213,10 @@ EncodedRow RowEncoder::glm_adgen_row(const Json& row) const {
                                .train_on_sop = options_.train_on_sop,
                                .ignore_pad_in_loss = options_.ignore_pad_in_loss};
   GlmAdgenRow encoded = encode_glm_adgen(text, *tokenizer_, limits);
-  require_cuttable(encoded.prompt_tokens, limits.prompt_limit(), options_.truncate_long || !encoded.prompt_is_cut(limits), "prompt");
-  require_cuttable(encoded.answer_tokens, limits.answer_limit(), options_.truncate_long || !encoded.answer_is_cut(limits), "answer");
+  require_cuttable(encoded.prompt_tokens, limits.prompt_limit(), options_.truncate_long || !encoded.prompt_is_cut(limits),
+                   "prompt");
+  require_cuttable(encoded.answer_tokens, limits.answer_limit(), options_.truncate_long || !encoded.answer_is_cut(limits),
+                   "answer");
   const bool truncated = encoded.prompt_is_cut(limits) || encoded.answer_is_cut(limits);
   return {.example = std::move(encoded.example), .truncated = truncated, .text = std::move(text)};
 }
@@ -233,8 +224,7 @@ EncodedRow RowEncoder::glm_adgen_row(const Json& row) const {
 EncodedRow RowEncoder::completion_row(const Json& row) const { return completion_of(text_pair(row, "prompt", "completion")); }
 
 EncodedRow RowEncoder::completion_of(TextPair text) const {
-  EncodedRow encoded{.example = join(encode_prompt(*tokenizer_, text.prompt),
-                                     encode_completion(*tokenizer_, text.response)),
+  EncodedRow encoded{.example = join(encode_prompt(*tokenizer_, text.prompt), encode_completion(*tokenizer_, text.response)),
                      .truncated = false,
                      .text = std::move(text)};
   cut_at_end(encoded);
@@ -263,9 +253,8 @@ EncodedRow RowEncoder::chat_row(const Json& row) const {
   const bool has_messages = row.contains("messages");
   require<DataError>(has_messages || row.contains("conversations"),
                      "\"messages\" or \"conversations\" must be there; both are missing");
-  std::vector<Message> messages =
-      has_messages ? read_messages(required_list(row, "messages"), "role", "content")
-                   : read_messages(required_list(row, "conversations"), "from", "value");
+  std::vector<Message> messages = has_messages ? read_messages(required_list(row, "messages"), "role", "content")
+                                               : read_messages(required_list(row, "conversations"), "from", "value");
   const std::string system = optional_text(row, "system");
   if (!strip(system).empty()) {
     messages.insert(messages.begin(), {.role = "system", .content = system});
@@ -288,8 +277,10 @@ EncodedRow RowEncoder::token_row(const Json& row) const {
 EncodedRow RowEncoder::registered_row(const Json& row) const {
   const FormattedRow formatted = read_registered(*registered_, row, tokenizer_);
   if (!std::holds_alternative<Example>(formatted)) {
-    require<ConfigError>(tokenizer_ != nullptr, "[data.format] texts of format {} need a tokenizer; found none; register it with "
-                         "needs_tokenizer, or let it give tokens", registered_->name);
+    require<ConfigError>(tokenizer_ != nullptr,
+                         "[data.format] texts of format {} need a tokenizer; found none; register it with "
+                         "needs_tokenizer, or let it give tokens",
+                         registered_->name);
   }
   return std::visit(Overloaded{[&](const TextPair& text) {
                                  require_text("prompt", text.prompt);
@@ -326,8 +317,7 @@ EncodedRow RowEncoder::tokens_of(Example given) const {
 /// The text of a conversation is the last exchange whose answer is in the row, or begins there.
 EncodedRow RowEncoder::conversation_of(const std::vector<Message>& messages) const {
   EncodedRow encoded{.example = encode_chat(messages, *tokenizer_, template_), .truncated = false, .text = {}};
-  require<DataError>(encoded.example.num_targets() > 0,
-                     "a conversation must have an answer of the assistant; found none");
+  require<DataError>(encoded.example.num_targets() > 0, "a conversation must have an answer of the assistant; found none");
   cut_at_end(encoded);
   const bool has_one_answer = glm_ || template_.rounds;
   const int64_t last = encoded.truncated && !has_one_answer ? count_answers(encoded.example) : std::ssize(messages);
@@ -362,10 +352,8 @@ void RowEncoder::cut_at_end(EncodedRow& row) const {
   example.input_ids.resize(static_cast<size_t>(options_.max_length));
   example.labels.resize(static_cast<size_t>(options_.max_length));
   row.truncated = true;
-  require<DataError>(
-      example.num_targets() > 0,
-      "the first {} tokens of a row must hold a target; all of its answer is after them",
-      options_.max_length);
+  require<DataError>(example.num_targets() > 0,
+                     "the first {} tokens of a row must hold a target; all of its answer is after them", options_.max_length);
 }
 
 }  // namespace lora::data

@@ -44,8 +44,8 @@ class RowEncoder {
 
   DatasetOptions options_;
   const Tokenizer* tokenizer_;
-  std::optional<GlmIds> glm_;  ///< nothing: another model's tokenizer
-  formats::PromptTemplate template_;  ///< of conversations
+  std::optional<GlmIds> glm_;               ///< nothing: another model's tokenizer
+  formats::PromptTemplate template_;        ///< of conversations
   const DataFormat* registered_ = nullptr;  ///< null: a format of the library
   EncodedRow (RowEncoder::*encode_)(const formats::Json&) const;
 };

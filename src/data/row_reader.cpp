@@ -15,9 +15,7 @@ constexpr uint64_t kMaxArrayBytes = 2'000'000'000;
 constexpr size_t kMaxBatchBytes = 16u << 20;
 constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
 
-bool is_blank(std::string_view line) {
-  return line.find_first_not_of(" \t\r\n\v\f") == std::string_view::npos;
-}
+bool is_blank(std::string_view line) { return line.find_first_not_of(" \t\r\n\v\f") == std::string_view::npos; }
 
 /// True when the first byte that is not white space opens an array.
 bool holds_array(const Path& file) {
@@ -58,9 +56,7 @@ std::vector<RawRow> RowReader::next(size_t count) {
   rows.reserve(count);
   if (!lines_) {
     for (; rows.size() < count && next_element_ < array_.size(); ++next_element_) {
-      rows.push_back({.number = static_cast<int64_t>(next_element_) + 1,
-                      .line = {},
-                      .json = std::move(array_[next_element_])});
+      rows.push_back({.number = static_cast<int64_t>(next_element_) + 1, .line = {}, .json = std::move(array_[next_element_])});
     }
     return rows;
   }
@@ -76,8 +72,7 @@ std::vector<RawRow> RowReader::next(size_t count) {
 }
 
 std::string RowReader::where(const RawRow& row) const {
-  return lines_ ? fmt::format("{}:{}", name_, row.number)
-                : fmt::format("{}, element {}", name_, row.number);
+  return lines_ ? fmt::format("{}:{}", name_, row.number) : fmt::format("{}, element {}", name_, row.number);
 }
 
 formats::Json RowReader::parse(RawRow& row) const {

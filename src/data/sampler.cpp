@@ -45,12 +45,10 @@ class Sampler::EpochOrder {
   std::shared_ptr<const std::vector<int64_t>> order_;
 };
 
-Sampler::Sampler(const SamplerOptions& options)
-    : options_(options), rows_per_step_(rows_per_step(options)) {
-  require<ConfigError>(options.num_rows >= 1, "[data] the data set must have rows; found {}",
-                       options.num_rows);
-  require<ConfigError>(options.rank >= 0 && options.rank < options.ranks,
-                       "[data] rank must be in [0, {}); found {}", options.ranks, options.rank);
+Sampler::Sampler(const SamplerOptions& options) : options_(options), rows_per_step_(rows_per_step(options)) {
+  require<ConfigError>(options.num_rows >= 1, "[data] the data set must have rows; found {}", options.num_rows);
+  require<ConfigError>(options.rank >= 0 && options.rank < options.ranks, "[data] rank must be in [0, {}); found {}",
+                       options.ranks, options.rank);
   const int64_t whole = options.num_rows / rows_per_step_;
   const int64_t started = (options.num_rows + rows_per_step_ - 1) / rows_per_step_;
   steps_per_epoch_ = options.drop_last ? std::max<int64_t>(whole, 1) : started;

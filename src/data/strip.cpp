@@ -19,12 +19,10 @@ constexpr std::array<std::string_view, 29> kSpaces = {
 
 std::string_view strip(std::string_view text) {
   const auto leading = [&] {
-    return std::find_if(kSpaces.begin(), kSpaces.end(),
-                        [&](std::string_view space) { return text.starts_with(space); });
+    return std::find_if(kSpaces.begin(), kSpaces.end(), [&](std::string_view space) { return text.starts_with(space); });
   };
   const auto trailing = [&] {
-    return std::find_if(kSpaces.begin(), kSpaces.end(),
-                        [&](std::string_view space) { return text.ends_with(space); });
+    return std::find_if(kSpaces.begin(), kSpaces.end(), [&](std::string_view space) { return text.ends_with(space); });
   };
   for (auto space = leading(); space != kSpaces.end(); space = leading()) {
     text.remove_prefix(space->size());

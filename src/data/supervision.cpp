@@ -68,9 +68,7 @@ std::string render_part(std::span<const int32_t> ids, const Tokenizer* tokenizer
 }
 
 /// Label `i` as the loss sees it: the first of a row has no prediction.
-bool is_target(const Example& example, size_t i) {
-  return i > 0 && example.labels[i] != kIgnoreLabel;
-}
+bool is_target(const Example& example, size_t i) { return i > 0 && example.labels[i] != kIgnoreLabel; }
 
 std::string render(const Example& example, const Tokenizer* tokenizer) {
   const std::span<const int32_t> ids = example.input_ids;
@@ -88,14 +86,12 @@ std::string render(const Example& example, const Tokenizer* tokenizer) {
 }
 
 bool teaches(const Example& example, int64_t id) {
-  return !example.labels.empty() &&
-         std::find(example.labels.begin() + 1, example.labels.end(), id) != example.labels.end();
+  return !example.labels.empty() && std::find(example.labels.begin() + 1, example.labels.end(), id) != example.labels.end();
 }
 
 }  // namespace
 
-SupervisionReport check_supervision(const RowSource& rows, const Tokenizer* tokenizer,
-                                    int64_t end_id) {
+SupervisionReport check_supervision(const RowSource& rows, const Tokenizer* tokenizer, int64_t end_id) {
   SupervisionReport report;
   Example example, shown;
   for (int64_t row = 0; row < rows.size(); ++row) {

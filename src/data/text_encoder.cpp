@@ -11,13 +11,9 @@ namespace {
 constexpr size_t kWindowBytes = 64;
 constexpr int kMaxTries = 64;
 
-bool continues_character(char byte) {
-  return (static_cast<unsigned char>(byte) & 0xc0) == 0x80;
-}
+bool continues_character(char byte) { return (static_cast<unsigned char>(byte) & 0xc0) == 0x80; }
 
-void append(std::vector<int64_t>& ids, const std::vector<int64_t>& more) {
-  ids.insert(ids.end(), more.begin(), more.end());
-}
+void append(std::vector<int64_t>& ids, const std::vector<int64_t>& more) { ids.insert(ids.end(), more.begin(), more.end()); }
 
 /// Ids of a segment as they stand inside a text, after whatever comes before it.
 class SegmentEncoder {
@@ -66,8 +62,7 @@ std::optional<size_t> find_cut(const SegmentEncoder& encoder, std::string_view t
 }
 
 /// The text in parts that can be encoded each by itself.
-std::vector<std::string_view> segments_of(const SegmentEncoder& encoder, std::string_view text,
-                                          size_t segment_bytes) {
+std::vector<std::string_view> segments_of(const SegmentEncoder& encoder, std::string_view text, size_t segment_bytes) {
   std::vector<std::string_view> segments;
   while (text.size() > segment_bytes) {
     const auto cut = find_cut(encoder, text, segment_bytes);
@@ -81,8 +76,7 @@ std::vector<std::string_view> segments_of(const SegmentEncoder& encoder, std::st
 
 }  // namespace
 
-std::vector<int64_t> encode_long_text(const Tokenizer& tokenizer, std::string_view text,
-                                      size_t segment_bytes) {
+std::vector<int64_t> encode_long_text(const Tokenizer& tokenizer, std::string_view text, size_t segment_bytes) {
   if (text.size() <= segment_bytes) return tokenizer.encode(text);
   // No segment may be shorter than what is looked at around a cut.
   segment_bytes = std::max(segment_bytes, kWindowBytes);

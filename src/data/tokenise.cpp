@@ -48,8 +48,7 @@ struct Outcome {
 
 /// `make` of every row of a batch, by several threads.
 template <class Value, class Make>
-std::vector<Outcome<Value>> make_all(const RowReader& reader, std::vector<RawRow>& rows,
-                                     const Make& make) {
+std::vector<Outcome<Value>> make_all(const RowReader& reader, std::vector<RawRow>& rows, const Make& make) {
   std::vector<Outcome<Value>> outcomes(rows.size());
   at::parallel_for(0, static_cast<int64_t>(rows.size()), kRowsPerTask, [&](int64_t i, int64_t end) {
     for (; i < end; ++i) {
@@ -68,9 +67,8 @@ std::vector<Outcome<Value>> make_all(const RowReader& reader, std::vector<RawRow
 }
 
 void count_bad_row(const std::string& problem, const DatasetOptions& options, TokenisedRows& read) {
-  require<DataError>(options.skip_bad_rows,
-                     "{}; correct the row, or leave such rows out with data.on_bad_row: skip",
-                     problem);
+  const std::string_view advice = problem.find("; correct the ") == std::string::npos ? "; correct the row, or" : ", or";
+  require<DataError>(options.skip_bad_rows, "{}{} leave such rows out with data.on_bad_row: skip", problem, advice);
   ++read.num_bad_rows;
   if (read.bad_row_reasons.size() < kMaxReasons) read.bad_row_reasons.push_back(problem);
 }
@@ -121,8 +119,7 @@ void tokenise_rows(const Path& file, const DatasetOptions& options, const Tokeni
 }
 
 /// A document's ids between begin and end token.
-std::vector<int32_t> encode_document(const Tokenizer& tokenizer, std::string_view text,
-                                     int64_t vocab_size) {
+std::vector<int32_t> encode_document(const Tokenizer& tokenizer, std::string_view text, int64_t vocab_size) {
   std::vector<int32_t> ids;
   const auto append = [&](int64_t id) {
     if (id >= 0) ids.push_back(static_cast<int32_t>(id));
@@ -167,8 +164,7 @@ void require_utf8(std::string_view text, const Path& file) {
   int64_t line = 1;
   while (!text.empty()) {
     const size_t end = std::min(text.find('\n'), text.size() - 1);
-    require<DataError>(is_utf8(text.substr(0, end + 1)),
-                       "[{}:{}] text must be UTF-8; this line is not; convert the file",
+    require<DataError>(is_utf8(text.substr(0, end + 1)), "[{}:{}] text must be UTF-8; this line is not; convert the file",
                        file.string(), line);
     text.remove_prefix(end + 1);
     ++line;

@@ -20,7 +20,7 @@ struct TokenisedRows {
 };
 
 struct TokeniseOptions {
-  int64_t skipped_rows = 0;  ///< rows at the beginning that are read over; not for `text`
+  int64_t skipped_rows = 0;                         ///< rows at the beginning that are read over; not for `text`
   std::function<void()> between_batches = nullptr;  ///< may throw to stop
 };
 

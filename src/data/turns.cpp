@@ -12,8 +12,7 @@ Turns turns_of(std::span<const Message> messages) {
     turns.system = messages.front().content;
     messages = messages.subspan(1);
   }
-  require<DataError>(!messages.empty(),
-                     "[chat] a conversation must have a user message; found none");
+  require<DataError>(!messages.empty(), "[chat] a conversation must have a user message; found none");
   for (const Message& message : messages) {
     const std::string_view expected = turns.contents.size() % 2 == 0 ? "user" : "assistant";
     require<DataError>(message.role == expected,

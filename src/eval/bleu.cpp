@@ -14,8 +14,7 @@ namespace lora::eval {
 namespace {
 
 constexpr size_t kMaxOrder = 4;
-constexpr char32_t kEnd =
-    0x110000;  // stands behind the last character of a text; no character has it
+constexpr char32_t kEnd = 0x110000;  // stands behind the last character of a text; no character has it
 
 /// A character and the three that follow it.
 using Window = std::array<char32_t, kMaxOrder>;
@@ -39,8 +38,7 @@ int compare(const Window& a, const Window& b, size_t n) {
 }
 
 /// n-grams that both have, each as often as the one that has it less often.
-int64_t num_matches(const std::vector<Window>& hypothesis, const std::vector<Window>& reference,
-                    size_t n) {
+int64_t num_matches(const std::vector<Window>& hypothesis, const std::vector<Window>& reference, size_t n) {
   int64_t count = 0;
   auto h = hypothesis.begin(), r = reference.begin();
   while (h != hypothesis.end() && r != reference.end()) {

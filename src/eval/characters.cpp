@@ -13,8 +13,7 @@ constexpr char32_t kReplacement = 0xFFFD;
 char32_t decode(std::string_view sequence) {
   const auto lead = static_cast<unsigned char>(sequence[0]);
   char32_t value = lead & (0xFFu >> (sequence.size() + 1));
-  for (const char c : sequence.substr(1))
-    value = value << 6 | (static_cast<unsigned char>(c) & 0x3Fu);
+  for (const char c : sequence.substr(1)) value = value << 6 | (static_cast<unsigned char>(c) & 0x3Fu);
   return value;
 }
 
@@ -41,13 +40,12 @@ std::u32string characters_of(std::string_view text) {
 
 bool is_space(char32_t c) {
   if (c < 0x80) return c == ' ' || (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x1F);
-  return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 ||
-         c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+  return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
+         c == 0x205F || c == 0x3000;
 }
 
 void require_scorable_size(std::string_view text, std::string_view where) {
-  require<DataError>(text.size() <= kMaxTextBytes,
-                     "[{}] a text must have at most {} bytes; found {}; score shorter rows", where,
+  require<DataError>(text.size() <= kMaxTextBytes, "[{}] a text must have at most {} bytes; found {}; score shorter rows", where,
                      kMaxTextBytes, text.size());
 }
 

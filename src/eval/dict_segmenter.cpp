@@ -12,9 +12,7 @@ namespace {
 
 using Tokens = std::vector<std::string_view>;
 
-bool is_letter_or_digit(char32_t c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
-}
+bool is_letter_or_digit(char32_t c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'); }
 
 /// What jieba looks up in the dictionary, its re_han_default; the rest is cut character by
 /// character.
@@ -56,18 +54,13 @@ std::vector<Step> best_paths(const PrefixDictionary& dictionary, std::u32string_
       if (sum >= best.log_probability) best = {sum, end};
     }
     const bool is_unknown = best.end == 0;
-    steps[begin] =
-        is_unknown ? Step{dictionary.unknown_log_probability() + steps[begin + 1].log_probability,
-                          begin + 1}
-                   : best;
+    steps[begin] = is_unknown ? Step{dictionary.unknown_log_probability() + steps[begin + 1].log_probability, begin + 1} : best;
   }
   return steps;
 }
 
 /// Bytes of a character that is looked up.
-size_t bytes_of(char32_t c) {
-  return c < 0x80 ? 1 : 3;
-}
+size_t bytes_of(char32_t c) { return c < 0x80 ? 1 : 3; }
 
 /// Words of the best path; letters and digits that are words of one character are joined with such
 /// neighbours.

@@ -15,9 +15,7 @@ namespace lora::eval {
 class WordList {
  public:
   size_t size() const { return words_.size(); }
-  std::u32string_view word(size_t i) const {
-    return std::u32string_view(characters_).substr(words_[i].begin, words_[i].size);
-  }
+  std::u32string_view word(size_t i) const { return std::u32string_view(characters_).substr(words_[i].begin, words_[i].size); }
   uint64_t frequency(size_t i) const { return words_[i].frequency; }
   /// Sum of all frequencies.
   uint64_t total() const { return total_; }

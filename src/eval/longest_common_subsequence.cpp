@@ -9,13 +9,11 @@ namespace {
 /// Positions of every symbol in a sequence.
 class Positions {
  public:
-  Positions(std::span<const uint32_t> sequence, size_t num_symbols)
-      : starts_(num_symbols + 1), positions_(sequence.size()) {
+  Positions(std::span<const uint32_t> sequence, size_t num_symbols) : starts_(num_symbols + 1), positions_(sequence.size()) {
     for (const uint32_t symbol : sequence) ++starts_[symbol];
     size_t sum = 0;
     for (size_t& start : starts_) start = sum += start;
-    for (size_t i = sequence.size(); i-- > 0;)
-      positions_[--starts_[sequence[i]]] = static_cast<uint32_t>(i);
+    for (size_t i = sequence.size(); i-- > 0;) positions_[--starts_[sequence[i]]] = static_cast<uint32_t>(i);
   }
 
   std::span<const uint32_t> of(uint32_t symbol) const {
@@ -42,8 +40,7 @@ void advance(std::vector<uint64_t>& state, const std::vector<uint64_t>& matches)
 
 }  // namespace
 
-size_t longest_common_subsequence(std::span<const uint32_t> a, std::span<const uint32_t> b,
-                                  size_t num_symbols) {
+size_t longest_common_subsequence(std::span<const uint32_t> a, std::span<const uint32_t> b, size_t num_symbols) {
   const Positions positions(a, num_symbols);
   const size_t num_words = (a.size() + 63) / 64;
   std::vector<uint64_t> state(num_words, ~uint64_t{0}), matches(num_words, 0);

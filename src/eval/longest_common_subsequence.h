@@ -11,7 +11,6 @@ namespace lora::eval {
 /// more memory than both and num_symbols.
 ///
 /// Source: Hyyrö, Bit-parallel LCS-length computation revisited (2004).
-size_t longest_common_subsequence(std::span<const uint32_t> a, std::span<const uint32_t> b,
-                                  size_t num_symbols);
+size_t longest_common_subsequence(std::span<const uint32_t> a, std::span<const uint32_t> b, size_t num_symbols);
 
 }  // namespace lora::eval

@@ -17,10 +17,8 @@ class MeanOfRows : public Metric {
 
   void add(std::string_view prediction, std::string_view reference) override {
     const std::vector<double> row = score_row_(prediction, reference);
-    require<ConfigError>(
-        row.size() == sums_.size(),
-        "[metric {}] a row must give {} numbers; found {}; return one for each name",
-        fmt::join(names_, ", "), sums_.size(), row.size());
+    require<ConfigError>(row.size() == sums_.size(), "[metric {}] a row must give {} numbers; found {}; return one for each name",
+                         fmt::join(names_, ", "), sums_.size(), row.size());
     for (size_t i = 0; i < row.size(); ++i) sums_[i] += percent(row[i]);
     ++num_rows_;
   }

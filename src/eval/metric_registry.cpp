@@ -25,16 +25,14 @@ MetricRegistry::MetricRegistry() {
 }
 
 const MetricRegistry::Factory* MetricRegistry::find(std::string_view name) const {
-  const auto found =
-      std::ranges::find_if(factories_, [&](const auto& entry) { return entry.first == name; });
+  const auto found = std::ranges::find_if(factories_, [&](const auto& entry) { return entry.first == name; });
   return found != factories_.end() ? &found->second : nullptr;
 }
 
 void MetricRegistry::register_metric(std::string name, Factory make) {
-  require<ConfigError>(
-      !name.empty() && find(name) == nullptr,
-      "[metric] a new metric must have a name of its own; found \"{}\"; taken are {}", name,
-      fmt::join(names(), ", "));
+  require<ConfigError>(!name.empty() && find(name) == nullptr,
+                       "[metric] a new metric must have a name of its own; found \"{}\"; taken are {}", name,
+                       fmt::join(names(), ", "));
   require<ConfigError>(make != nullptr, "[metric] a new metric must have a function that makes it; found none for \"{}\"", name);
   factories_.emplace_back(std::move(name), std::move(make));
 }
@@ -50,13 +48,12 @@ std::vector<std::string> MetricRegistry::names() const {
   return names;
 }
 
-std::unique_ptr<Metric> MetricRegistry::make(std::string_view name,
-                                             const MetricOptions& options) const {
+std::unique_ptr<Metric> MetricRegistry::make(std::string_view name, const MetricOptions& options) const {
   const Factory* const make = find(name);
   if (make != nullptr) return (*make)(options);
   const std::vector<std::string> known = names();
-  fail<ConfigError>("[metric] must be one of {}; found \"{}\"; did you mean {}?",
-                    fmt::join(known, ", "), name, nearest_names(name, known, 1).front());
+  fail<ConfigError>("[metric] must be one of {}; found \"{}\"; did you mean {}?", fmt::join(known, ", "), name,
+                    nearest_names(name, known, 1).front());
 }
 
 }  // namespace lora::eval

@@ -9,14 +9,12 @@
 
 namespace lora::eval {
 
-MetricSet::MetricSet(const MetricRegistry& registry, std::span<const std::string> names,
-                     const MetricOptions& options) {
+MetricSet::MetricSet(const MetricRegistry& registry, std::span<const std::string> names, const MetricOptions& options) {
   const std::vector<std::string> known = registry.names();
   std::vector<std::pair<size_t, std::unique_ptr<Metric>>> ranked;
   for (const std::string& name : names) {
     require<ConfigError>(std::ranges::count(names, name) == 1,
-                         "[metric] each must be named once; found \"{}\" twice; leave one out",
-                         name);
+                         "[metric] each must be named once; found \"{}\" twice; leave one out", name);
     std::unique_ptr<Metric> metric = registry.make(name, options);
     ranked.emplace_back(std::ranges::find(known, name) - known.begin(), std::move(metric));
   }

@@ -39,11 +39,9 @@ PrefixDictionary::PrefixDictionary(const WordList& words)
     auto [begin, end, depth] = branches[node];
     first_children_.push_back(static_cast<Node>(branches.size()));
     log_probabilities_.push_back(kNoWord);
-    if (words.word(order[begin]).size() ==
-        depth) {  // the shortest word of a prefix, itself, comes first
+    if (words.word(order[begin]).size() == depth) {  // the shortest word of a prefix, itself, comes first
       const uint64_t frequency = words.frequency(order[begin++]);
-      if (frequency > 0)
-        log_probabilities_.back() = std::log(static_cast<double>(frequency)) - log_total;
+      if (frequency > 0) log_probabilities_.back() = std::log(static_cast<double>(frequency)) - log_total;
     }
     while (begin < end) {
       const char32_t character = words.word(order[begin])[depth];
@@ -61,8 +59,7 @@ PrefixDictionary::Node PrefixDictionary::child(Node node, char32_t character) co
   const auto begin = characters_.begin() + first_children_[node];
   const auto end = characters_.begin() + first_children_[node + 1];
   const auto found = std::lower_bound(begin, end, character);
-  return found != end && *found == character ? static_cast<Node>(found - characters_.begin())
-                                             : kNone;
+  return found != end && *found == character ? static_cast<Node>(found - characters_.begin()) : kNone;
 }
 
 }  // namespace lora::eval

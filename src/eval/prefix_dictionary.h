@@ -26,9 +26,8 @@ class PrefixDictionary {
   double unknown_log_probability() const { return unknown_log_probability_; }
 
  private:
-  std::vector<char32_t> characters_;  ///< by node: the last one of its prefix
-  std::vector<Node>
-      first_children_;  ///< by node, and one more: children end where those of the next begin
+  std::vector<char32_t> characters_;       ///< by node: the last one of its prefix
+  std::vector<Node> first_children_;       ///< by node, and one more: children end where those of the next begin
   std::vector<double> log_probabilities_;  ///< by node; positive for a prefix that is no word
   double unknown_log_probability_;
 };

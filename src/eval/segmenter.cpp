@@ -43,17 +43,14 @@ std::unique_ptr<Segmenter> make_segmenter(std::string_view name, const Path& dic
   static const std::array<std::string, 3> kNames = {"char", "whitespace", "dict"};
   const bool has_dictionary = !dictionary.empty();
   if (name == "dict") {
-    require<ConfigError>(
-        has_dictionary,
-        "[segmenter] dict must have a dictionary; found none; name a file with a word and its "
-        "frequency on each line");
+    require<ConfigError>(has_dictionary,
+                         "[segmenter] dict must have a dictionary; found none; name a file with a word and its "
+                         "frequency on each line");
     return std::make_unique<DictSegmenter>(dictionary);
   }
-  require<ConfigError>(name == "char" || name == "whitespace",
-                       "[segmenter] must be one of {}; found \"{}\"; did you mean {}?",
+  require<ConfigError>(name == "char" || name == "whitespace", "[segmenter] must be one of {}; found \"{}\"; did you mean {}?",
                        fmt::join(kNames, ", "), name, nearest_names(name, kNames, 1).front());
-  require<ConfigError>(!has_dictionary,
-                       "[segmenter] {} must have no dictionary; found {}; did you mean dict?", name,
+  require<ConfigError>(!has_dictionary, "[segmenter] {} must have no dictionary; found {}; did you mean dict?", name,
                        dictionary.string());
   if (name == "char") return std::make_unique<CharSegmenter>();
   return std::make_unique<WhitespaceSegmenter>();

@@ -17,25 +17,18 @@ namespace lora::formats {
 namespace {
 
 /// Keys that change what an adapter computes in ways that are not built here.
-constexpr std::array kRefusedKeys = {"alora_invocation_tokens",
-                                     "arrow_config",
-                                     "kasa_config",
-                                     "layer_replication",
-                                     "monteclora_config",
-                                     "target_parameters",
-                                     "use_bdlora",
-                                     "use_qalora",
-                                     "velora_config"};
+constexpr std::array kRefusedKeys = {
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config",
+    "target_parameters",       "use_bdlora",   "use_qalora",  "velora_config"};
 
 /// Keys that matter to how a new adapter is made or run elsewhere, not to what a saved one
 /// computes.
-constexpr std::array kIgnoredKeys = {"auto_mapping",   "corda_config",       "eva_config",
-                                     "lora_ga_config", "megatron_config",    "megatron_core",
-                                     "peft_version",   "qalora_group_size",  "runtime_config",
-                                     "ensure_weight_tying"};
+constexpr std::array kIgnoredKeys = {"auto_mapping",    "corda_config",       "eva_config",   "lora_ga_config",
+                                     "megatron_config", "megatron_core",      "peft_version", "qalora_group_size",
+                                     "runtime_config",  "ensure_weight_tying"};
 
-/// Initialisations that also change the base weights.
-constexpr std::array kResidualInitialisations = {"pissa", "olora", "loftq", "corda", "lora_ga"};
+/// Initialisations that change the base weights in a way that cannot be found again from the original ones.
+constexpr std::array kResidualInitialisations = {"pissa_niter_", "loftq", "corda", "lora_ga"};
 
 constexpr std::string_view kBiasKinds[] = {"none", "all", "lora_only"};
 
@@ -56,14 +49,16 @@ void read_rank(ConfigReader& reader, PeftLoraConfig& config) {
     config.r = reader.whole_number("r", *value, 1);
   }
   reader.read("lora_alpha", config.lora_alpha);
+  const bool is_usable = std::abs(config.lora_alpha) <= static_cast<double>(kMaxConfigNumber);
+  reader.check(is_usable, "lora_alpha", fmt::format("be a number from {0} to {1}", -kMaxConfigNumber, kMaxConfigNumber),
+               config.lora_alpha);
   reader.read("alpha_pattern", config.alpha_pattern, kMaxConfigNumber);
 }
 
 void read_dropout(ConfigReader& reader, PeftLoraConfig& config) {
   reader.read("lora_dropout", config.lora_dropout);
   const bool is_probability = config.lora_dropout >= 0 && config.lora_dropout < 1;
-  reader.check(is_probability, "lora_dropout", "be at least 0 and less than 1",
-               config.lora_dropout);
+  reader.check(is_probability, "lora_dropout", "be at least 0 and less than 1", config.lora_dropout);
 }
 
 void read_bias(ConfigReader& reader, PeftLoraConfig& config) {
@@ -77,15 +72,14 @@ void read_bias(ConfigReader& reader, PeftLoraConfig& config) {
 
 void read_layers(ConfigReader& reader, PeftLoraConfig& config) {
   if (const auto* value = reader.find("layers_to_transform")) {
-    config.layers_to_transform.emplace();
+    std::vector<int64_t> layers;
     const OrderedJson list = value->is_array() ? *value : OrderedJson::array({*value});
-    for (const auto& item : list) {
-      config.layers_to_transform->push_back(reader.whole_number("layers_to_transform", item, 0));
-    }
+    for (const auto& item : list) layers.push_back(reader.whole_number("layers_to_transform", item, 0));
+    if (!layers.empty()) config.layers_to_transform = layers;  // to PEFT none are all
   }
   if (const auto* value = reader.find("layers_pattern")) {
-    config.layers_pattern = value->is_string() ? std::vector{value->get<std::string>()}
-                                               : reader.texts("layers_pattern", *value);
+    config.layers_pattern = value->is_string() ? std::vector{value->get<std::string>()} : reader.texts("layers_pattern", *value);
+    std::erase(config.layers_pattern, "");
   }
 }
 
@@ -111,15 +105,13 @@ void read_initialisation(ConfigReader& reader, PeftLoraConfig& config, ParsedPef
   }
   name = reader.text("init_lora_weights", *value);
   std::string lower = name;
-  std::ranges::transform(lower, lower.begin(),
-                         [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  if (std::ranges::any_of(kResidualInitialisations,
-                          [&](const char* start) { return lower.starts_with(start); })) {
-    parsed.warnings.push_back(fmt::format(
-        "init_lora_weights is {:?}: unless the adapter was converted when it was saved, "
-        "it is right only on the residual base weights of that initialisation, not on "
-        "the original model",
-        name));
+  std::ranges::transform(lower, lower.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  if (std::ranges::any_of(kResidualInitialisations, [&](const char* start) { return lower.starts_with(start); })) {
+    parsed.warnings.push_back(
+        fmt::format("init_lora_weights is {:?}: unless the adapter was converted when it was saved, "
+                    "it is right only on the residual base weights of that initialisation, not on "
+                    "the original model",
+                    name));
   }
 }
 
@@ -222,7 +214,8 @@ void read_kept_ranks(ConfigReader& reader, PeftAdaLoraConfig& config) {
 PeftAdaLoraConfig read_adalora(ConfigReader& reader, ParsedPeftConfig& parsed, std::string_view where) {
   PeftAdaLoraConfig config;
   read_shared(reader, config.lora, parsed, where);
-  require<FormatError>(!config.lora.use_dora, "[{}] use_dora must be false with AdaLoRA, which has no such form; found true", where);
+  require<FormatError>(!config.lora.use_dora, "[{}] use_dora must be false with AdaLoRA, which has no such form; found true",
+                       where);
   reader.read("init_r", config.init_r, 1);
   reader.read("target_r", config.target_r, 1);
   reader.read("tinit", config.tinit, 0);
@@ -320,8 +313,11 @@ AdapterConfig read_by_type(const std::string& type, ConfigReader& reader, Parsed
   if (type == "LORA") return read_lora(reader, parsed, where);
   if (type == "ADALORA") return read_adalora(reader, parsed, where);
   if (auto other = read_other_config(type, reader)) return *std::move(other);
-  fail<FormatError>("[{}] peft_type must be LORA, ADALORA, IA3, TRAINABLE_TOKENS, PREFIX_TUNING, PROMPT_TUNING or P_TUNING, the methods that are built "
-                    "here; found {:?}; use the tool that wrote it, or merge the adapter with that", where, type);
+  fail<FormatError>(
+      "[{}] peft_type must be LORA, ADALORA, IA3, TRAINABLE_TOKENS, PREFIX_TUNING, PROMPT_TUNING or P_TUNING, the methods that "
+      "are built "
+      "here; found {:?}; use the tool that wrote it, or merge the adapter with that",
+      where, type);
 }
 
 }  // namespace
@@ -329,9 +325,8 @@ AdapterConfig read_by_type(const std::string& type, ConfigReader& reader, Parsed
 ParsedPeftConfig parse_adapter_config(std::string_view json, std::string_view where) {
   constexpr JsonLimits kLimits{.max_bytes = 16u << 20, .max_values = 1'000'000};
   const OrderedJson root = parse_ordered_json(json, where, kLimits);
-  require<FormatError>(root.is_object(),
-                       "[{}] must be a JSON object; found {}; is it the config of a PEFT adapter?",
-                       where, root.type_name());
+  require<FormatError>(root.is_object(), "[{}] must be a JSON object; found {}; is it the config of a PEFT adapter?", where,
+                       root.type_name());
   ConfigReader reader(root, where);
   ParsedPeftConfig parsed;
   const auto* type = reader.find("peft_type");

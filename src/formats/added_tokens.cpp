@@ -26,15 +26,16 @@ class Merge {
 
   /// The file has `text` as `id`.
   void found(const std::string& text, const Json& id) {
-    require<FormatError>(id.is_number_integer(), "[{}] ids of tokens must be whole numbers; found {} for {:?}", where_, id.type_name(),
-                         text);
+    require<FormatError>(id.is_number_integer(), "[{}] ids of tokens must be whole numbers; found {} for {:?}", where_,
+                         id.type_name(), text);
     const auto number = id.get<int64_t>();
     const bool is_ours = number >= tokens_.first_id;
     const auto ours = missing_.find(text);
-    require<FormatError>(ours != missing_.end() ? ours->second == number : !is_ours,
-                         "[{}] the vocabulary's next id must be {}, as tokenizer.model says; found {:?} as {}; name the tokens beyond "
-                         "tokenizer.model first, in the order of their ids, in the file of new tokens", where_, tokens_.first_id, text,
-                         number);
+    require<FormatError>(
+        ours != missing_.end() ? ours->second == number : !is_ours,
+        "[{}] the vocabulary's next id must be {}, as tokenizer.model says; found {:?} as {}; name the tokens beyond "
+        "tokenizer.model first, in the order of their ids, in the file of new tokens",
+        where_, tokens_.first_id, text, number);
     if (ours != missing_.end()) present_.insert(text);
   }
 
@@ -55,12 +56,15 @@ class Merge {
 
 /// As transformers adds a token: found in text as it stands, and no command to the model.
 Json description(const std::string& text) {
-  return {{"content", text}, {"lstrip", false}, {"normalized", false}, {"rstrip", false}, {"single_word", false}, {"special", false}};
+  return {{"content", text}, {"lstrip", false},      {"normalized", false},
+          {"rstrip", false}, {"single_word", false}, {"special", false}};
 }
 
 void require_shape(bool holds, std::string_view where, std::string_view what) {
-  require<FormatError>(holds, "[{}] must be a file of transformers; its {} is not as there; remove the file, and transformers reads "
-                       "tokenizer.model alone", where, what);
+  require<FormatError>(holds,
+                       "[{}] must be a file of transformers; its {} is not as there; remove the file, and transformers reads "
+                       "tokenizer.model alone",
+                       where, what);
 }
 
 }  // namespace
@@ -74,13 +78,15 @@ std::string add_to_tokenizer_json(std::string_view json, const AddedTokens& toke
   if (vocabulary.is_object()) {
     for (const auto& [text, id] : vocabulary.items()) merge.found(text, id);
   } else {
-    require_shape(static_cast<int64_t>(vocabulary.size()) <= tokens.first_id, where, "model.vocab, of more pieces than tokenizer.model has,");
+    require_shape(static_cast<int64_t>(vocabulary.size()) <= tokens.first_id, where,
+                  "model.vocab, of more pieces than tokenizer.model has,");
   }
   Json& added = root["added_tokens"];
   if (added.is_null()) added = Json::array();
   require_shape(added.is_array(), where, "added_tokens");
   for (const auto& entry : added) {
-    require_shape(entry.is_object() && entry.contains("content") && entry["content"].is_string() && entry.contains("id"), where, "added_tokens");
+    require_shape(entry.is_object() && entry.contains("content") && entry["content"].is_string() && entry.contains("id"), where,
+                  "added_tokens");
     merge.found(entry["content"].get<std::string>(), entry["id"]);
   }
   merge.add_missing([&](const std::string& text, int64_t id) {
@@ -107,7 +113,8 @@ std::string add_to_tokenizer_config(std::string_view json, const AddedTokens& to
   Merge merge(tokens, where);
   for (const auto& [id, entry] : decoder.items()) {
     const bool is_number = !id.empty() && id.size() < 10 && id.find_first_not_of("0123456789") == std::string::npos;
-    require_shape(is_number && entry.is_object() && entry.contains("content") && entry["content"].is_string(), where, "added_tokens_decoder");
+    require_shape(is_number && entry.is_object() && entry.contains("content") && entry["content"].is_string(), where,
+                  "added_tokens_decoder");
     merge.found(entry["content"].get<std::string>(), Json(std::stoll(id)));
   }
   merge.add_missing([&](const std::string& text, int64_t id) { decoder[std::to_string(id)] = description(text); });

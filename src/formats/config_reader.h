@@ -109,8 +109,7 @@ class ConfigReader {
     check(std::ranges::find(choices, out) != choices.end(), key, fmt::format("be {}", fmt::join(choices, ", ")), *value);
   }
 
-  int64_t whole_number(const std::string& key, const OrderedJson& value, int64_t lower,
-                       int64_t upper = kMaxConfigNumber) const {
+  int64_t whole_number(const std::string& key, const OrderedJson& value, int64_t lower, int64_t upper = kMaxConfigNumber) const {
     std::optional<int64_t> number;
     if (value.is_number_integer()) {
       const bool fits = !value.is_number_unsigned() || value.get<uint64_t>() <= INT64_MAX;
@@ -150,11 +149,9 @@ class ConfigReader {
     check(out >= 0 && out < 1, key, "be at least 0 and less than 1", out);
   }
 
-  void check(bool holds, const std::string& key, std::string_view must,
-             const OrderedJson& found) const {
+  void check(bool holds, const std::string& key, std::string_view must, const OrderedJson& found) const {
     if (holds) return;
-    fail<FormatError>("[{}] {} must {}; found {:?}; correct the file", where_, key, must,
-                      found.dump().substr(0, 120));
+    fail<FormatError>("[{}] {} must {}; found {:?}; correct the file", where_, key, must, found.dump().substr(0, 120));
   }
 
   std::vector<std::string> keys_not_asked_for() const {
@@ -189,9 +186,7 @@ inline OrderedJson or_null(const std::optional<AdapterNames>& names) {
   if (!names) return nullptr;
   return std::visit([](const auto& value) { return OrderedJson(value); }, *names);
 }
-inline OrderedJson or_null(const std::vector<std::string>& list) {
-  return list.empty() ? OrderedJson() : OrderedJson(list);
-}
+inline OrderedJson or_null(const std::vector<std::string>& list) { return list.empty() ? OrderedJson() : OrderedJson(list); }
 /// A number that other tools type as a whole one is written so.
 inline OrderedJson whole_if_possible(double number) {
   const bool whole = std::abs(number) < 0x1p53 && number == std::trunc(number);

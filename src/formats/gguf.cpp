@@ -35,16 +35,12 @@ struct GgmlType {
 };
 
 constexpr GgmlType kGgmlTypes[] = {
-    {0, "F32", 1, 4},         {1, "F16", 1, 2},         {2, "Q4_0", 32, 18},
-    {3, "Q4_1", 32, 20},      {6, "Q5_0", 32, 22},      {7, "Q5_1", 32, 24},
-    {8, "Q8_0", 32, 34},      {10, "Q2_K", 256, 84},    {11, "Q3_K", 256, 110},
-    {12, "Q4_K", 256, 144},   {13, "Q5_K", 256, 176},   {14, "Q6_K", 256, 210},
-    {15, "Q8_K", 256, 292},   {16, "IQ2_XXS", 256, 66}, {17, "IQ2_XS", 256, 74},
-    {18, "IQ3_XXS", 256, 98}, {19, "IQ1_S", 256, 50},   {20, "IQ4_NL", 32, 18},
-    {21, "IQ3_S", 256, 110},  {22, "IQ2_S", 256, 82},   {23, "IQ4_XS", 256, 136},
-    {24, "I8", 1, 1},         {25, "I16", 1, 2},        {26, "I32", 1, 4},
-    {27, "I64", 1, 8},        {28, "F64", 1, 8},        {29, "IQ1_M", 256, 56},
-    {30, "BF16", 1, 2},       {34, "TQ1_0", 256, 54},   {35, "TQ2_0", 256, 66},
+    {0, "F32", 1, 4},         {1, "F16", 1, 2},       {2, "Q4_0", 32, 18},    {3, "Q4_1", 32, 20},      {6, "Q5_0", 32, 22},
+    {7, "Q5_1", 32, 24},      {8, "Q8_0", 32, 34},    {10, "Q2_K", 256, 84},  {11, "Q3_K", 256, 110},   {12, "Q4_K", 256, 144},
+    {13, "Q5_K", 256, 176},   {14, "Q6_K", 256, 210}, {15, "Q8_K", 256, 292}, {16, "IQ2_XXS", 256, 66}, {17, "IQ2_XS", 256, 74},
+    {18, "IQ3_XXS", 256, 98}, {19, "IQ1_S", 256, 50}, {20, "IQ4_NL", 32, 18}, {21, "IQ3_S", 256, 110},  {22, "IQ2_S", 256, 82},
+    {23, "IQ4_XS", 256, 136}, {24, "I8", 1, 1},       {25, "I16", 1, 2},      {26, "I32", 1, 4},        {27, "I64", 1, 8},
+    {28, "F64", 1, 8},        {29, "IQ1_M", 256, 56}, {30, "BF16", 1, 2},     {34, "TQ1_0", 256, 54},   {35, "TQ2_0", 256, 66},
     {39, "MXFP4", 32, 17}};
 
 const GgmlType* find_ggml_type(uint32_t number) {
@@ -52,9 +48,7 @@ const GgmlType* find_ggml_type(uint32_t number) {
   return found == std::end(kGgmlTypes) ? nullptr : &*found;
 }
 
-bool is_alignment(uint64_t value) {
-  return std::has_single_bit(value) && value >= 8 && value <= kMaxAlignment;
-}
+bool is_alignment(uint64_t value) { return std::has_single_bit(value) && value >= 8 && value <= kMaxAlignment; }
 
 /// Takes values from the front of the file; nothing is taken that the file does not have.
 class Reader {
@@ -81,10 +75,8 @@ class Reader {
   std::string name(std::string_view what, size_t max_bytes) {
     const uint64_t begin = position_;
     std::string found = text(what);
-    const bool usable = !found.empty() && found.size() <= max_bytes && is_utf8(found) &&
-                        found.find('\0') == std::string::npos;
-    check(usable, begin, "{} must be UTF-8 of 1 to {} bytes without NUL; found {:?}", what,
-          max_bytes, found.substr(0, 80));
+    const bool usable = !found.empty() && found.size() <= max_bytes && is_utf8(found) && found.find('\0') == std::string::npos;
+    check(usable, begin, "{} must be UTF-8 of 1 to {} bytes without NUL; found {:?}", what, max_bytes, found.substr(0, 80));
     return found;
   }
 
@@ -142,11 +134,10 @@ class Reader {
 
  private:
   std::span<const std::byte> take(uint64_t size, std::string_view what) {
-    check(size <= file_.size() - position_, position_,
-          "{} must end inside the file of {} bytes; found one of {} bytes", what, file_.size(),
-          size);
-    check(size <= limits_.max_header_bytes - std::min(position_, limits_.max_header_bytes),
-          position_, "the header must have at most {} bytes; found more", limits_.max_header_bytes);
+    check(size <= file_.size() - position_, position_, "{} must end inside the file of {} bytes; found one of {} bytes", what,
+          file_.size(), size);
+    check(size <= limits_.max_header_bytes - std::min(position_, limits_.max_header_bytes), position_,
+          "the header must have at most {} bytes; found more", limits_.max_header_bytes);
     const auto bytes = file_.subspan(position_, size);
     position_ += size;
     return bytes;
@@ -159,15 +150,13 @@ class Reader {
   }
 
   GgufArray array(size_t depth) {
-    check(depth < kMaxArrayDepth, position_, "lists must be at most {} deep; found a deeper one",
-          kMaxArrayDepth);
+    check(depth < kMaxArrayDepth, position_, "lists must be at most {} deep; found a deeper one", kMaxArrayDepth);
     GgufArray list{.item_type = number<uint32_t>("a list")};
-    check(!gguf_type_name(list.item_type).empty(), position_ - 4,
-          "the items of a list must have a type from 0 to 12; found {}", list.item_type);
+    check(!gguf_type_name(list.item_type).empty(), position_ - 4, "the items of a list must have a type from 0 to 12; found {}",
+          list.item_type);
     const auto length = number<uint64_t>("a list");
     // Every item takes a byte or more of the file.
-    check(length <= file_.size() - position_, position_ - 8,
-          "a list must end inside the file; found {} items", length);
+    check(length <= file_.size() - position_, position_ - 8, "a list must end inside the file; found {} items", length);
     for (uint64_t i = 0; i < length; ++i) {
       count_item();
       list.items.push_back(value(list.item_type, depth + 1));
@@ -185,8 +174,8 @@ uint32_t read_version(Reader& reader) {
   const auto version = reader.number<uint32_t>("the version");
   const bool is_swapped = version != 0 && (version & 0xFFFF) == 0;
   reader.check(!is_swapped, 4, "must be little-endian; found a big-endian file");
-  reader.check(version >= kOldestVersion && version <= kVersion, 4,
-               "the version must be {} or {}; found {}", kOldestVersion, kVersion, version);
+  reader.check(version >= kOldestVersion && version <= kVersion, 4, "the version must be {} or {}; found {}", kOldestVersion,
+               kVersion, version);
   return version;
 }
 
@@ -221,8 +210,7 @@ std::vector<int64_t> read_shape(Reader& reader, std::string_view name) {
   std::vector<int64_t> shape;
   for (uint32_t i = 0; i < count; ++i) {
     const auto size = reader.number<uint64_t>("a tensor's dimensions");
-    reader.check(size <= INT64_MAX, begin, "the tensor {:?} must have sizes below 2^63; found {}",
-                 name, size);
+    reader.check(size <= INT64_MAX, begin, "the tensor {:?} must have sizes below 2^63; found {}", name, size);
     shape.push_back(static_cast<int64_t>(size));
   }
   std::ranges::reverse(shape);
@@ -236,13 +224,11 @@ void read_tensors(Reader& reader, uint64_t count, GgufHeader& header) {
     reader.count_item();
     const uint64_t begin = reader.position();
     GgufTensor tensor{.name = reader.name("a tensor's name", kMaxTensorNameBytes)};
-    reader.check(seen.insert(tensor.name).second, begin, "names must differ; found {:?} twice",
-                 tensor.name);
+    reader.check(seen.insert(tensor.name).second, begin, "names must differ; found {:?} twice", tensor.name);
     tensor.shape = read_shape(reader, tensor.name);
     tensor.type = reader.number<uint32_t>("a tensor's type");
     reader.check(find_ggml_type(tensor.type) != nullptr, reader.position() - 4,
-                 "the tensor {:?} must have a type that is known; found number {}", tensor.name,
-                 tensor.type);
+                 "the tensor {:?} must have a type that is known; found number {}", tensor.name, tensor.type);
     const auto bytes = ggml_tensor_bytes(tensor.type, tensor.shape);
     reader.check(bytes.has_value(), begin,
                  "the tensor {:?} must have whole blocks and a size "
@@ -256,8 +242,7 @@ void read_tensors(Reader& reader, uint64_t count, GgufHeader& header) {
                  tensor.name, next, tensor.offset);
     const bool fits = !__builtin_add_overflow(next, tensor.bytes, &next) &&
                       !__builtin_add_overflow(next, gguf_padding(next, header.alignment), &next);
-    reader.check(fits, begin, "the data must have a size below 2^64; found more at {:?}",
-                 tensor.name);
+    reader.check(fits, begin, "the data must have a size below 2^64; found more at {:?}", tensor.name);
     header.tensors.push_back(std::move(tensor));
   }
 }
@@ -276,9 +261,7 @@ void check_end(const Reader& reader, const GgufHeader& header, uint64_t file_siz
                "the file must end with its last tensor, {} bytes of data; found {}", end, room);
 }
 
-void append(std::string& out, const void* data, size_t size) {
-  out.append(static_cast<const char*>(data), size);
-}
+void append(std::string& out, const void* data, size_t size) { out.append(static_cast<const char*>(data), size); }
 
 template <class T>
 void append_number(std::string& out, T value) {
@@ -303,8 +286,7 @@ void append_value(std::string& out, const GgufValue& value) {
             require<FormatError>(inner.value.index() == item.item_type,
                                  "[gguf] the items of a list must have one type; found {} among "
                                  "{}; correct the value",
-                                 gguf_type_name(static_cast<uint32_t>(inner.value.index())),
-                                 gguf_type_name(item.item_type));
+                                 gguf_type_name(static_cast<uint32_t>(inner.value.index())), gguf_type_name(item.item_type));
             append_value(out, inner);
           }
         } else {
@@ -314,10 +296,8 @@ void append_value(std::string& out, const GgufValue& value) {
       value.value);
 }
 
-void require_writable(std::string_view name, size_t max_bytes,
-                      std::unordered_set<std::string_view>& seen) {
-  const bool usable = !name.empty() && name.size() <= max_bytes && is_utf8(name) &&
-                      name.find('\0') == std::string_view::npos;
+void require_writable(std::string_view name, size_t max_bytes, std::unordered_set<std::string_view>& seen) {
+  const bool usable = !name.empty() && name.size() <= max_bytes && is_utf8(name) && name.find('\0') == std::string_view::npos;
   require<FormatError>(usable && seen.insert(name).second,
                        "[gguf] keys and names must differ and be UTF-8 of 1 to {} bytes without "
                        "NUL; found {:?}; rename it",
@@ -342,9 +322,7 @@ void lay_out(GgufHeader& header) {
 
 }  // namespace
 
-std::string_view gguf_type_name(uint32_t type) {
-  return type < std::size(kValueTypes) ? kValueTypes[type] : std::string_view();
-}
+std::string_view gguf_type_name(uint32_t type) { return type < std::size(kValueTypes) ? kValueTypes[type] : std::string_view(); }
 
 std::string_view ggml_type_name(uint32_t type) {
   const GgmlType* found = find_ggml_type(type);
@@ -379,18 +357,14 @@ std::optional<uint64_t> ggml_tensor_bytes(uint32_t type, std::span<const int64_t
   return static_cast<uint64_t>(bytes);
 }
 
-uint64_t gguf_padding(uint64_t bytes, uint64_t alignment) {
-  return (alignment - bytes % alignment) % alignment;
-}
+uint64_t gguf_padding(uint64_t bytes, uint64_t alignment) { return (alignment - bytes % alignment) % alignment; }
 
 const GgufValue* GgufHeader::find(std::string_view key) const {
-  const auto found =
-      std::ranges::find_if(metadata, [&](const auto& entry) { return entry.first == key; });
+  const auto found = std::ranges::find_if(metadata, [&](const auto& entry) { return entry.first == key; });
   return found == metadata.end() ? nullptr : &found->second;
 }
 
-GgufHeader parse_gguf(std::span<const std::byte> file, std::string_view where,
-                      const GgufLimits& limits) {
+GgufHeader parse_gguf(std::span<const std::byte> file, std::string_view where, const GgufLimits& limits) {
   Reader reader(file, where, limits);
   std::string magic(kMagic.size(), '\0');
   for (char& letter : magic) letter = reader.number<char>("the magic");
@@ -409,8 +383,8 @@ GgufHeader parse_gguf(std::span<const std::byte> file, std::string_view where,
 
 std::string write_gguf_header(GgufHeader& header) {
   require<FormatError>(is_alignment(header.alignment),
-                       "[gguf] the alignment must be a power of two from 8 to {}; found {}; use 32",
-                       kMaxAlignment, header.alignment);
+                       "[gguf] the alignment must be a power of two from 8 to {}; found {}; use 32", kMaxAlignment,
+                       header.alignment);
   lay_out(header);
   std::string out(kMagic);
   append_number(out, kVersion);

@@ -22,8 +22,7 @@ class PositionIterator {
   using pointer = const char*;
   using reference = const char&;
 
-  PositionIterator(const char* current, size_t* position)
-      : current_(current), position_(position) {}
+  PositionIterator(const char* current, size_t* position) : current_(current), position_(position) {}
   reference operator*() const { return *current_; }
   PositionIterator& operator++() {
     ++current_;
@@ -69,8 +68,7 @@ class Builder {
 
   template <class Error>
   bool parse_error(size_t position, const std::string& token, const Error&) {
-    fail<FormatError>("[{}] must be JSON in UTF-8; found {:?} at byte {}; correct the file", where_,
-                      token, position);
+    fail<FormatError>("[{}] must be JSON in UTF-8; found {:?} at byte {}; correct the file", where_, token, position);
   }
   // NOLINTEND
 
@@ -126,8 +124,7 @@ class Builder {
   }
 
   [[noreturn]] void refuse(std::string_view found) const {
-    fail<FormatError>("[{}] must be plain JSON; found {} at byte {}; correct the file", where_,
-                      found, position_);
+    fail<FormatError>("[{}] must be plain JSON; found {} at byte {}; correct the file", where_, found, position_);
   }
 
   std::string_view where_;
@@ -141,17 +138,15 @@ class Builder {
 template <class Value>
 Value parse(std::string_view text, std::string_view where, const JsonLimits& limits) {
   require<FormatError>(text.size() <= limits.max_bytes,
-                       "[{}] must have at most {} bytes of JSON; found {}; is it the right file?",
-                       where, limits.max_bytes, text.size());
+                       "[{}] must have at most {} bytes of JSON; found {}; is it the right file?", where, limits.max_bytes,
+                       text.size());
   // The library takes a NUL for the end of the text.
   const size_t nul = text.find('\0');
-  require<FormatError>(nul == std::string_view::npos,
-                       "[{}] must be JSON; found a NUL character at byte {}; correct the file",
+  require<FormatError>(nul == std::string_view::npos, "[{}] must be JSON; found a NUL character at byte {}; correct the file",
                        where, nul);
   size_t position = 0;
   Builder<Value> builder(where, limits, position);
-  Value::sax_parse(PositionIterator(text.data(), &position),
-                   PositionIterator(text.data() + text.size(), &position), &builder);
+  Value::sax_parse(PositionIterator(text.data(), &position), PositionIterator(text.data() + text.size(), &position), &builder);
   return builder.take_root();
 }
 
@@ -161,8 +156,7 @@ Json parse_json(std::string_view text, std::string_view where, const JsonLimits&
   return parse<Json>(text, where, limits);
 }
 
-OrderedJson parse_ordered_json(std::string_view text, std::string_view where,
-                               const JsonLimits& limits) {
+OrderedJson parse_ordered_json(std::string_view text, std::string_view where, const JsonLimits& limits) {
   return parse<OrderedJson>(text, where, limits);
 }
 

@@ -23,7 +23,6 @@ struct JsonLimits {
 /// max_depth, text beyond max_bytes, NUL characters, anything after the value; and bytes that are
 /// not UTF-8. Throws FormatError with the byte offset; `where` opens the message.
 Json parse_json(std::string_view text, std::string_view where, const JsonLimits& limits = {});
-OrderedJson parse_ordered_json(std::string_view text, std::string_view where,
-                               const JsonLimits& limits = {});
+OrderedJson parse_ordered_json(std::string_view text, std::string_view where, const JsonLimits& limits = {});
 
 }  // namespace lora::formats

@@ -12,17 +12,14 @@ constexpr size_t kBlockBytes = 256u << 10;
 constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 
 [[noreturn]] void fail_reading(const Path& path, int error) {
-  fail<IoError>("[{}] must be readable; the system says: {}; check the path and its permissions",
-                path.string(), std::generic_category().message(error));
+  fail<IoError>("[{}] must be readable; the system says: {}; check the path and its permissions", path.string(),
+                std::generic_category().message(error));
 }
 
 }  // namespace
 
 LineReader::LineReader(const Path& path, size_t max_line_bytes)
-    : path_(path),
-      max_line_bytes_(max_line_bytes),
-      file_(std::fopen(path.c_str(), "rbe"), std::fclose),
-      block_(kBlockBytes) {
+    : path_(path), max_line_bytes_(max_line_bytes), file_(std::fopen(path.c_str(), "rbe"), std::fclose), block_(kBlockBytes) {
   if (!file_) fail_reading(path_, errno);
 }
 

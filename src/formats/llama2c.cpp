@@ -21,13 +21,9 @@ uint32_t read_word(std::span<const std::byte> head, size_t offset) {
   return word;
 }
 
-int32_t read_int(std::span<const std::byte> head, size_t offset) {
-  return static_cast<int32_t>(read_word(head, offset));
-}
+int32_t read_int(std::span<const std::byte> head, size_t offset) { return static_cast<int32_t>(read_word(head, offset)); }
 
-bool has_magic(std::span<const std::byte> head) {
-  return head.size() >= 4 && read_word(head, 0) == kMagic;
-}
+bool has_magic(std::span<const std::byte> head) { return head.size() >= 4 && read_word(head, 0) == kMagic; }
 
 /// Walks over the data in file order, noting the tensors. Offsets that overflow stay overflowed.
 class Layout {
@@ -62,9 +58,8 @@ class Layout {
 };
 
 void read_sizes(Llama2cFile& file, std::span<const std::byte> words) {
-  int64_t* const fields[] = {&file.hidden_size,  &file.intermediate_size, &file.num_layers,
-                             &file.num_heads,    &file.num_kv_heads,      &file.vocab_size,
-                             &file.max_positions};
+  int64_t* const fields[] = {&file.hidden_size,  &file.intermediate_size, &file.num_layers,   &file.num_heads,
+                             &file.num_kv_heads, &file.vocab_size,        &file.max_positions};
   size_t offset = 0;
   for (int64_t* field : fields) {
     *field = read_int(words, offset);
@@ -77,9 +72,8 @@ Llama2cFile read_header(std::span<const std::byte> head, std::string_view where)
   Llama2cFile file;
   const bool legacy = !has_magic(head);
   const uint64_t needed = legacy ? kLegacyHeaderBytes : kVersion1UsedBytes;
-  require<FormatError>(head.size() >= needed,
-                       "[{}] a llama2.c header must have {} bytes; found {}; the file is truncated",
-                       where, needed, head.size());
+  require<FormatError>(head.size() >= needed, "[{}] a llama2.c header must have {} bytes; found {}; the file is truncated", where,
+                       needed, head.size());
   if (legacy) {
     read_sizes(file, head);
     // A negative vocabulary size is the sign of an output head of its own.
@@ -98,19 +92,17 @@ Llama2cFile read_header(std::span<const std::byte> head, std::string_view where)
 }
 
 void check_sizes(const Llama2cFile& file, std::string_view where) {
-  const bool positive = file.hidden_size > 0 && file.intermediate_size > 0 && file.num_layers > 0 &&
-                        file.num_heads > 0 && file.num_kv_heads > 0 && file.vocab_size > 0 &&
-                        file.max_positions > 0;
-  const bool consistent = positive && file.num_layers <= kMaxLayers &&
-                          file.hidden_size % (2 * file.num_heads) == 0 &&
+  const bool positive = file.hidden_size > 0 && file.intermediate_size > 0 && file.num_layers > 0 && file.num_heads > 0 &&
+                        file.num_kv_heads > 0 && file.vocab_size > 0 && file.max_positions > 0;
+  const bool consistent = positive && file.num_layers <= kMaxLayers && file.hidden_size % (2 * file.num_heads) == 0 &&
                           file.num_heads % file.num_kv_heads == 0;
   require<FormatError>(consistent,
                        "[{}] a llama2.c header must have positive sizes, heads that divide hidden "
                        "and kv heads that divide heads; found hidden {}, intermediate {}, layers "
                        "{}, heads {}, kv heads {}, vocabulary {}, positions {}; the file is "
                        "damaged or not from llama2.c",
-                       where, file.hidden_size, file.intermediate_size, file.num_layers,
-                       file.num_heads, file.num_kv_heads, file.vocab_size, file.max_positions);
+                       where, file.hidden_size, file.intermediate_size, file.num_layers, file.num_heads, file.num_kv_heads,
+                       file.vocab_size, file.max_positions);
 }
 
 void add_attention(Layout& layout, const Llama2cFile& file) {
@@ -168,8 +160,7 @@ bool looks_like_llama2c(std::span<const std::byte> head, uint64_t file_size) {
   }
 }
 
-Llama2cFile parse_llama2c(std::span<const std::byte> head, uint64_t file_size,
-                          std::string_view where) {
+Llama2cFile parse_llama2c(std::span<const std::byte> head, uint64_t file_size, std::string_view where) {
   Llama2cFile file = read_header(head, where);
   check_sizes(file, where);
   const Layout layout = file.version == 0 ? lay_out_legacy(file) : lay_out_version1(file);

@@ -23,8 +23,7 @@ class Fields {
   void integer(const char* key, int64_t& value) const {
     if (!has(key)) return;
     const Json& field = object_.at(key);
-    check(field.is_number_integer() && !(field.is_number_unsigned() && field.get<uint64_t>() > INT64_MAX), key,
-          "an integer");
+    check(field.is_number_integer() && !(field.is_number_unsigned() && field.get<uint64_t>() > INT64_MAX), key, "an integer");
     value = field.get<int64_t>();
   }
   void number(const char* key, double& value) const {

@@ -13,11 +13,8 @@ namespace {
 
 using Kind = TemplatePiece::Kind;
 
-constexpr std::array<std::pair<std::string_view, Kind>, 5> kPlaces = {{{"content", Kind::kContent},
-                                                                      {"input", Kind::kInput},
-                                                                      {"bos", Kind::kBegin},
-                                                                      {"eos", Kind::kEnd},
-                                                                      {"round", Kind::kRound}}};
+constexpr std::array<std::pair<std::string_view, Kind>, 5> kPlaces = {
+    {{"content", Kind::kContent}, {"input", Kind::kInput}, {"bos", Kind::kBegin}, {"eos", Kind::kEnd}, {"round", Kind::kRound}}};
 
 /// Source: meta-llama/llama generation.py.
 PromptTemplate llama2() {
@@ -37,8 +34,9 @@ PromptTemplate vicuna() {
           .system = "{content} ",
           .user = "USER: {content} ASSISTANT:",
           .assistant = " {content}{eos}",
-          .default_system = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-                            "detailed, and polite answers to the user's questions."};
+          .default_system =
+              "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+              "detailed, and polite answers to the user's questions."};
 }
 
 /// Source: tloen/alpaca-lora templates/alpaca.json; further questions, which it does not have, follow in the same form.
@@ -46,10 +44,12 @@ PromptTemplate alpaca() {
   return {.name = "alpaca",
           .system = "{content}\n\n",
           .user = "### Instruction:\n{content}\n\n### Response:\n",
-          .default_system = "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
+          .default_system =
+              "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
           .input = "{content}\n\n### Input:\n{input}",
-          .default_system_with_input = "Below is an instruction that describes a task, paired with an input that provides further "
-                                       "context. Write a response that appropriately completes the request."};
+          .default_system_with_input =
+              "Below is an instruction that describes a task, paired with an input that provides further "
+              "context. Write a response that appropriately completes the request."};
 }
 
 PromptTemplate chatglm() { return {.name = "chatglm", .rounds = true}; }
@@ -73,7 +73,9 @@ Kind place_of(std::string_view word, std::string_view where) {
 }
 
 /// How many pieces are places of a kind.
-auto count_of(const std::vector<TemplatePiece>& pieces, Kind kind) { return std::ranges::count(pieces, kind, &TemplatePiece::kind); }
+auto count_of(const std::vector<TemplatePiece>& pieces, Kind kind) {
+  return std::ranges::count(pieces, kind, &TemplatePiece::kind);
+}
 
 void check_text(std::string_view name, const std::string& text, const std::vector<Kind>& once, const std::vector<Kind>& any,
                 std::string_view where) {
@@ -81,10 +83,11 @@ void check_text(std::string_view name, const std::string& text, const std::vecto
   for (const auto& [word, kind] : kPlaces) {
     const auto count = count_of(pieces, kind);
     const bool is_needed = std::ranges::find(once, kind) != once.end(), is_free = std::ranges::find(any, kind) != any.end();
-    require<ConfigError>(!is_needed || count == 1, "[{}] template.{} must hold {{{}}} once; found it {} times in {:?}", where, name, word,
-                         count, text);
-    require<ConfigError>(is_needed || is_free || count == 0, "[{}] template.{} must not hold {{{}}}, which has no meaning there; found {:?}",
-                         where, name, word, text);
+    require<ConfigError>(!is_needed || count == 1, "[{}] template.{} must hold {{{}}} once; found it {} times in {:?}", where,
+                         name, word, count, text);
+    require<ConfigError>(is_needed || is_free || count == 0,
+                         "[{}] template.{} must not hold {{{}}}, which has no meaning there; found {:?}", where, name, word,
+                         text);
   }
 }
 
@@ -144,7 +147,8 @@ std::string template_description(const PromptTemplate& form) {
   for (const auto& [name, member] : kTemplateTexts) text += fmt::format("{} {}\n", name, unmistakable(form.*member));
   for (const auto& [name, member] : kTemplateSwitches) text += fmt::format("{} {}\n", name, form.*member);
   for (const auto& tag : form.reserved) text += fmt::format("reserved {}\n", unmistakable(tag));
-  return text + fmt::format("default_system_with_input {}\nrounds {}\n", unmistakable(form.default_system_with_input), form.rounds);
+  return text +
+         fmt::format("default_system_with_input {}\nrounds {}\n", unmistakable(form.default_system_with_input), form.rounds);
 }
 
 }  // namespace lora::formats

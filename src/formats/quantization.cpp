@@ -123,7 +123,8 @@ void check_method(const Fields& fields, std::string_view where) {
   require<FormatError>(method == "bitsandbytes",
                        "[{}] quantization_config.quant_method must be bitsandbytes: the weights of other methods are stored in "
                        "their own ways; found {:?}; take the model in full precision and set adapter.quantization, or one "
-                       "that bitsandbytes quantised", where, method);
+                       "that bitsandbytes quantised",
+                       where, method);
 }
 
 }  // namespace
@@ -131,7 +132,8 @@ void check_method(const Fields& fields, std::string_view where) {
 QuantState parse_quant_state(std::string_view json, std::string_view where) {
   const Json object = parse_json(json, where, {.max_depth = 4, .max_bytes = kLargestStateBytes});
   const Fields fields(object, where);
-  constexpr std::array kKnown = {"quant_type", "blocksize", "dtype", "shape", "nested_blocksize", "nested_dtype", "nested_offset"};
+  constexpr std::array kKnown = {"quant_type",       "blocksize",    "dtype",        "shape",
+                                 "nested_blocksize", "nested_dtype", "nested_offset"};
   for (const std::string& key : fields.keys()) {
     require<FormatError>(std::ranges::find(kKnown, key) != kKnown.end(), "[{}] the keys must be {}; found {:?}", where,
                          fmt::join(kKnown, ", "), key);
@@ -170,7 +172,8 @@ QuantizationConfig parse_quantization_config(std::string_view json, std::string_
   const bool in_4bit = either("load_in_4bit"), in_8bit = either("load_in_8bit");
   require<FormatError>(in_4bit != in_8bit,
                        "[{}] quantization_config must say load_in_4bit or load_in_8bit; found {}; take a model that "
-                       "bitsandbytes quantised, or one in full precision", where, in_4bit ? "both" : "neither");
+                       "bitsandbytes quantised, or one in full precision",
+                       where, in_4bit ? "both" : "neither");
   QuantizationConfig config;
   config.bits = in_4bit ? 4 : 8;
   config.type = QuantizedType::kInt8;

@@ -48,34 +48,36 @@ Json content_of(const RecordHeader& header) {
   for (const auto& shard : header.shards) {
     shards.push_back({{"rows", shard.rows}, {"tokens", shard.tokens}, {"index_digest", shard.index_digest}});
   }
-  return {{"version", kVersion},
-          {"set", header.set},
-          {"schema",
-           {{"tokens", "int32; the top bit is set where a token is no target"},
-            {"number", "int64; the row's place in the source, from 1"},
-            {"length", "uint32"},
-            {"target_start", "uint32; place of the first target"}}},
-          {"format", header.format},
-          {"tokenizer", header.tokenizer},
-          {"vocab_size", header.vocab_size},
-          {"statistics",
-           {{"rows", header.rows},
-            {"tokens", header.tokens},
-            {"targets", header.targets},
-            {"shortest", header.shortest},
-            {"longest", header.longest},
-            {"source_rows", header.source.rows},
-            {"bad_rows", header.source.bad_rows},
-            {"truncated", header.source.truncated}}},
-          {"shards", shards}};
+  Json content = {{"version", kVersion},
+                  {"set", header.set},
+                  {"schema",
+                   {{"tokens", "int32; the top bit is set where a token is no target"},
+                    {"number", "int64; the row's place in the source, from 1"},
+                    {"length", "uint32"},
+                    {"target_start", "uint32; place of the first target"}}},
+                  {"format", header.format},
+                  {"tokenizer", header.tokenizer},
+                  {"vocab_size", header.vocab_size},
+                  {"statistics",
+                   {{"rows", header.rows},
+                    {"tokens", header.tokens},
+                    {"targets", header.targets},
+                    {"shortest", header.shortest},
+                    {"longest", header.longest},
+                    {"source_rows", header.source.rows},
+                    {"bad_rows", header.source.bad_rows},
+                    {"truncated", header.source.truncated}}},
+                  {"shards", shards}};
+  if (header.train_on_sop) content["train_on_sop"] = *header.train_on_sop;
+  return content;
 }
 
 void check_sums(const RecordHeader& header, std::string_view where) {
   int64_t rows = 0, tokens = 0;
   for (const auto& shard : header.shards) {
     const bool fits = shard.rows > 0 && shard.tokens >= shard.rows && shard.tokens <= INT64_MAX - tokens;
-    require<FormatError>(fits, "[{}] shards must have rows with tokens; found one with {} rows, {} tokens", where,
-                         shard.rows, shard.tokens);
+    require<FormatError>(fits, "[{}] shards must have rows with tokens; found one with {} rows, {} tokens", where, shard.rows,
+                         shard.tokens);
     rows += shard.rows;
     tokens += shard.tokens;
   }
@@ -94,19 +96,23 @@ std::string record_header_text(const RecordHeader& header) {
 RecordHeader parse_record_header(std::string_view text, std::string_view where) {
   const Json json = parse_json(text, where);
   const Fields outer(json, where);
-  require<FormatError>(outer.text("kind") == "lora records",
-                       "[{}] must be the header of a record set; it is of something else", where);
+  require<FormatError>(outer.text("kind") == "lora records", "[{}] must be the header of a record set; it is of something else",
+                       where);
   require<FormatError>(outer.text("digest") == digest_of(outer.at("content")),
                        "[{}] the header must have its digest; it is damaged; prepare the data again", where);
   const Fields content(outer.at("content"), where);
-  require<FormatError>(content.count("version") == kVersion,
-                       "[{}] must be of version {}; found {}; prepare the data again", where, kVersion,
-                       content.at("version").dump());
+  require<FormatError>(content.count("version") == kVersion, "[{}] must be of version {}; found {}; prepare the data again",
+                       where, kVersion, content.at("version").dump());
   RecordHeader header;
   header.set = content.text("set");
   header.format = content.text("format");
   header.tokenizer = content.text("tokenizer");
   header.vocab_size = content.count("vocab_size");
+  if (const Json& all = outer.at("content"); all.contains("train_on_sop")) {
+    const Json& value = all.at("train_on_sop");
+    require<FormatError>(value.is_boolean(), "[{}] train_on_sop must be true or false; found {}", where, value.dump());
+    header.train_on_sop = value.get<bool>();
+  }
   const Fields statistics(content.at("statistics"), where);
   header.rows = statistics.count("rows");
   header.tokens = statistics.count("tokens");

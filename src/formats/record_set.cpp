@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <filesystem>
+#include <set>
 #include <system_error>
 #include <utility>
 
@@ -9,13 +11,21 @@
 namespace lora::formats {
 namespace {
 
+/// The files of a set's shards are numbered from 0 on; one of another number is of another set.
 void require_no_other_shards(const Path& directory, size_t shards) {
+  std::set<Path> own;
+  for (size_t i = 0; i < shards; ++i) {
+    own.insert(record_data_file(directory, i).filename());
+    own.insert(record_index_file(directory, i).filename());
+  }
   std::error_code error;
-  const Path next = record_data_file(directory, shards);
-  require<FormatError>(
-      !std::filesystem::exists(next, error),
-      "[{}] must be one of the set's {} shards; found one more; remove what does not belong to the set", next.string(),
-      shards);
+  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
+    const Path name = entry.path().filename();
+    const bool is_shard = name.string().starts_with("shard-") && (name.extension() == ".records" || name.extension() == ".index");
+    require<FormatError>(!is_shard || own.contains(name),
+                         "[{}] must be one of the set's {} shards; found one more; remove what does not belong to the set",
+                         entry.path().string(), shards);
+  }
 }
 
 void require_shard_is_there(const Path& file, size_t shards) {
@@ -42,8 +52,7 @@ RecordSet::RecordSet(const Path& directory, int64_t vocab_size, const RecordPart
   header_ = parse_record_header(read_file(header_file), header_file.string());
   require_no_other_shards(directory, header_.shards.size());
 
-  const int64_t begin = bound(header_.rows, part.part, part.parts),
-                end = bound(header_.rows, part.part + 1, part.parts);
+  const int64_t begin = bound(header_.rows, part.part, part.parts), end = bound(header_.rows, part.part + 1, part.parts);
   num_rows_ = end - begin;
   int64_t shard_begin = 0;
   for (size_t i = 0; i < header_.shards.size(); ++i) {
@@ -66,8 +75,7 @@ void RecordSet::open_shard(const Path& directory, size_t i, int64_t vocab_size) 
   const auto& info = header_.shards[i];
   const bool is_listed = digest(index.bytes()) == info.index_digest && std::cmp_equal(shard.ends.size(), info.rows) &&
                          std::cmp_equal(shard.tokens.size(), info.tokens);
-  require<FormatError>(is_listed,
-                       "[{}] must be the index that {} lists; found another one from byte 64; prepare the data again",
+  require<FormatError>(is_listed, "[{}] must be the index that {} lists; found another one from byte 64; prepare the data again",
                        index_file.string(), kRecordHeaderFile);
   shards_.push_back(std::move(shard));
   files_.push_back(std::move(data));

@@ -23,9 +23,7 @@ class ShardParser {
   }
 
   bool index_is_at_end() const { return index_at_ == index_.size(); }
-  void require_all_data_taken() const {
-    must(data_at_ == data_.size(), data_name_, data_at_, "end where its index ends");
-  }
+  void require_all_data_taken() const { must(data_at_ == data_.size(), data_name_, data_at_, "end where its index ends"); }
 
   /// Adds the next block to `shard`, which is unchanged when this throws.
   void take_block(int64_t vocab_size, RecordShard& shard) {
@@ -38,11 +36,9 @@ class ShardParser {
     const size_t block_end = rows_at + block.rows * sizeof(RecordRow);
     const auto digested = index_.subspan(index_at_ + kDigestBytes, block_end - index_at_ - kDigestBytes);
     must(std::ranges::equal(block.digest, digest(digested)), index_name_, index_at_, "have the digest of this block");
-    must(block.tokens <= (data_.size() - data_at_) / sizeof(int32_t), data_name_, data_at_,
-         "have the tokens of a block");
+    must(block.tokens <= (data_.size() - data_at_) / sizeof(int32_t), data_name_, data_at_, "have the tokens of a block");
     const auto tokens = data_.subspan(data_at_, block.tokens * sizeof(int32_t));
-    must(std::ranges::equal(block.tokens_digest, digest(tokens)), data_name_, data_at_,
-         "have the digest of this block");
+    must(std::ranges::equal(block.tokens_digest, digest(tokens)), data_name_, data_at_, "have the digest of this block");
     check_ids(tokens, vocab_size);
     const auto rows = index_.subspan(rows_at, block_end - rows_at);
     check_rows(rows, block, shard.numbers.empty() ? 0 : shard.numbers.back());
@@ -59,9 +55,8 @@ class ShardParser {
 
  private:
   void must(bool holds, const std::string& file, size_t offset, std::string_view what) const {
-    require<FormatError>(holds,
-                         "[{}] a record file must {} at byte {}; it is damaged or not whole; prepare the data again",
-                         file, what, offset);
+    require<FormatError>(holds, "[{}] a record file must {} at byte {}; it is damaged or not whole; prepare the data again", file,
+                         what, offset);
   }
 
   void check_head(std::span<const std::byte> bytes, std::string_view magic, const std::string& file) const {
@@ -72,12 +67,12 @@ class ShardParser {
     require<FormatError>(head.version == kRecordVersion,
                          "[{}] a record file must be of version {}; found {} at byte 40; prepare the data again", file,
                          kRecordVersion, head.version);
-    require<FormatError>(
-        std::ranges::equal(head.set, name_.set),
-        "[{}] a record file must belong to its set; found another set at byte 8; put back the set's own file", file);
+    require<FormatError>(std::ranges::equal(head.set, name_.set),
+                         "[{}] a record file must belong to its set; found another set at byte 8; put back the set's own file",
+                         file);
     require<FormatError>(head.shard == name_.shard,
-                         "[{}] a record file must be shard {} of its set; found {} at byte 44; put back the right one",
-                         file, name_.shard, head.shard);
+                         "[{}] a record file must be shard {} of its set; found {} at byte 44; put back the right one", file,
+                         name_.shard, head.shard);
     must(std::ranges::all_of(head.unused, [](char byte) { return byte == 0; }), file, 48, "have zeros");
   }
 
@@ -86,11 +81,10 @@ class ShardParser {
     const std::span ids(reinterpret_cast<const int32_t*>(bytes.data()), bytes.size() / sizeof(int32_t));
     int32_t largest = 0;
     for (const int32_t token : ids) largest = std::max(largest, token & kTokenId);
-    require<FormatError>(
-        largest < vocab_size,
-        "[{}] ids must be in the model's vocabulary of {}; found {} after byte {}; prepare the data with "
-        "the model's tokenizer",
-        data_name_, vocab_size, largest, data_at_);
+    require<FormatError>(largest < vocab_size,
+                         "[{}] ids must be in the model's vocabulary of {}; found {} after byte {}; prepare the data with "
+                         "the model's tokenizer",
+                         data_name_, vocab_size, largest, data_at_);
   }
 
   static RecordRow row_at(std::span<const std::byte> rows, size_t at) {
@@ -105,8 +99,8 @@ class ShardParser {
       const RecordRow row = row_at(rows, at);
       const size_t offset = index_at_ + sizeof(RecordBlock) + at;
       must(row.number > last_number, index_name_, offset, "have rows in order");
-      must(row.length > 0 && std::cmp_less_equal(row.length, INT32_MAX) && row.target_start <= row.length, index_name_,
-           offset, "have a row with tokens");
+      must(row.length > 0 && std::cmp_less_equal(row.length, INT32_MAX) && row.target_start <= row.length, index_name_, offset,
+           "have a row with tokens");
       last_number = row.number;
       tokens += row.length;
     }
@@ -143,9 +137,8 @@ RecordFileHead record_file_head(std::string_view magic, const RecordShardName& n
   return head;
 }
 
-RecordShard parse_record_shard(std::span<const std::byte> data, std::span<const std::byte> index,
-                               const RecordShardName& name, int64_t vocab_size, const Path& data_file,
-                               const Path& index_file) {
+RecordShard parse_record_shard(std::span<const std::byte> data, std::span<const std::byte> index, const RecordShardName& name,
+                               int64_t vocab_size, const Path& data_file, const Path& index_file) {
   ShardParser parser(data, index, name, data_file, index_file);
   parser.check_heads();
   RecordShard shard;
@@ -166,11 +159,7 @@ RecordShard parse_record_shard_prefix(std::span<const std::byte> data, std::span
   return shard;
 }
 
-Path record_data_file(const Path& directory, size_t shard) {
-  return directory / fmt::format("shard-{:05}.records", shard);
-}
-Path record_index_file(const Path& directory, size_t shard) {
-  return directory / fmt::format("shard-{:05}.index", shard);
-}
+Path record_data_file(const Path& directory, size_t shard) { return directory / fmt::format("shard-{:05}.records", shard); }
+Path record_index_file(const Path& directory, size_t shard) { return directory / fmt::format("shard-{:05}.index", shard); }
 
 }  // namespace lora::formats

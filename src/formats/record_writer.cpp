@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <optional>
 #include <system_error>
 #include <utility>
@@ -20,21 +21,17 @@ std::string_view bytes_of(const T* values, size_t count) {
   return {reinterpret_cast<const char*>(values), count * sizeof(T)};
 }
 
-void set_digest(std::array<char, kDigestBytes>& target, std::string_view text) {
-  std::ranges::copy(text, target.begin());
-}
+void set_digest(std::array<char, kDigestBytes>& target, std::string_view text) { std::ranges::copy(text, target.begin()); }
 
 /// Held as long as a writer lives: two that write the same files would spoil both sets.
 class DirectoryLock {
  public:
-  explicit DirectoryLock(const Path& directory)
-      : descriptor_(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+  explicit DirectoryLock(const Path& directory) : descriptor_(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
     require<IoError>(descriptor_ >= 0, "[{}] must be a readable directory; the system says: {}; check the path",
                      directory.string(), std::generic_category().message(errno));
     if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0) return;
     ::close(descriptor_);
-    fail<IoError>("[{}] one process at a time can write records here; found another one; wait for it",
-                  directory.string());
+    fail<IoError>("[{}] one process at a time can write records here; found another one; wait for it", directory.string());
   }
   ~DirectoryLock() { ::close(descriptor_); }
   DirectoryLock(const DirectoryLock&) = delete;
@@ -53,8 +50,7 @@ uint64_t size_of(const Path& file) {
 void cut_file(const Path& file, uint64_t bytes) {
   std::error_code error;
   std::filesystem::resize_file(file, bytes, error);
-  require<IoError>(!error, "[{}] must be writable; the system says: {}; check its permissions", file.string(),
-                   error.message());
+  require<IoError>(!error, "[{}] must be writable; the system says: {}; check its permissions", file.string(), error.message());
 }
 
 const Path& created(const Path& directory) {
@@ -69,11 +65,11 @@ const Path& created(const Path& directory) {
 
 struct RecordWriter::State {
   State(Path path, const Options& chosen) : directory(created(path)), options(chosen), lock(directory) {
-    options.block_bytes = std::min(options.block_bytes, options.shard_bytes);
+    const uint64_t room = options.shard_bytes - std::min<uint64_t>(options.shard_bytes, sizeof(RecordFileHead));
+    options.block_bytes = std::min(options.block_bytes, room);
     std::error_code error;
     require<ConfigError>(!std::filesystem::exists(directory / kRecordHeaderFile, error),
-                         "[{}] must hold no records yet; found a whole set; choose another directory",
-                         directory.string());
+                         "[{}] must hold no records yet; found a whole set; choose another directory", directory.string());
     remove_stale_temporaries(directory);
     recover();
   }
@@ -96,8 +92,8 @@ struct RecordWriter::State {
     size_t data_end = sizeof(RecordFileHead), index_end = sizeof(RecordFileHead);
     {
       const MappedFile data(data_file), index(index_file);
-      const RecordShard shard =
-          parse_record_shard_prefix(data.bytes(), index.bytes(), name(number), data_file, index_file);
+      require_own(data.bytes());
+      const RecordShard shard = parse_record_shard_prefix(data.bytes(), index.bytes(), name(number), data_file, index_file);
       count_rows(shard);
       if (!shard.index_ends.empty()) {
         index_end = shard.index_ends.back();
@@ -108,6 +104,18 @@ struct RecordWriter::State {
     cut_file(data_file, data_end);
     cut_file(index_file, index_end);
     return is_whole;
+  }
+
+  /// What another call left is that call's: it is gone on with, or removed on purpose.
+  void require_own(std::span<const std::byte> bytes) const {
+    RecordFileHead head;
+    std::memcpy(&head, bytes.data(), sizeof(head));
+    const bool is_readable = std::ranges::equal(head.magic, kDataMagic) && head.version == kRecordVersion;
+    require<ConfigError>(
+        !is_readable || std::ranges::equal(head.set, options.set),
+        "[{}] records there must be of these data and settings; found a part of others; choose another directory, or "
+        "write anew with --overwrite",
+        directory.string());
   }
 
   void count_rows(const RecordShard& shard) {
@@ -152,8 +160,9 @@ struct RecordWriter::State {
 
   void write_block() {
     const uint64_t bytes = tokens.size() * sizeof(int32_t);
-    const bool is_full = !shards.empty() && shards.back().rows > 0 &&
-                         static_cast<uint64_t>(shards.back().tokens) * sizeof(int32_t) + bytes > options.shard_bytes;
+    const bool is_full =
+        !shards.empty() && shards.back().rows > 0 &&
+        sizeof(RecordFileHead) + static_cast<uint64_t>(shards.back().tokens) * sizeof(int32_t) + bytes > options.shard_bytes;
     if (shards.empty() || is_full) begin_shard();
     if (!data) open_files();
     RecordBlock block = {};
@@ -211,8 +220,7 @@ struct RecordWriter::State {
     header.longest = total.longest;
     header.source = counts_at_end;
     header.shards = shards;
-    for (size_t i = 0; i < shards.size(); ++i)
-      header.shards[i].index_digest = file_digest(record_index_file(directory, i));
+    for (size_t i = 0; i < shards.size(); ++i) header.shards[i].index_digest = file_digest(record_index_file(directory, i));
     write_file_atomically(directory / kRecordHeaderFile, record_header_text(header));
     return header;
   }
@@ -240,8 +248,8 @@ SourceCounts RecordWriter::counts() const { return state_->counts; }
 
 void RecordWriter::add(std::span<const int32_t> tokens, int64_t number, const SourceCounts& counts) {
   require<DataError>(!tokens.empty() && number > state_->last_number,
-                     "[records] rows must have tokens and growing numbers; found {} tokens, row {} after {}",
-                     tokens.size(), number, state_->last_number);
+                     "[records] rows must have tokens and growing numbers; found {} tokens, row {} after {}", tokens.size(),
+                     number, state_->last_number);
   state_->add(tokens, number, counts);
 }
 

@@ -21,22 +21,19 @@ constexpr std::string_view kMetadataKey = "__metadata__";
 
 void require_usable_name(std::string_view name, std::string_view where) {
   require<FormatError>(name.find('\0') == std::string_view::npos,
-                       "[{}] names of tensors must not hold NUL; found {:?}; rename the tensor",
-                       where, name);
+                       "[{}] names of tensors must not hold NUL; found {:?}; rename the tensor", where, name);
 }
 
 /// Reads the members of one tensor's entry in the header.
 class EntryReader {
  public:
-  EntryReader(const std::string& name, const Json& value, std::string_view where)
-      : name_(name), value_(value), where_(where) {}
+  EntryReader(const std::string& name, const Json& value, std::string_view where) : name_(name), value_(value), where_(where) {}
 
   TensorEntry read() const {
     check(value_.is_object(), "be an object with dtype, shape and data_offsets");
     TensorEntry entry{.name = name_, .dtype = read_dtype(), .shape = read_shape()};
     const Json& offsets = member("data_offsets");
-    check(offsets.is_array() && offsets.size() == 2 && offsets[0].is_number_unsigned() &&
-              offsets[1].is_number_unsigned(),
+    check(offsets.is_array() && offsets.size() == 2 && offsets[0].is_number_unsigned() && offsets[1].is_number_unsigned(),
           "have two whole numbers as data_offsets");
     entry.begin = offsets[0].get<uint64_t>();
     entry.end = offsets[1].get<uint64_t>();
@@ -58,8 +55,7 @@ class EntryReader {
     std::vector<int64_t> sizes;
     sizes.reserve(shape.size());
     for (const Json& size : shape) {
-      check(size.is_number_unsigned() && size.get<uint64_t>() <= INT64_MAX,
-            "have whole numbers as shape");
+      check(size.is_number_unsigned() && size.get<uint64_t>() <= INT64_MAX, "have whole numbers as shape");
       sizes.push_back(size.get<int64_t>());
     }
     return sizes;
@@ -89,9 +85,7 @@ class EntryReader {
 std::map<std::string, std::string> read_metadata(const Json& value, std::string_view where) {
   std::map<std::string, std::string> metadata;
   if (value.is_null()) return metadata;
-  const bool is_text_map = value.is_object() && std::ranges::all_of(value, [](const Json& member) {
-                             return member.is_string();
-                           });
+  const bool is_text_map = value.is_object() && std::ranges::all_of(value, [](const Json& member) { return member.is_string(); });
   require<FormatError>(is_text_map,
                        "[{}] __metadata__ must be a map from text to text; found something else; "
                        "the file is damaged or not safetensors",
@@ -116,8 +110,7 @@ void check_layout(const SafetensorsHeader& header, uint64_t file_size, std::stri
     require<FormatError>(*bytes == tensor.end - tensor.begin,
                          "[{}] the tensor {:?} of {} {} must take {} bytes; found {}; the file is "
                          "damaged",
-                         where, tensor.name, safetensors_name(tensor.dtype), tensor.shape, *bytes,
-                         tensor.end - tensor.begin);
+                         where, tensor.name, safetensors_name(tensor.dtype), tensor.shape, *bytes, tensor.end - tensor.begin);
     position = tensor.end;
   }
   const uint64_t data_bytes = file_size - header.data_start;
@@ -153,19 +146,16 @@ void check_writable_names(const std::vector<TensorEntry>& tensors) {
   }
   std::ranges::sort(names);
   const auto twice = std::ranges::adjacent_find(names);
-  require<FormatError>(twice == names.end(),
-                       "[safetensors] names of tensors must differ; found {:?} twice; rename one",
+  require<FormatError>(twice == names.end(), "[safetensors] names of tensors must differ; found {:?} twice; rename one",
                        twice == names.end() ? std::string_view() : *twice);
 }
 
-std::string json_text(std::string_view text) {
-  return Json(text).dump();
-}
+std::string json_text(std::string_view text) { return Json(text).dump(); }
 
 }  // namespace
 
-uint64_t safetensors_header_length(std::span<const std::byte> head, uint64_t file_size,
-                                   std::string_view where, const SafetensorsLimits& limits) {
+uint64_t safetensors_header_length(std::span<const std::byte> head, uint64_t file_size, std::string_view where,
+                                   const SafetensorsLimits& limits) {
   require<FormatError>(file_size >= kLengthBytes && head.size() >= kLengthBytes,
                        "[{}] must have at least 8 bytes to be a safetensors file; found {}; the "
                        "file is truncated or not safetensors",
@@ -183,8 +173,7 @@ uint64_t safetensors_header_length(std::span<const std::byte> head, uint64_t fil
   return length;
 }
 
-SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, uint64_t file_size,
-                                           std::string_view where,
+SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, uint64_t file_size, std::string_view where,
                                            const SafetensorsLimits& limits) {
   const uint64_t length = safetensors_header_length(head, file_size, where, limits);
   require<FormatError>(head.size() - kLengthBytes >= length,
@@ -197,9 +186,8 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, uint
                        "the file is damaged",
                        where);
   // A tensor is 6 values and its dimensions.
-  const JsonLimits json_limits{.max_depth = 8,
-                               .max_bytes = limits.max_header_bytes,
-                               .max_values = 1000 + 16 * limits.max_tensors};
+  const JsonLimits json_limits{
+      .max_depth = 8, .max_bytes = limits.max_header_bytes, .max_values = 1000 + 16 * limits.max_tensors};
   const Json json = parse_json(text, where, json_limits);
   require<FormatError>(json.is_object(),
                        "[{}] the safetensors header must be a JSON object; found {}; the file is "
@@ -220,28 +208,23 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, uint
       header.tensors.push_back(EntryReader(name, value, where).read());
     }
   }
-  std::ranges::stable_sort(header.tensors, {}, [](const TensorEntry& tensor) {
-    return std::pair(tensor.begin, tensor.end);
-  });
+  std::ranges::stable_sort(header.tensors, {}, [](const TensorEntry& tensor) { return std::pair(tensor.begin, tensor.end); });
   check_layout(header, file_size, where);
   return header;
 }
 
-std::string write_safetensors_header(std::vector<TensorEntry>& tensors,
-                                     const std::map<std::string, std::string>& metadata) {
+std::string write_safetensors_header(std::vector<TensorEntry>& tensors, const std::map<std::string, std::string>& metadata) {
   check_writable_names(tensors);
-  std::ranges::sort(tensors, [](const TensorEntry& a, const TensorEntry& b) {
-    return std::tie(b.dtype, a.name) < std::tie(a.dtype, b.name);
-  });
+  std::ranges::sort(
+      tensors, [](const TensorEntry& a, const TensorEntry& b) { return std::tie(b.dtype, a.name) < std::tie(a.dtype, b.name); });
   assign_offsets(tensors);
 
   std::vector<std::string> members;
   members.reserve(tensors.size() + 1);
   if (!metadata.empty()) members.push_back(json_text(kMetadataKey) + ":" + Json(metadata).dump());
   for (const TensorEntry& tensor : tensors) {
-    members.push_back(fmt::format(R"({}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
-                                  json_text(tensor.name), safetensors_name(tensor.dtype),
-                                  fmt::join(tensor.shape, ","), tensor.begin, tensor.end));
+    members.push_back(fmt::format(R"({}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", json_text(tensor.name),
+                                  safetensors_name(tensor.dtype), fmt::join(tensor.shape, ","), tensor.begin, tensor.end));
   }
   std::string json = fmt::format("{{{}}}", fmt::join(members, ","));
   json.append((kLengthBytes - json.size() % kLengthBytes) % kLengthBytes, ' ');
@@ -253,12 +236,10 @@ std::string write_safetensors_header(std::vector<TensorEntry>& tensors,
   return bytes + json;
 }
 
-std::map<std::string, std::string> parse_safetensors_index(std::string_view json,
-                                                           std::string_view where) {
+std::map<std::string, std::string> parse_safetensors_index(std::string_view json, std::string_view where) {
   const Json root = parse_json(json, where);
   const auto weights = root.is_object() ? root.find("weight_map") : root.end();
-  const bool is_map =
-      root.is_object() && weights != root.end() && weights->is_object() && !weights->empty();
+  const bool is_map = root.is_object() && weights != root.end() && weights->is_object() && !weights->empty();
   require<FormatError>(is_map,
                        "[{}] must hold a weight_map from tensor names to files; found none; is it "
                        "the index of a sharded model?",
@@ -268,8 +249,7 @@ std::map<std::string, std::string> parse_safetensors_index(std::string_view json
     require_usable_name(name, where);
     const std::string shard = value.is_string() ? value.get<std::string>() : std::string();
     const bool is_file_name =
-        !shard.empty() && shard != "." && shard != ".." &&
-        shard.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
+        !shard.empty() && shard != "." && shard != ".." && shard.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
     require<FormatError>(is_file_name,
                          "[{}] the file of tensor {:?} must be a plain file name in the same "
                          "folder; found {:?}; correct the index",

@@ -35,8 +35,7 @@ std::string_view bytes_of(std::span<const T> values) {
 
 template <size_t N>
 void copy_text(std::string_view text, std::array<char, N>& target) {
-  require<FormatError>(text.size() == N, "[token cache] a key must have {} characters; found {}", N,
-                       text.size());
+  require<FormatError>(text.size() == N, "[token cache] a key must have {} characters; found {}", N, text.size());
   std::copy(text.begin(), text.end(), target.begin());
 }
 
@@ -68,8 +67,7 @@ class Parser {
     cache.rows.tokens = take<int32_t>(head.tokens);
     check_rows(cache.rows, vocab_size);
     constexpr uint64_t kMost = INT64_MAX;
-    must(head.num_rows <= kMost && head.num_bad_rows <= kMost && head.num_truncated <= kMost,
-         "sensible counts");
+    must(head.num_rows <= kMost && head.num_bad_rows <= kMost && head.num_truncated <= kMost, "sensible counts");
     cache.num_rows = static_cast<int64_t>(head.num_rows);
     cache.num_bad_rows = static_cast<int64_t>(head.num_bad_rows);
     cache.num_truncated = static_cast<int64_t>(head.num_truncated);
@@ -83,8 +81,7 @@ class Parser {
 
  private:
   void must(bool condition, std::string_view what) const {
-    require<FormatError>(condition, "[{}] a token cache must have {}; this file has not", where_,
-                         what);
+    require<FormatError>(condition, "[{}] a token cache must have {}; this file has not", where_, what);
   }
 
   Head take_head(std::string_view key) {
@@ -92,8 +89,7 @@ class Parser {
     Head head;
     std::memcpy(&head, rest_.data(), sizeof(head));
     must(std::ranges::equal(head.magic, kMagic), "its magic bytes");
-    must(std::ranges::equal(head.digest, digest(rest_.subspan(kDigestEnd))),
-         "the digest of its content");
+    must(std::ranges::equal(head.digest, digest(rest_.subspan(kDigestEnd))), "the digest of its content");
     must(head.version == kVersion, "this program's version");
     must(std::ranges::equal(head.key, key), "the key of these data and settings");
     rest_ = rest_.subspan(sizeof(Head));
@@ -159,8 +155,7 @@ void write_token_cache(const Path& file, const TokenCache& cache, std::string_vi
   write_file_atomically(file, pieces);
 }
 
-TokenCache parse_token_cache(std::span<const std::byte> bytes, std::string_view key,
-                             int64_t vocab_size, std::string_view where) {
+TokenCache parse_token_cache(std::span<const std::byte> bytes, std::string_view key, int64_t vocab_size, std::string_view where) {
   return Parser(bytes, where).parse(key, vocab_size);
 }
 

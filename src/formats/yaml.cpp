@@ -20,12 +20,9 @@ namespace {
 constexpr std::string_view kMergeKey = "<<";
 constexpr std::string_view kStringTag = "tag:yaml.org,2002:str";
 
-int line_of(const YAML::Mark& mark) {
-  return mark.line + 1;
-}
+int line_of(const YAML::Mark& mark) { return mark.line + 1; }
 
-[[noreturn]] void refuse(std::string_view where, int line, std::string_view must,
-                         std::string_view found) {
+[[noreturn]] void refuse(std::string_view where, int line, std::string_view must, std::string_view found) {
   fail<ConfigError>("[{}:{}] {}; found {}; correct the line", where, line, must, found);
 }
 
@@ -73,20 +70,17 @@ class Builder : public YAML::EventHandler {
     if (expects_key()) refuse_key(mark, "an alias");
     const auto target = anchors_.find(anchor);
     if (target == anchors_.end()) {
-      refuse(where_, line_of(mark), "an alias must stand after the end of what it repeats",
-             "one inside of it");
+      refuse(where_, line_of(mark), "an alias must stand after the end of what it repeats", "one inside of it");
     }
     YamlNode copy = copy_within_limits(target->second, mark);
     place(std::move(copy), 0, mark);
   }
 
-  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
-                const std::string& value) override {
+  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, const std::string& value) override {
     check_tag(mark, tag);
     spend({.nodes = 0, .bytes = value.size()}, mark);
     const bool quoted = tag == "!" || tag == kStringTag;
-    YamlNode node{
-        .kind = YamlNode::Kind::kScalar, .scalar = value, .quoted = quoted, .line = line_of(mark)};
+    YamlNode node{.kind = YamlNode::Kind::kScalar, .scalar = value, .quoted = quoted, .line = line_of(mark)};
     if (expects_key()) {
       take_key(std::move(node), anchor, mark);
     } else {
@@ -100,8 +94,7 @@ class Builder : public YAML::EventHandler {
   }
   void OnSequenceEnd() override { close(); }
 
-  void OnMapStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
-                  YAML::EmitterStyle::value) override {
+  void OnMapStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, YAML::EmitterStyle::value) override {
     open(mark, tag, anchor, YamlNode::Kind::kMap);
   }
   void OnMapEnd() override {
@@ -122,9 +115,7 @@ class Builder : public YAML::EventHandler {
     std::unordered_set<std::string> keys = {};
   };
 
-  bool expects_key() const {
-    return !open_.empty() && open_.back().node.kind == YamlNode::Kind::kMap && !open_.back().key;
-  }
+  bool expects_key() const { return !open_.empty() && open_.back().node.kind == YamlNode::Kind::kMap && !open_.back().key; }
 
   [[noreturn]] void refuse_key(const YAML::Mark& mark, std::string_view found) const {
     refuse(where_, line_of(mark), "keys must be plain texts", found);
@@ -133,18 +124,17 @@ class Builder : public YAML::EventHandler {
   void check_tag(const YAML::Mark& mark, const std::string& tag) const {
     const bool untagged = tag.empty() || tag == "?" || tag == "!";
     if (untagged || tag == kStringTag) return;
-    refuse(where_, line_of(mark), "only the tag !!str has a meaning here",
-           fmt::format("{:?}", tag));
+    refuse(where_, line_of(mark), "only the tag !!str has a meaning here", fmt::format("{:?}", tag));
   }
 
   void spend(const Weight& weight, const YAML::Mark& mark) {
     nodes_ += weight.nodes;
     bytes_ += weight.bytes;
     if (nodes_ > limits_.max_nodes || bytes_ > limits_.max_bytes) {
-      refuse(where_, line_of(mark),
-             fmt::format("with aliases expanded there must be at most {} values and {} bytes",
-                         limits_.max_nodes, limits_.max_bytes),
-             "more");
+      refuse(
+          where_, line_of(mark),
+          fmt::format("with aliases expanded there must be at most {} values and {} bytes", limits_.max_nodes, limits_.max_bytes),
+          "more");
     }
   }
 
@@ -157,8 +147,7 @@ class Builder : public YAML::EventHandler {
   }
 
   [[noreturn]] void refuse_depth(const YAML::Mark& mark) const {
-    refuse(where_, line_of(mark),
-           fmt::format("values must be nested at most {} deep", limits_.max_depth), "more");
+    refuse(where_, line_of(mark), fmt::format("values must be nested at most {} deep", limits_.max_depth), "more");
   }
 
   void take_key(YamlNode node, YAML::anchor_t anchor, const YAML::Mark& mark) {
@@ -167,19 +156,16 @@ class Builder : public YAML::EventHandler {
     frame.key_is_merge = !node.quoted && node.scalar == kMergeKey;
     frame.key_line = node.line;
     if (!frame.keys.insert(node.scalar).second) {
-      refuse(where_, line_of(mark), "a key must stand once in its map",
-             fmt::format("{:?} again", node.scalar));
+      refuse(where_, line_of(mark), "a key must stand once in its map", fmt::format("{:?} again", node.scalar));
     }
     frame.key = std::move(node.scalar);
   }
 
-  void open(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
-            YamlNode::Kind kind) {
+  void open(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, YamlNode::Kind kind) {
     check_tag(mark, tag);
     if (expects_key()) refuse_key(mark, kind == YamlNode::Kind::kMap ? "a map" : "a list");
     if (open_.size() >= limits_.max_depth) refuse_depth(mark);
-    open_.push_back(
-        {.node = {.kind = kind, .line = line_of(mark)}, .anchor = anchor, .mark = mark});
+    open_.push_back({.node = {.kind = kind, .line = line_of(mark)}, .anchor = anchor, .mark = mark});
   }
 
   void close() {
@@ -231,8 +217,7 @@ class Builder : public YAML::EventHandler {
   }
 
   [[noreturn]] void refuse_merge(const YamlNode& value) const {
-    refuse(where_, value.line, "the merge key << must have a map or a list of maps",
-           "another value");
+    refuse(where_, value.line, "the merge key << must have a map or a list of maps", "another value");
   }
 
   std::string_view where_;
@@ -252,13 +237,11 @@ void check_characters(std::string_view text, std::string_view where) {
   if (invalid < text.size()) {
     refuse(where, line_at(text, invalid), "must be UTF-8", "other bytes");
   }
-  const auto control = std::ranges::find_if(text, [](unsigned char c) {
-    return (c < 0x20 && c != '\t' && c != '\n' && c != '\r') || c == 0x7F;
-  });
+  const auto control =
+      std::ranges::find_if(text, [](unsigned char c) { return (c < 0x20 && c != '\t' && c != '\n' && c != '\r') || c == 0x7F; });
   if (control != text.end()) {
     // The library would take one of them, 0x04, for the end of the text.
-    refuse(where, line_at(text, static_cast<size_t>(control - text.begin())),
-           "must not hold control characters",
+    refuse(where, line_at(text, static_cast<size_t>(control - text.begin())), "must not hold control characters",
            fmt::format("0x{:02x}", static_cast<unsigned char>(*control)));
   }
 }
@@ -266,25 +249,30 @@ void check_characters(std::string_view text, std::string_view where) {
 }  // namespace
 
 const YamlNode* YamlNode::find(std::string_view key) const {
-  const auto found = std::ranges::find(
-      entries, key, [](const auto& entry) -> std::string_view { return entry.first; });
+  const auto found = std::ranges::find(entries, key, [](const auto& entry) -> std::string_view { return entry.first; });
   return found == entries.end() ? nullptr : &found->second;
 }
 
 YamlNode parse_yaml(std::string_view text, std::string_view where, const YamlLimits& limits) {
   require<ConfigError>(text.size() <= limits.max_bytes,
-                       "[{}] must have at most {} bytes of YAML; found {}; is it the right file?",
-                       where, limits.max_bytes, text.size());
+                       "[{}] must have at most {} bytes of YAML; found {}; is it the right file?", where, limits.max_bytes,
+                       text.size());
   check_characters(text, where);
   Builder builder(where, limits);
-  try {
-    std::istringstream stream{std::string(text)};
-    YAML::Parser parser(stream);
-    while (parser.HandleNextDocument(builder)) {
+  const auto read = [&](std::string_view part, Builder& into) {
+    try {
+      std::istringstream stream{std::string(part)};
+      YAML::Parser parser(stream);
+      while (parser.HandleNextDocument(into)) {
+      }
+    } catch (const YAML::Exception& error) {
+      refuse(where, error.mark.is_null() ? 1 : line_of(error.mark), "must be YAML", error.msg);
     }
-  } catch (const YAML::Exception& error) {
-    refuse(where, error.mark.is_null() ? 1 : line_of(error.mark), "must be YAML", error.msg);
-  }
+  };
+  read(text, builder);
+  // The parser takes a quote that never ends for one that ends with the file, if a blank stands there.
+  Builder without_end(where, limits);
+  read(text.substr(0, text.find_last_not_of(" \t\r\n") + 1), without_end);
   return builder.take_root();
 }
 

@@ -50,9 +50,7 @@ class BestCandidates {
 };
 
 /// The divisor of a sum of log-probabilities over so many tokens.
-float length_factor(int64_t length, double penalty) {
-  return static_cast<float>(std::pow(static_cast<double>(length), penalty));
-}
+float length_factor(int64_t length, double penalty) { return static_cast<float>(std::pow(static_cast<double>(length), penalty)); }
 
 /// The first `count` by score; equals keep their order.
 template <class Beam>

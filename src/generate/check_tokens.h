@@ -13,8 +13,7 @@ namespace lora::generate {
 /// than it has positions.
 template <class Ids>
 void check_tokens(nn::CausalLMImpl& model, const Ids& ids, std::string_view where) {
-  const auto unknown =
-      std::ranges::find_if(ids, [&](int64_t id) { return id < 0 || id >= model.vocab_size(); });
+  const auto unknown = std::ranges::find_if(ids, [&](int64_t id) { return id < 0 || id >= model.vocab_size(); });
   require<DataError>(unknown == ids.end(),
                      "[{}] token ids must be in the model's vocabulary of {}; found {}; was "
                      "another tokenizer used?",

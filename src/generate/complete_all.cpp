@@ -34,9 +34,14 @@ int64_t size_of(const PromptRow& prompt) { return static_cast<int64_t>(prompt.id
 
 class Run {
  public:
-  Run(nn::CausalLMImpl& model, std::span<const PromptRow> prompts, const GenerateOptions& options, const BatchingOptions& batching,
-      const at::Device& device, const OnGeneration& finished)
-      : model_(model), prompts_(prompts), options_(options), batching_(batching), device_(device), finished_(finished),
+  Run(nn::CausalLMImpl& model, std::span<const PromptRow> prompts, const GenerateOptions& options,
+      const BatchingOptions& batching, const at::Device& device, const OnGeneration& finished)
+      : model_(model),
+        prompts_(prompts),
+        options_(options),
+        batching_(batching),
+        device_(device),
+        finished_(finished),
         results_(prompts.size()) {}
 
   void check() const;
@@ -70,9 +75,9 @@ void Run::check() const {
   require<ConfigError>(batching_.max_sequences >= 1, "[max_sequences] must be at least 1; found {}", batching_.max_sequences);
   require<ConfigError>(batching_.max_tokens >= 1, "[max_tokens] must be at least 1; found {}", batching_.max_tokens);
   for (const PromptRow& prompt : prompts_) {
-    require<DataError>(!prompt.ids.empty(),
-                       "[row {}] a prompt must have at least one token; found none; without text it is the tokenizer's begin token",
-                       prompt.row);
+    require<DataError>(
+        !prompt.ids.empty(),
+        "[row {}] a prompt must have at least one token; found none; without text it is the tokenizer's begin token", prompt.row);
     check_tokens(model_, prompt.ids, fmt::format("row {}", prompt.row));
     require<DataError>(size_of(prompt) <= model_.longest_row(),
                        "[row {}] must have at most {} tokens, the model's {} less those for virtual ones; found {}; shorten it",

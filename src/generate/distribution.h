@@ -15,9 +15,10 @@ inline void require_distribution(bool holds) {
 
 /// Throws ConfigError unless the rules leave something to choose.
 inline void require_choice(bool holds) {
-  require<ConfigError>(holds,
-                       "[generate] the rules must leave a token to choose; found none; set no_repeat_ngram_size or min_new_tokens "
-                       "lower");
+  require<ConfigError>(
+      holds,
+      "[generate] the rules must leave a token to choose; found none; set no_repeat_ngram_size or min_new_tokens "
+      "lower");
 }
 
 }  // namespace lora::generate

@@ -16,8 +16,7 @@
 namespace lora::generate {
 namespace {
 
-void check(nn::CausalLMImpl& model, const std::vector<int64_t>& prompt_ids,
-           const GenerateOptions& options) {
+void check(nn::CausalLMImpl& model, const std::vector<int64_t>& prompt_ids, const GenerateOptions& options) {
   check_options(options);
   require<DataError>(!prompt_ids.empty(),
                      "[prompt] must have at least one token; found none; without text a prompt is "
@@ -56,8 +55,8 @@ int64_t add_tokens(const at::Tensor& logits_NV, const std::vector<int64_t>& gues
 
 }  // namespace
 
-Generation complete(nn::CausalLMImpl& model, const std::vector<int64_t>& prompt_ids,
-                    const GenerateOptions& options, const at::Device& device) {
+Generation complete(nn::CausalLMImpl& model, const std::vector<int64_t>& prompt_ids, const GenerateOptions& options,
+                    const at::Device& device) {
   check(model, prompt_ids, options);
   const at::NoGradGuard no_gradients;
   const at::AutoDispatchBelowADInplaceOrView no_autograd;  // a token's many small operations need not pass through it

@@ -20,9 +20,7 @@ struct Candidate {
 };
 
 /// Likelier first, lower ids first among equals: a total order, so that every platform cuts alike.
-bool comes_before(const Candidate& a, const Candidate& b) {
-  return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
-}
+bool comes_before(const Candidate& a, const Candidate& b) { return a.weight > b.weight || (a.weight == b.weight && a.id < b.id); }
 
 double total_weight(const std::vector<Candidate>& candidates) {
   double total = 0;
@@ -77,7 +75,8 @@ int64_t draw(const std::vector<Candidate>& candidates, SplitMix64& random) {
 int64_t index_of_greatest(std::span<const float> values) { return std::ranges::max_element(values) - values.begin(); }
 
 void check_scores(std::span<const float> scores, size_t vocabulary) {
-  require<ShapeError>(scores.size() == vocabulary, "[scores] must be one value per token, {}; found {}", vocabulary, scores.size());
+  require<ShapeError>(scores.size() == vocabulary, "[scores] must be one value per token, {}; found {}", vocabulary,
+                      scores.size());
   require_choice(std::ranges::any_of(scores, [](float score) { return std::isfinite(score); }));
 }
 
@@ -96,27 +95,22 @@ void check_options(const SamplingOptions& options) {
                        "[temperature] must be a finite number of at least 0; found {}; 0 always "
                        "takes the likeliest token",
                        options.temperature);
-  require<ConfigError>(options.top_k >= 0,
-                       "[top_k] must be at least 0; found {}; 0 keeps all tokens", options.top_k);
+  require<ConfigError>(options.top_k >= 0, "[top_k] must be at least 0; found {}; 0 keeps all tokens", options.top_k);
   require<ConfigError>(options.top_p > 0 && options.top_p <= 1,
-                       "[top_p] must be above 0 and at most 1; found {}; 1 keeps all tokens",
-                       options.top_p);
+                       "[top_p] must be above 0 and at most 1; found {}; 1 keeps all tokens", options.top_p);
 }
 
-SampledToken sample_token(const at::Tensor& logits_V, const SamplingOptions& options,
-                          SplitMix64& random) {
+SampledToken sample_token(const at::Tensor& logits_V, const SamplingOptions& options, SplitMix64& random) {
   return sample_token(logits_V, {}, options, random);
 }
 
 SampledToken sample_token(const at::Tensor& logits_V, std::span<const float> scores, const SamplingOptions& options,
                           SplitMix64& random) {
   check_options(options);
-  require<ShapeError>(logits_V.dim() == 1 && logits_V.size(0) > 0,
-                      "[logits] must be one value per token; found the shape {}",
+  require<ShapeError>(logits_V.dim() == 1 && logits_V.size(0) > 0, "[logits] must be one value per token; found the shape {}",
                       fmt::join(logits_V.sizes(), " x "));
   const at::Tensor host_V = logits_V.detach().to(at::kCPU, at::kFloat).contiguous();
-  const std::span<const float> logits(host_V.const_data_ptr<float>(),
-                                      static_cast<size_t>(host_V.numel()));
+  const std::span<const float> logits(host_V.const_data_ptr<float>(), static_cast<size_t>(host_V.numel()));
   int64_t likeliest = index_of_greatest(logits);
   const at::Tensor logprobs_V = at::log_softmax(host_V, 0);
   const float* logprobs = logprobs_V.const_data_ptr<float>();

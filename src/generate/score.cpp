@@ -21,9 +21,7 @@ struct Predictions {
   at::Tensor positions_N, next_ids_N;
 };
 
-int64_t num_predictions(const data::Example& example) {
-  return static_cast<int64_t>(example.input_ids.size()) - 1;
-}
+int64_t num_predictions(const data::Example& example) { return static_cast<int64_t>(example.input_ids.size()) - 1; }
 
 Predictions predictions_of(std::span<const data::Example* const> examples, int64_t length) {
   std::vector<int64_t> positions, next_ids;
@@ -39,8 +37,7 @@ Predictions predictions_of(std::span<const data::Example* const> examples, int64
 
 /// log p of each prediction's next token, on the CPU. The output head sees a slice of the
 /// predictions at a time: all logits of a batch may be larger than the model.
-at::Tensor logprobs_of(nn::CausalLMImpl& model, const at::Tensor& hidden_BSD,
-                       const Predictions& predictions) {
+at::Tensor logprobs_of(nn::CausalLMImpl& model, const at::Tensor& hidden_BSD, const Predictions& predictions) {
   const at::Tensor positions_N = predictions.positions_N.to(hidden_BSD.device());
   const at::Tensor next_ids_N = predictions.next_ids_N.to(hidden_BSD.device());
   const at::Tensor states_ND = hidden_BSD.flatten(0, 1).index_select(0, positions_N);
@@ -70,8 +67,8 @@ RowScore row_score(const data::Example& example, const float* logprobs) {
   return result;
 }
 
-void score_batch(nn::CausalLMImpl& model, std::span<const data::Example* const> examples,
-                 const at::Device& device, std::vector<RowScore>& scores) {
+void score_batch(nn::CausalLMImpl& model, std::span<const data::Example* const> examples, const at::Device& device,
+                 std::vector<RowScore>& scores) {
   const Batch batch = data::collate(examples, /*pad_id=*/0);
   const Predictions predictions = predictions_of(examples, batch.input_ids_BS.size(1));
   at::Tensor logprobs_N = at::empty({0}, at::kFloat);
@@ -87,8 +84,8 @@ void score_batch(nn::CausalLMImpl& model, std::span<const data::Example* const> 
 
 }  // namespace
 
-std::vector<RowScore> score(nn::CausalLMImpl& model, std::span<const data::Example> examples,
-                            int64_t batch_size, const at::Device& device) {
+std::vector<RowScore> score(nn::CausalLMImpl& model, std::span<const data::Example> examples, int64_t batch_size,
+                            const at::Device& device) {
   require<ConfigError>(batch_size >= 1, "[batch_size] must be at least 1; found {}", batch_size);
   std::vector<const data::Example*> rows;
   rows.reserve(examples.size());

@@ -38,9 +38,8 @@ ScalarType to_torch(DType dtype, std::string_view where) {
   for (const auto& [file_type, torch_type] : kTypes) {
     if (file_type == dtype) return torch_type;
   }
-  fail<FormatError>(
-      "[{}] element types must be ones that a tensor can hold; found {}; convert the file", where,
-      safetensors_name(dtype));
+  fail<FormatError>("[{}] element types must be ones that a tensor can hold; found {}; convert the file", where,
+                    safetensors_name(dtype));
 }
 
 DType from_torch(ScalarType type) {

@@ -58,7 +58,8 @@ formats::QuantState read_state(const ModelFiles& files, const std::string& name,
   const at::Tensor bytes = files.read(state_tensor);
   const std::string_view text(static_cast<const char*>(bytes.const_data_ptr()), static_cast<size_t>(bytes.numel()));
   const auto state = formats::parse_quant_state(text, where);
-  require<FormatError>(state.type == type, "[{}] quant_type must be that of the tensor's name; found {}", where, name_of(state.type));
+  require<FormatError>(state.type == type, "[{}] quant_type must be that of the tensor's name; found {}", where,
+                       name_of(state.type));
   return state;
 }
 
@@ -145,7 +146,8 @@ at::Tensor as_bytes(const std::string& text) {
 
 formats::QuantState state_of(const QuantizedParts& parts) {
   formats::QuantState state{parts.scheme.type, parts.scheme.block_size, parts.dtype, parts.shape, {}};
-  if (parts.scheme.double_quantized) state.nested = {parts.nested_block_size, DType::kF32, static_cast<double>(parts.nested_offset)};
+  if (parts.scheme.double_quantized)
+    state.nested = {parts.nested_block_size, DType::kF32, static_cast<double>(parts.nested_offset)};
   return state;
 }
 

@@ -25,10 +25,8 @@ namespace {
 /// An open descriptor of a regular file. Reads carry their own offset, so threads can share it.
 class ReadableFile {
  public:
-  explicit ReadableFile(const Path& path)
-      : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
-    require<IoError>(descriptor_ >= 0, "[{}] the file must be readable; {}", path.string(),
-                     std::strerror(errno));
+  explicit ReadableFile(const Path& path) : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+    require<IoError>(descriptor_ >= 0, "[{}] the file must be readable; {}", path.string(), std::strerror(errno));
     struct stat status {};
     const bool known = ::fstat(descriptor_, &status) == 0;
     if (!known || !S_ISREG(status.st_mode)) {
@@ -49,8 +47,8 @@ class ReadableFile {
   void require_unchanged() const {
     struct stat status {};
     const bool known = ::fstat(descriptor_, &status) == 0;
-    require<IoError>(known && static_cast<uint64_t>(status.st_size) == size_ &&
-                         status.st_mtim.tv_sec == changed_.tv_sec && status.st_mtim.tv_nsec == changed_.tv_nsec,
+    require<IoError>(known && static_cast<uint64_t>(status.st_size) == size_ && status.st_mtim.tv_sec == changed_.tv_sec &&
+                         status.st_mtim.tv_nsec == changed_.tv_nsec,
                      "[{}] must not change while in use; it was written to; start again with a file that stays as it is",
                      path_.string());
   }
@@ -60,10 +58,9 @@ class ReadableFile {
     while (size > 0) {
       const ssize_t count = ::pread(descriptor_, out, size, static_cast<off_t>(offset));
       if (count < 0 && errno == EINTR) continue;
-      require<IoError>(count >= 0, "[{}] must be readable; reading at byte {} failed: {}",
-                       path_.string(), offset, std::strerror(errno));
-      require<IoError>(count > 0, "[{}] must not change while in use; it now ends at byte {}",
-                       path_.string(), offset);
+      require<IoError>(count >= 0, "[{}] must be readable; reading at byte {} failed: {}", path_.string(), offset,
+                       std::strerror(errno));
+      require<IoError>(count > 0, "[{}] must not change while in use; it now ends at byte {}", path_.string(), offset);
       out += count;
       offset += static_cast<uint64_t>(count);
       size -= static_cast<uint64_t>(count);
@@ -91,9 +88,8 @@ at::Tensor allocate(const formats::TensorEntry& entry, c10::ScalarType type, con
   try {
     return at::empty(entry.shape, type);
   } catch (const c10::Error&) {
-    fail<FormatError>("[{}] tensors must fit into memory; {} has shape [{}] and {} bytes",
-                      path.string(), entry.name, fmt::join(entry.shape, ", "),
-                      entry.end - entry.begin);
+    fail<FormatError>("[{}] tensors must fit into memory; {} has shape [{}] and {} bytes", path.string(), entry.name,
+                      fmt::join(entry.shape, ", "), entry.end - entry.begin);
   }
 }
 
@@ -104,27 +100,19 @@ std::string describe(c10::IntArrayRef shape, c10::ScalarType type) {
 /// The tensor of `source` as contiguous bytes of the announced type.
 at::Tensor bytes_of(const TensorSource& source, const Path& path) {
   const at::Tensor tensor = source.read();
-  require<ShapeError>(tensor.defined() && tensor.layout() == c10::kStrided,
-                      "[{}] tensors to be saved must be dense; {} is not", path.string(),
-                      source.name);
-  require<ShapeError>(
-      tensor.sizes() == c10::IntArrayRef(source.shape),
-      "[{}] tensors must keep the shape that the file announces; {} has [{}] instead of [{}]",
-      path.string(), source.name, fmt::join(tensor.sizes(), ", "), fmt::join(source.shape, ", "));
-  return tensor.detach()
-      .to(c10::kCPU, to_torch(source.dtype, path.string()))
-      .resolve_conj()
-      .resolve_neg()
-      .contiguous();
+  require<ShapeError>(tensor.defined() && tensor.layout() == c10::kStrided, "[{}] tensors to be saved must be dense; {} is not",
+                      path.string(), source.name);
+  require<ShapeError>(tensor.sizes() == c10::IntArrayRef(source.shape),
+                      "[{}] tensors must keep the shape that the file announces; {} has [{}] instead of [{}]", path.string(),
+                      source.name, fmt::join(tensor.sizes(), ", "), fmt::join(source.shape, ", "));
+  return tensor.detach().to(c10::kCPU, to_torch(source.dtype, path.string())).resolve_conj().resolve_neg().contiguous();
 }
 
-std::unordered_map<std::string, const TensorSource*> by_name(
-    const std::vector<TensorSource>& tensors, const Path& path) {
+std::unordered_map<std::string, const TensorSource*> by_name(const std::vector<TensorSource>& tensors, const Path& path) {
   std::unordered_map<std::string, const TensorSource*> sources;
   for (const TensorSource& source : tensors) {
-    require<ShapeError>(sources.emplace(source.name, &source).second,
-                        "[{}] tensor names must be unique; {} appears twice", path.string(),
-                        source.name);
+    require<ShapeError>(sources.emplace(source.name, &source).second, "[{}] tensor names must be unique; {} appears twice",
+                        path.string(), source.name);
   }
   return sources;
 }
@@ -163,22 +151,15 @@ struct SafetensorsFile::OpenFile {
 
 SafetensorsFile::SafetensorsFile(const Path& path) : file_(std::make_shared<OpenFile>(path)) {}
 
-const formats::SafetensorsHeader& SafetensorsFile::header() const {
-  return file_->header;
-}
+const formats::SafetensorsHeader& SafetensorsFile::header() const { return file_->header; }
 
-const Path& SafetensorsFile::path() const {
-  return file_->file.path();
-}
+const Path& SafetensorsFile::path() const { return file_->file.path(); }
 
-bool SafetensorsFile::contains(const std::string& name) const {
-  return file_->entries.contains(name);
-}
+bool SafetensorsFile::contains(const std::string& name) const { return file_->entries.contains(name); }
 
 const formats::TensorEntry& SafetensorsFile::entry(const std::string& name) const {
   const auto found = file_->entries.find(name);
-  require<FormatError>(found != file_->entries.end(), "[{}] must hold the tensor {}; it does not",
-                       path().string(), name);
+  require<FormatError>(found != file_->entries.end(), "[{}] must hold the tensor {}; it does not", path().string(), name);
   return *found->second;
 }
 
@@ -196,13 +177,10 @@ void SafetensorsFile::read_into(const std::string& name, at::Tensor target) cons
   const formats::TensorEntry& found = entry(name);
   const c10::ScalarType type = to_torch(found.dtype, path().string());
   const bool same_type = type == target.scalar_type();
-  const bool fits =
-      target.sizes() == c10::IntArrayRef(found.shape) &&
-      (same_type || (c10::isFloatingType(type) && c10::isFloatingType(target.scalar_type())));
-  require<ShapeError>(fits,
-                      "[{}] {} must fit the tensor it is loaded into; the file has {}, expected {}",
-                      path().string(), name, describe(found.shape, type),
-                      describe(target.sizes(), target.scalar_type()));
+  const bool fits = target.sizes() == c10::IntArrayRef(found.shape) &&
+                    (same_type || (c10::isFloatingType(type) && c10::isFloatingType(target.scalar_type())));
+  require<ShapeError>(fits, "[{}] {} must fit the tensor it is loaded into; the file has {}, expected {}", path().string(), name,
+                      describe(found.shape, type), describe(target.sizes(), target.scalar_type()));
   const c10::NoGradGuard no_grad;
   const bool in_place = type != c10::kBool && target.is_cpu() && target.is_contiguous();
   if (in_place && same_type) {
@@ -214,8 +192,7 @@ void SafetensorsFile::read_into(const std::string& name, at::Tensor target) cons
   }
 }
 
-void save_safetensors(const Path& path, const std::vector<TensorSource>& tensors,
-                      std::map<std::string, std::string> metadata) {
+void save_safetensors(const Path& path, const std::vector<TensorSource>& tensors, std::map<std::string, std::string> metadata) {
   const auto sources = by_name(tensors, path);
   std::vector<formats::TensorEntry> entries;
   entries.reserve(tensors.size());
@@ -232,17 +209,15 @@ void save_safetensors(const Path& path, const std::vector<TensorSource>& tensors
   file.commit();
 }
 
-void save_safetensors(const Path& path, const NamedTensors& tensors,
-                      std::map<std::string, std::string> metadata) {
+void save_safetensors(const Path& path, const NamedTensors& tensors, std::map<std::string, std::string> metadata) {
   std::vector<TensorSource> sources;
   sources.reserve(tensors.size());
   for (const auto& [name, tensor] : tensors) {
-    require<ShapeError>(tensor.defined(), "[{}] tensors to be saved must be defined; {} is not",
-                        path.string(), name);
-    sources.push_back({.name = name,
-                       .dtype = from_torch(tensor.scalar_type()),
-                       .shape = tensor.sizes().vec(),
-                       .read = [&tensor = tensor] { return tensor; }});
+    require<ShapeError>(tensor.defined(), "[{}] tensors to be saved must be defined; {} is not", path.string(), name);
+    sources.push_back(
+        {.name = name, .dtype = from_torch(tensor.scalar_type()), .shape = tensor.sizes().vec(), .read = [&tensor = tensor] {
+           return tensor;
+         }});
   }
   save_safetensors(path, sources, std::move(metadata));
 }

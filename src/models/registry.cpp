@@ -35,18 +35,21 @@ std::string nearest(std::string Architecture::*member, std::string_view name) {
 
 void register_model(Architecture architecture) {
   require<ConfigError>(!architecture.name.empty() && architecture.load && architecture.save,
-                       "[models.register_model] an architecture must have a name, load and save; found {:?} without", architecture.name);
+                       "[models.register_model] an architecture must have a name, load and save; found {:?} without",
+                       architecture.name);
   const bool is_new = find(&Architecture::name, architecture.name) == nullptr &&
                       find(&Architecture::model_type, architecture.model_type) == nullptr;
-  require<ConfigError>(is_new, "[models.register_model] names of architectures and their model types must be unique; found a second {:?} "
-                       "({}); choose another", architecture.name, architecture.model_type);
+  require<ConfigError>(is_new,
+                       "[models.register_model] names of architectures and their model types must be unique; found a second {:?} "
+                       "({}); choose another",
+                       architecture.name, architecture.model_type);
   table().push_back(std::move(architecture));
 }
 
 const Architecture& architecture(std::string_view name) {
   const Architecture* found = find(&Architecture::name, name);
-  require<ConfigError>(found != nullptr, "[model.arch] the architecture must be known to this program; found {:?}; it knows {}", name,
-                       nearest(&Architecture::name, name));
+  require<ConfigError>(found != nullptr, "[model.arch] the architecture must be known to this program; found {:?}; it knows {}",
+                       name, nearest(&Architecture::name, name));
   return *found;
 }
 
@@ -54,8 +57,8 @@ const Architecture& architecture_of(const Path& directory) {
   const Path file = directory / "config.json";
   require<IoError>(std::filesystem::is_directory(directory), "[model] a model must be a directory; found no directory at {}",
                    directory.string());
-  require<IoError>(std::filesystem::exists(file), "[model] a model directory must hold config.json (Hugging Face's layout); {} has none",
-                   directory.string());
+  require<IoError>(std::filesystem::exists(file),
+                   "[model] a model directory must hold config.json (Hugging Face's layout); {} has none", directory.string());
   const auto config = formats::parse_json(read_file(file, kMaxConfigBytes), file.string());
   std::string type = "llama";
   if (const auto entry = config.find("model_type"); entry != config.end()) {
@@ -63,8 +66,8 @@ const Architecture& architecture_of(const Path& directory) {
     type = entry->get<std::string>();
   }
   const Architecture* found = find(&Architecture::model_type, type);
-  require<FormatError>(found != nullptr, "[{}] model_type must be one that this program knows; found {:?}; it knows {}", file.string(), type,
-                       nearest(&Architecture::model_type, type));
+  require<FormatError>(found != nullptr, "[{}] model_type must be one that this program knows; found {:?}; it knows {}",
+                       file.string(), type, nearest(&Architecture::model_type, type));
   return *found;
 }
 

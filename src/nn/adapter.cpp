@@ -28,8 +28,10 @@ Tensor narrowed(const Tensor& wide, const Tensor& like, const std::vector<std::s
 void require_attachable(const std::string& name, bool is_taken) {
   require<ConfigError>(!name.empty() && name.find('.') == std::string::npos,
                        "[adapter.attach] an adapter's name must be a word without dots; found \"{}\"", name);
-  require<ConfigError>(!is_taken, "[adapter.attach] adapter names must be unique; found \"{}\" attached already; "
-                       "choose another name or remove the first", name);
+  require<ConfigError>(!is_taken,
+                       "[adapter.attach] adapter names must be unique; found \"{}\" attached already; "
+                       "choose another name or remove the first",
+                       name);
 }
 
 Tensor scaled_input(const AdapterSlot& slot, const Tensor& x) {

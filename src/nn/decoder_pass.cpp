@@ -18,7 +18,8 @@ std::map<const at::TensorImpl*, LinearImpl*> layers_in_few_bits(torch::nn::Modul
   std::map<const at::TensorImpl*, LinearImpl*> layers;
   for (const auto& module : model.modules(/*include_self=*/false)) {
     auto* linear = module->as<LinearImpl>();
-    if (linear != nullptr && linear->options.parameters.quantization) layers.emplace(linear->weight.unsafeGetTensorImpl(), linear);
+    if (linear != nullptr && linear->options.parameters.quantization)
+      layers.emplace(linear->weight.unsafeGetTensorImpl(), linear);
   }
   return layers;
 }
@@ -122,8 +123,8 @@ void check_packed(const Batch& batch, const KvCache* cache, std::string_view whe
   const bool positive = std::all_of(lengths.begin(), lengths.end(), [](int64_t length) { return length > 0; });
   require<ShapeError>(positive && batch.input_ids_BS.size(0) == 1 && tokens == batch.input_ids_BS.size(1),
                       "[{}] a packed batch must be one row whose segment lengths are positive and add up to it; found {} "
-                      "rows of {} tokens and segments of {} in all", where, batch.input_ids_BS.size(0), batch.input_ids_BS.size(1),
-                      tokens);
+                      "rows of {} tokens and segments of {} in all",
+                      where, batch.input_ids_BS.size(0), batch.input_ids_BS.size(1), tokens);
   require<ShapeError>(cache == nullptr && !batch.attention_mask_BS.defined() && !batch.position_ids_BS.defined(),
                       "[{}] a packed batch must have no cache, mask or position ids: its segments say it all", where);
 }

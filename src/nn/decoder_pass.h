@@ -1,4 +1,5 @@
-// What decoder models share around their layers: the way through them, virtual tokens before sequences, packed rows, fresh weights.
+// What decoder models share around their layers: the way through them, virtual tokens before sequences, packed rows, fresh
+// weights.
 #pragma once
 
 #include <torch/nn/modules/container/modulelist.h>
@@ -29,7 +30,9 @@ Residual through_layers(const torch::nn::ModuleList& layers, Residual stream, co
   for (size_t i = 0; i < layers->size(); ++i) {
     auto* layer = layers->ptr(i)->template as<Layer>();
     const PrefixKeys prefix = context.num_prefixed > 0 ? prefixes.at(i) : PrefixKeys();
-    const auto pass = [layer, context](const Residual& part, const PrefixKeys& keys) { return layer->forward(part, context, keys); };
+    const auto pass = [layer, context](const Residual& part, const PrefixKeys& keys) {
+      return layer->forward(part, context, keys);
+    };
     stream = context.recompute == Recompute::kFull ? recomputed(stream, context, prefix, pass) : pass(stream, prefix);
   }
   return stream;
@@ -53,17 +56,18 @@ Tensor with_virtual_columns(const Tensor& seen, int64_t count);
 /// A packed row with `count` tokens before each of its sequences.
 struct Interleaved {
   std::vector<int64_t> lengths;  ///< of the longer sequences
-  Tensor source_N;  ///< what stands at each place: one of the first `count`, or `count` + the number of a real token
-  Tensor real_N;    ///< where the real tokens stand
-  Tensor last_N;    ///< where the last virtual token before each sequence stands
+  Tensor source_N;               ///< what stands at each place: one of the first `count`, or `count` + the number of a real token
+  Tensor real_N;                 ///< where the real tokens stand
+  Tensor last_N;                 ///< where the last virtual token before each sequence stands
 };
 Interleaved interleaved(const std::vector<int64_t>& lengths, int64_t count, const at::Device& device);
 
 /// A batch whose sequences begin with embeddings of virtual tokens.
 struct Prompted {
-  Batch batch;    ///< of the longer rows; only the form of its ids has a meaning
+  Batch batch;  ///< of the longer rows; only the form of its ids has a meaning
   Tensor x_BSD;
-  Tensor real_N = {}, last_N = {};  ///< of a packed row: where its real tokens stand, and the last virtual one before each sequence
+  Tensor real_N = {},
+         last_N = {};  ///< of a packed row: where its real tokens stand, and the last virtual one before each sequence
 };
 Prompted with_embeddings(const Batch& given, const Tensor& x_BSD, const Tensor& prompt_PD);
 /// The states of real tokens, and of the last virtual one before each sequence; `count` virtual tokens are embedded.

@@ -8,8 +8,7 @@
 namespace lora::nn {
 
 EmbeddingImpl::EmbeddingImpl(const EmbeddingOptions& options_) : options(options_) {
-  weight = register_parameter("weight",
-                              new_parameter({options.num_embeddings, options.embedding_dim}, options.parameters));
+  weight = register_parameter("weight", new_parameter({options.num_embeddings, options.embedding_dim}, options.parameters));
   if (!options.parameters.initialize) return;
   const torch::NoGradGuard no_grad;
   weight.normal_();
@@ -45,8 +44,8 @@ void EmbeddingImpl::unmerge() {
 }
 
 void EmbeddingImpl::pretty_print(std::ostream& stream) const {
-  stream << fmt::format("lora::nn::Embedding(num_embeddings={}, embedding_dim={}, adapters=[{}])",
-                        options.num_embeddings, options.embedding_dim, fmt::join(slot.names(), ", "));
+  stream << fmt::format("lora::nn::Embedding(num_embeddings={}, embedding_dim={}, adapters=[{}])", options.num_embeddings,
+                        options.embedding_dim, fmt::join(slot.names(), ", "));
 }
 
 }  // namespace lora::nn

@@ -41,8 +41,7 @@ at::Tensor without(const at::Tensor& store, int64_t used, int64_t begin, int64_t
 
 }  // namespace
 
-std::pair<at::Tensor, at::Tensor> KvCache::append(int64_t layer, const at::Tensor& key_BGSK,
-                                                  const at::Tensor& value_BGSK) {
+std::pair<at::Tensor, at::Tensor> KvCache::append(int64_t layer, const at::Tensor& key_BGSK, const at::Tensor& value_BGSK) {
   auto& held = layers_.at(static_cast<size_t>(layer));
   const int64_t used = virtual_tokens_ + length_;
   return {extended(held.key_BGSK, used, key_BGSK), extended(held.value_BGSK, used, value_BGSK)};

@@ -37,7 +37,8 @@ LinearImpl::LinearImpl(const LinearOptions& options_) : options(options_) {
   const std::vector<int64_t> shape = {options.out_features, options.in_features};
   const auto& parameters = options.parameters;
   const bool is_held = parameters.allocate && (!parameters.quantization || parameters.initialize);
-  weight = register_parameter("weight", is_held ? new_parameter(shape, parameters) : placeholder(shape, tensor_options(parameters)));
+  weight =
+      register_parameter("weight", is_held ? new_parameter(shape, parameters) : placeholder(shape, tensor_options(parameters)));
   if (options.bias) bias = register_parameter("bias", new_parameter({options.out_features}, options.parameters));
   if (!options.parameters.initialize || !options.parameters.allocate) return;
   const torch::NoGradGuard no_grad;
@@ -48,9 +49,8 @@ LinearImpl::LinearImpl(const LinearOptions& options_) : options(options_) {
 }
 
 Tensor LinearImpl::base_forward(const Tensor& x) {
-  require<ShapeError>(x.size(-1) == options.in_features,
-                      "[nn.Linear] the input's last size must be {}; found shape [{}]", options.in_features,
-                      fmt::join(x.sizes(), ", "));
+  require<ShapeError>(x.size(-1) == options.in_features, "[nn.Linear] the input's last size must be {}; found shape [{}]",
+                      options.in_features, fmt::join(x.sizes(), ", "));
   return product_with(x, bias);
 }
 
@@ -58,10 +58,13 @@ Tensor LinearImpl::times_weight(const Tensor& x) { return product_with(x, {}); }
 
 /// With the weight wherever it is.
 Tensor LinearImpl::product_with(const Tensor& x, const Tensor& added) {
-  if (weight_is_streamed()) return brought_product(x, [stream = stream_, place = place_] { return stream->get(place); }, added);
+  if (weight_is_streamed())
+    return brought_product(
+        x, [stream = stream_, place = place_] { return stream->get(place); }, added);
   if (weight_is_quantized()) {
     const auto dtype = passing_dtype(compute_dtype(x.device().type(), x.scalar_type()));
-    return brought_product(x, [bits = bits_, dtype] { return bits->dequantize(dtype); }, added);
+    return brought_product(
+        x, [bits = bits_, dtype] { return bits->dequantize(dtype); }, added);
   }
   restore_weight();
   return product(x, weight, added);
@@ -91,11 +94,15 @@ void LinearImpl::detach(const std::string& name) {
 }
 
 void LinearImpl::tie_weight(const Tensor& shared) {
-  require<ShapeError>(shared.sizes() == weight.sizes(),
-                      "[nn.Linear] a tied weight must have shape [{}]; found [{}]",
+  require<ShapeError>(shared.sizes() == weight.sizes(), "[nn.Linear] a tied weight must have shape [{}]; found [{}]",
                       fmt::join(weight.sizes(), ", "), fmt::join(shared.sizes(), ", "));
   weight = shared;
   parameters_["weight"] = shared;
+}
+
+void LinearImpl::untie_weight() {
+  weight = weight.detach().clone().set_requires_grad(weight.requires_grad());
+  parameters_["weight"] = weight;
 }
 
 void LinearImpl::release_weight(std::function<Tensor()> again) {
@@ -206,8 +213,8 @@ std::vector<ReadableParameter> readable_parameters(const torch::nn::Module& mode
 }
 
 void LinearImpl::pretty_print(std::ostream& stream) const {
-  stream << fmt::format("lora::nn::Linear(in_features={}, out_features={}, bias={}, adapters=[{}])",
-                        options.in_features, options.out_features, options.bias, fmt::join(slot.names(), ", "));
+  stream << fmt::format("lora::nn::Linear(in_features={}, out_features={}, bias={}, adapters=[{}])", options.in_features,
+                        options.out_features, options.bias, fmt::join(slot.names(), ", "));
 }
 
 }  // namespace lora::nn

@@ -28,7 +28,8 @@ bool scales_input(const LinearImpl& layer) {
 /// A method that scales can share the product only where it stands alone: it scales what others added before it, and not
 /// what they add after it.
 bool keep_order(const std::vector<std::shared_ptr<Adapter>>& adapters) {
-  return adapters.size() > 1 && std::any_of(adapters.begin(), adapters.end(), [](const auto& adapter) { return adapter->scales(); });
+  return adapters.size() > 1 &&
+         std::any_of(adapters.begin(), adapters.end(), [](const auto& adapter) { return adapter->scales(); });
 }
 
 /// rows (R, I) times all the weights, in `dtype` and without gradients.
@@ -46,9 +47,7 @@ bool is_frozen(const LinearImpl& layer) {
 }
 
 /// Nobody but the layer itself holds the weight: its member and its entry among the parameters.
-bool is_held_by_layer_alone(const Tensor& weight) {
-  return weight.use_count() <= 2 && weight.storage().use_count() == 1;
-}
+bool is_held_by_layer_alone(const Tensor& weight) { return weight.use_count() <= 2 && weight.storage().use_count() == 1; }
 
 bool are_few_rows(const Tensor& x) { return x.numel() > 0 && x.numel() <= ops::rows::kFewRows * x.size(-1); }
 
@@ -106,7 +105,8 @@ Tensor made_whole(const std::vector<Linear>& layers, at::ScalarType dtype) {
 
 std::vector<Tensor> brought(const std::vector<Linear>& layers, at::ScalarType dtype) {
   const auto stored = layers.front()->passing_dtype(dtype);
-  const bool one_type = std::all_of(layers.begin(), layers.end(), [&](const Linear& layer) { return layer->passing_dtype(dtype) == stored; });
+  const bool one_type =
+      std::all_of(layers.begin(), layers.end(), [&](const Linear& layer) { return layer->passing_dtype(dtype) == stored; });
   if (one_type && !all_bits(layers).empty()) return {made_whole(layers, stored)};
   std::vector<Tensor> weights;
   for (const Linear& layer : layers) weights.push_back(layer.ptr()->passing_weight(dtype));
@@ -124,13 +124,13 @@ Tensor LinearGroup::forward(const Tensor& given_x, const FastPaths& fast) {
   const bool chooses_rows = rows_are_chosen_in(layers_);
   const Tensor x = chooses_rows || layers_.size() > 1 ? given_x : scaled_input(layers_.front()->slot, given_x);
   require<ShapeError>(x.size(-1) == layers_.front()->options.in_features,
-                      "[nn.Linear] the input's last size must be {}; found shape [{}]",
-                      layers_.front()->options.in_features, fmt::join(x.sizes(), ", "));
+                      "[nn.Linear] the input's last size must be {}; found shape [{}]", layers_.front()->options.in_features,
+                      fmt::join(x.sizes(), ", "));
   const auto dtype = compute_dtype(x.device().type(), x.scalar_type());
   const bool apart = are_few_rows(x) && x.scalar_type() == dtype && keeps_rows_apart(dtype, fast);
   const ops::FrozenWeights weights = is_brought() ? brought_weights(dtype, fast)
-                                     : apart       ? plain_weights()
-                                                   : held_weights(dtype, fast);
+                                     : apart      ? plain_weights()
+                                                  : held_weights(dtype, fast);
 
   if (chooses_rows) return with_chosen_rows(layers_, ops::frozen_linear(x, weights, {}), x, weights.outputs);
   const Updates updates = updates_now();
@@ -138,7 +138,8 @@ Tensor LinearGroup::forward(const Tensor& given_x, const FastPaths& fast) {
                    : ops::frozen_linear(x, weights, updates.joined);
   if (!updates.scaling.empty()) y = scaled_outputs(y, weights, updates.scaling);
   if (updates.others.empty()) return y;
-  say_once("fast path joined: an adapter with dropout, or of a method that is no low-rank update, is computed and added by itself");
+  say_once(
+      "fast path joined: an adapter with dropout, or of a method that is no low-rank update, is computed and added by itself");
   auto parts = y.split_with_sizes(weights.outputs, -1);
   for (const auto& [i, adapter] : updates.others) parts[i] = adapter->apply(x, parts[i], *layers_[i]);
   return at::cat(parts, -1);
@@ -152,12 +153,14 @@ Tensor LinearGroup::scaled_outputs(const Tensor& y, const ops::FrozenWeights& we
     rows.push_back(own_RI.defined() ? own_RI : at::empty({0, layers_[i]->options.in_features}, y.options()));
   }
   const Tensor rows_RI = at::cat(rows);
-  const Tensor rows_RO = rows_RI.size(0) > 0 ? products_of(rows_RI, y.scalar_type(), weights) : at::empty({0, y.size(-1)}, y.options());
+  const Tensor rows_RO =
+      rows_RI.size(0) > 0 ? products_of(rows_RI, y.scalar_type(), weights) : at::empty({0, y.size(-1)}, y.options());
   int64_t row = 0;
   for (size_t k = 0; k < scaling.size(); ++k) {
     const auto& [i, adapter] = scaling[k];
     LinearImpl& layer = *layers_[i];
-    const int64_t first = std::accumulate(weights.outputs.begin(), weights.outputs.begin() + static_cast<std::ptrdiff_t>(i), int64_t{0});
+    const int64_t first =
+        std::accumulate(weights.outputs.begin(), weights.outputs.begin() + static_cast<std::ptrdiff_t>(i), int64_t{0});
     scales[i] = adapter->output_scale(rows_RO.narrow(0, row, rows[k].size(0)).narrow(1, first, weights.outputs[i]), layer);
     if (scales[i].defined() && layer.bias.defined() && !adapter->scales_bias()) shifts[i] = (1 - scales[i]) * layer.bias;
     row += rows[k].size(0);
@@ -255,7 +258,8 @@ std::shared_ptr<const ops::PackedWeight> LinearGroup::packed_for(at::ScalarType 
   if (packed_ != nullptr && packed_->dtype() == dtype && packed_is_current()) return packed_;
   if (!can_pack_now(dtype)) {
     if (at::GradMode::is_enabled() && layers_.front()->weight.is_cpu()) {
-      say_once(fmt::format("fast path packed_weights: products in {} gain nothing from it on this processor", c10::toString(dtype)));
+      say_once(
+          fmt::format("fast path packed_weights: products in {} gain nothing from it on this processor", c10::toString(dtype)));
     }
     return nullptr;
   }

@@ -10,6 +10,8 @@
 #include <system_error>
 
 #include "core/check.h"
+#include "formats/json.h"
+#include "formats/model_fields.h"
 #include "io/weight_files.h"
 #include "lora/core/file.h"
 #include "lora/io/dtype.h"
@@ -19,8 +21,9 @@
 namespace lora::nn {
 namespace {
 
-constexpr std::array kTokenizerFiles = {"tokenizer.model", "ice_text.model", "tokenizer.json", "tokenizer_config.json",
-                                        "special_tokens_map.json", "added_tokens.json"};
+constexpr std::array kTokenizerFiles = {"tokenizer.model",       "ice_text.model",          "tokenizer.json",
+                                        "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                                        "chat_template.jinja",   "chat_template.json"};
 constexpr size_t kNamesShown = 5;
 
 std::string first_names(const std::vector<std::string>& names) {
@@ -57,8 +60,8 @@ StoredWeights check_fit(const io::ModelFiles& files, const ModelLayout& layout) 
   if (!missing.empty()) problems.push_back("missing: " + first_names(missing));
   if (!misshapen.empty()) problems.push_back("wrong shape: " + first_names(misshapen));
   if (!extra.empty()) problems.push_back("unknown: " + first_names(extra));
-  fail<ShapeError>("[model] the weights in {} must be those that its config.json describes; {}",
-                   files.directory().string(), fmt::join(problems, "; "));
+  fail<ShapeError>("[model] the weights in {} must be those that its config.json describes; {}", files.directory().string(),
+                   fmt::join(problems, "; "));
 }
 
 /// A model of shapes alone needs none: then null.
@@ -71,7 +74,8 @@ std::shared_ptr<const io::ModelFiles> open_files(const Path& directory, const at
 /// What files with these weights would hold.
 StoredWeights described(const ModelLayout& layout) {
   StoredWeights stored;
-  for (const auto& [name, shape, wide] : layout.weights) stored[name] = {.shape = shape, .dtype = layout.dtype, .scheme = std::nullopt};
+  for (const auto& [name, shape, wide] : layout.weights)
+    stored[name] = {.shape = shape, .dtype = layout.dtype, .scheme = std::nullopt};
   return stored;
 }
 
@@ -85,7 +89,9 @@ void for_each_product(const LayerList& layers, Visit visit) {
   }
 }
 
-std::string_view module_of(std::string_view weight) { return weight.substr(0, weight.size() - std::string_view(".weight").size()); }
+std::string_view module_of(std::string_view weight) {
+  return weight.substr(0, weight.size() - std::string_view(".weight").size());
+}
 
 [[noreturn]] void refuse_to_stream() {
   fail<ConfigError>("[model.offload] weights in few bits are held, not streamed; found both; use none");
@@ -100,9 +106,10 @@ std::string text_of(const QuantizationScheme& scheme) {
 void check_wish(const StoredWeights& stored, const ModelLayout& layout, const std::optional<QuantizationScheme>& wanted) {
   if (!wanted) return;
   const auto require_same = [&](const QuantizationScheme& scheme) {
-    require<ConfigError>(scheme == *wanted,
-                         "[model] a checkpoint in few bits stays as it is, {}; found a wish for {}; leave adapter.quantization out",
-                         text_of(scheme), text_of(*wanted));
+    require<ConfigError>(
+        scheme == *wanted,
+        "[model] a checkpoint in few bits stays as it is, {}; found a wish for {}; leave adapter.quantization out",
+        text_of(scheme), text_of(*wanted));
   };
   if (layout.quantization) {
     QuantizationScheme scheme = *wanted;
@@ -156,11 +163,13 @@ formats::QuantizationConfig stored_form(const LayerList& layers, DType dtype) {
       return;
     }
     const auto& own = linear.quantized_weight()->scheme();
-    require<ConfigError>(!scheme || *scheme == own, "[model] a checkpoint has weights of one scheme; found {} and {}; save them plain",
+    require<ConfigError>(!scheme || *scheme == own,
+                         "[model] a checkpoint has weights of one scheme; found {} and {}; save them plain",
                          text_of(scheme.value_or(own)), text_of(own));
     scheme = own;
   });
-  require<ConfigError>(scheme.has_value(), "[model] a checkpoint in few bits needs weights in few bits; found none; save them plain");
+  require<ConfigError>(scheme.has_value(),
+                       "[model] a checkpoint in few bits needs weights in few bits; found none; save them plain");
   formats::QuantizationConfig config;
   config.bits = bits_of(scheme->type);
   config.type = scheme->type;
@@ -182,6 +191,45 @@ std::function<bool(const std::string&)> computed_weights(bool head_is_tied) {
   };
 }
 
+bool take_untied_head(std::vector<std::pair<std::string, std::string>>& fields, bool is_tied) {
+  const auto field = std::ranges::find(fields, "tie_word_embeddings", &std::pair<std::string, std::string>::first);
+  if (field == fields.end()) return false;
+  const bool tied = field->second == "true";
+  require<ConfigError>(!tied || is_tied,
+                       "[model.tie_word_embeddings] a loaded head of its own cannot be tied; found true; leave the key out");
+  fields.erase(field);
+  return is_tied && !tied;
+}
+
+std::optional<std::vector<int64_t>> generation_end_ids(const Path& directory, int64_t vocab_size) {
+  constexpr uint64_t kMostBytes = 16 << 20;
+  const Path file = directory / "generation_config.json";
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(file, error)) return std::nullopt;
+  const formats::Json json = formats::parse_json(read_file(file, kMostBytes), file.string());
+  const formats::Fields fields(json, file.string());
+  if (!fields.has("eos_token_id")) return std::nullopt;
+  std::vector<int64_t> ids;
+  fields.integers("eos_token_id", ids);
+  for (const int64_t id : ids) {
+    require<FormatError>(id >= 0 && id < vocab_size, "[{}] eos_token_id must be below vocab_size, {}; found {}", file.string(),
+                         vocab_size, id);
+  }
+  return ids;
+}
+
+bool stores_other_head(const Path& directory, const std::string& embedding, const std::string& head) {
+  if (!io::has_weight_files(directory)) return false;
+  const io::ModelFiles files(directory);
+  if (!files.contains(embedding) || !files.contains(head)) return false;
+  const auto table = io::stored_weight(files, embedding), other = io::stored_weight(files, head);
+  if (table.scheme || other.scheme || table.shape != other.shape) return table.shape != other.shape;
+  const Tensor first = at::empty(table.shape, at::kFloat), second = at::empty(other.shape, at::kFloat);
+  files.read_into(embedding, first);
+  files.read_into(head, second);
+  return !first.equal(second);
+}
+
 ModelWeights::ModelWeights(const Path& directory, ModelLayout layout, const LoadOptions& options)
     : layout_(std::move(layout)),
       options_(options),
@@ -199,7 +247,8 @@ bool ModelWeights::on_disk() const { return options_.offload == Offload::kDisk &
 bool ModelWeights::on_host() const { return options_.offload == Offload::kCpu && !options_.device.is_meta(); }
 
 ParameterOptions ModelWeights::parameters() const {
-  return {dtype_, on_host() ? at::Device(at::kCPU) : options_.device, /*initialize=*/false, /*allocate=*/!on_disk() && !in_few_bits_};
+  return {dtype_, on_host() ? at::Device(at::kCPU) : options_.device, /*initialize=*/false,
+          /*allocate=*/!on_disk() && !in_few_bits_};
 }
 
 /// In which form a weight of the layers is kept; nothing: plain.
@@ -248,9 +297,10 @@ std::vector<io::TensorSource> ModelWeights::sources() const {
   std::vector<io::TensorSource> tensors;
   for (const auto& weight : layout_.weights) {
     const DType dtype = written_dtype(weight, io::from_torch(dtype_));
-    tensors.push_back({weight.name, dtype, weight.shape, [files = files_, name = weight.name, stored = stored_.at(weight.name), dtype] {
-                         return read_plain(*files, name, stored, io::to_torch(dtype, "config.json"));
-                       }});
+    tensors.push_back(
+        {weight.name, dtype, weight.shape, [files = files_, name = weight.name, stored = stored_.at(weight.name), dtype] {
+           return read_plain(*files, name, stored, io::to_torch(dtype, "config.json"));
+         }});
   }
   return tensors;
 }

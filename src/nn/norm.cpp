@@ -14,8 +14,7 @@ RmsNormImpl::RmsNormImpl(int64_t size, double eps_, const ParameterOptions& para
 
 at::Tensor RmsNormImpl::forward(const at::Tensor& x) { return observed(*this, ops::rms_norm(x, weight, eps)); }
 
-std::pair<at::Tensor, at::Tensor> RmsNormImpl::forward_sum(const at::Tensor& x, const at::Tensor& delta,
-                                                           const FastPaths& fast) {
+std::pair<at::Tensor, at::Tensor> RmsNormImpl::forward_sum(const at::Tensor& x, const at::Tensor& delta, const FastPaths& fast) {
   auto [sum, normed] = ops::add_rms_norm(x, delta, weight, eps, fast.fused_norm);
   return {sum, observed(*this, normed)};
 }

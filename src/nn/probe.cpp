@@ -7,9 +7,7 @@ thread_local ProbeGuard* current_probe = nullptr;
 
 }  // namespace
 
-ProbeGuard::ProbeGuard(Observer observer) : observer_(std::move(observer)), outer_(current_probe) {
-  current_probe = this;
-}
+ProbeGuard::ProbeGuard(Observer observer) : observer_(std::move(observer)), outer_(current_probe) { current_probe = this; }
 
 ProbeGuard::~ProbeGuard() { current_probe = outer_; }
 

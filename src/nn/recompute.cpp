@@ -53,7 +53,7 @@ struct FirstRun : torch::CustomClassHolder {
   at::Device device;
   at::ScalarType autocast_dtype;  ///< kFloat: off
   at::Tensor generator;
-  std::vector<bool> wants_gradient;  ///< by input
+  std::vector<bool> wants_gradient;        ///< by input
   std::shared_ptr<ActivationStore> store;  ///< null: autograd keeps the inputs
   std::shared_ptr<ActivationStore::Kept> kept;
 };
@@ -92,8 +92,7 @@ struct Recomputed : torch::autograd::Function<Recomputed> {
 }  // namespace
 
 std::vector<at::Tensor> recomputed(std::function<std::vector<at::Tensor>(const std::vector<at::Tensor>&)> function,
-                                   const std::vector<at::Tensor>& inputs,
-                                   const std::shared_ptr<ActivationStore>& store) {
+                                   const std::vector<at::Tensor>& inputs, const std::shared_ptr<ActivationStore>& store) {
   if (!at::GradMode::is_enabled()) return function(inputs);
   auto run = c10::make_intrusive<FirstRun>(std::move(function), inputs.front().device());
   run->store = store;

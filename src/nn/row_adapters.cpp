@@ -33,8 +33,8 @@ Tensor add_chosen_rows(const AdapterSlot& slot, const Tensor& base, const Tensor
   const int64_t min_dims = current_rows->min_dims_ - (ids ? 1 : 0);
   require<ShapeError>(groups.empty() || (x.dim() >= min_dims && x.size(0) == current_rows->num_rows_),
                       "[adapter_rows] a layer with adapters by row must see the whole batch, {} rows; found an input of [{}]; "
-                      "choose one adapter per row of the batch, and do not pack rows", current_rows->num_rows_,
-                      fmt::join(x.sizes(), ", "));
+                      "choose one adapter per row of the batch, and do not pack rows",
+                      current_rows->num_rows_, fmt::join(x.sizes(), ", "));
   Tensor y = base;
   for (const auto& [adapter, rows] : groups) {
     y = y.index_add(0, rows, adapter->delta(x.index_select(0, rows)).to(y.scalar_type()));

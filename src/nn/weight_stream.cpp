@@ -15,9 +15,8 @@ bool are_free(const std::vector<at::Tensor>& room) {
     if (weight.use_count() > 1) return false;
     if (weight.defined()) ++defined;
   }
-  return std::all_of(room.begin(), room.end(), [&](const at::Tensor& weight) {
-    return !weight.defined() || weight.storage().use_count() == defined;
-  });
+  return std::all_of(room.begin(), room.end(),
+                     [&](const at::Tensor& weight) { return !weight.defined() || weight.storage().use_count() == defined; });
 }
 
 template <class Weights>

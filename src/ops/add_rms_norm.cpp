@@ -74,8 +74,7 @@ struct AddRmsNorm : torch::autograd::Function<AddRmsNorm> {
 
 }  // namespace
 
-std::pair<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight_D, double eps,
-                                       bool fused) {
+std::pair<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight_D, double eps, bool fused) {
   if (rows::applies(fused, x, "fused_norm") && rows::supports(x, delta)) {
     const auto results = applied<AddRmsNorm>(x, delta.defined() ? std::optional(delta) : std::nullopt, weight_D, eps);
     return {delta.defined() ? results[1] : x, results[0]};

@@ -49,9 +49,9 @@ Batch Batch::to(const at::Device& device) const {
   Batch moved = *this;
   if (device.is_cuda() && labels_BS.defined() && labels_BS.is_cpu() && !targets.defined()) moved.targets = targets_of(*this);
   if (device.is_cuda() && input_ids_BS.is_cpu()) moved.host_ids_BS = input_ids_BS;
-  for (at::Tensor* tensor : {&moved.input_ids_BS, &moved.labels_BS, &moved.attention_mask_BS, &moved.position_ids_BS,
-                             &moved.targets.position_T, &moved.targets.label_T, &moved.targets.first_F,
-                             &moved.targets.first_label_F}) {
+  for (at::Tensor* tensor :
+       {&moved.input_ids_BS, &moved.labels_BS, &moved.attention_mask_BS, &moved.position_ids_BS, &moved.targets.position_T,
+        &moved.targets.label_T, &moved.targets.first_F, &moved.targets.first_label_F}) {
     if (tensor->defined()) *tensor = tensor->to(device, non_blocking);
   }
   return moved;

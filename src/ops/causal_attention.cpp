@@ -59,10 +59,9 @@ struct JoinedAttention : torch::autograd::Function<JoinedAttention> {
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const auto saved = context->get_saved_variables();
     const Tensor &qkv = saved[0], &out_ND = saved[3], &log_sum_HN = saved[4];
-    const JoinedHeads joined = joined_heads(qkv, saved[1], saved[2], context->saved_data["heads"].toInt(),
-                                            context->saved_data["groups"].toInt(),
-                                            context->saved_data["lengths"].toIntVector(),
-                                            context->saved_data["contexts"].toIntVector());
+    const JoinedHeads joined =
+        joined_heads(qkv, saved[1], saved[2], context->saved_data["heads"].toInt(), context->saved_data["groups"].toInt(),
+                     context->saved_data["lengths"].toIntVector(), context->saved_data["contexts"].toIntVector());
     const Tensor dout_ND = gradients[0].to(out_ND.scalar_type()).reshape(out_ND.sizes()).contiguous();
     const Tensor dqkv = at::empty_like(qkv);
     Tensor dqkv_NW = dqkv.view(joined.qkv_NW.sizes());
@@ -74,15 +73,15 @@ struct JoinedAttention : torch::autograd::Function<JoinedAttention> {
 void check_contexts(const std::vector<int64_t>& contexts, const std::vector<int64_t>& lengths) {
   bool fits = contexts.size() == lengths.size();
   for (size_t i = 0; fits && i < lengths.size(); ++i) fits = contexts[i] >= 0 && contexts[i] <= lengths[i];
-  require<ShapeError>(fits, "[ops.attention] contexts must be one per sequence and no longer than it; found {} for sequences of {}",
+  require<ShapeError>(fits,
+                      "[ops.attention] contexts must be one per sequence and no longer than it; found {} for sequences of {}",
                       fmt::join(contexts, ", "), fmt::join(lengths, ", "));
 }
 
 /// The kernels read and write without looking.
-void check_joined(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t heads,
-                  int64_t groups, const std::vector<int64_t>& lengths, const std::vector<int64_t>& contexts) {
-  require<ShapeError>(qkv.dim() == 3 && groups > 0 && heads % groups == 0 &&
-                          qkv.size(2) % (heads + 2 * groups) == 0,
+void check_joined(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t heads, int64_t groups,
+                  const std::vector<int64_t>& lengths, const std::vector<int64_t>& contexts) {
+  require<ShapeError>(qkv.dim() == 3 && groups > 0 && heads % groups == 0 && qkv.size(2) % (heads + 2 * groups) == 0,
                       "[ops.attention] projections must be (B, S, (H + 2 G) K) with H a multiple "
                       "of G; found [{}] for {} and {} heads",
                       fmt::join(qkv.sizes(), ", "), heads, groups);
@@ -91,35 +90,29 @@ void check_joined(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64
   if (!lengths.empty()) {
     const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
     longest = *std::ranges::max_element(lengths);
-    require<ShapeError>(
-        batch == 1 && *std::ranges::min_element(lengths) > 0 && tokens == qkv.size(1),
-        "[ops.attention] sequences must be one row's, positive and add up to it; found {} tokens "
-        "in {} rows of {}",
-        tokens, batch, qkv.size(1));
+    require<ShapeError>(batch == 1 && *std::ranges::min_element(lengths) > 0 && tokens == qkv.size(1),
+                        "[ops.attention] sequences must be one row's, positive and add up to it; found {} tokens "
+                        "in {} rows of {}",
+                        tokens, batch, qkv.size(1));
   }
   if (!contexts.empty()) {
     check_contexts(contexts, lengths.empty() ? std::vector<int64_t>(static_cast<size_t>(batch), qkv.size(1)) : lengths);
     longest = qkv.size(1);  // every token has its own row of the tables
   }
   if (!cos.defined()) return;
-  const bool fits = cos.dim() == 4 && (cos.size(0) == 1 || cos.size(0) == batch) &&
-                    2 * cos.size(3) == size && cos.size(2) >= longest &&
-                    (cos.size(0) == 1 || cos.size(2) == qkv.size(1));
+  const bool fits = cos.dim() == 4 && (cos.size(0) == 1 || cos.size(0) == batch) && 2 * cos.size(3) == size &&
+                    cos.size(2) >= longest && (cos.size(0) == 1 || cos.size(2) == qkv.size(1));
   require<ShapeError>(fits && sin.defined() && sin.sizes() == cos.sizes(),
-                      "[ops.attention] rotary tables must be (1 or {}, 1, {}, {}); found [{}]",
-                      batch, longest, size / 2, fmt::join(cos.sizes(), ", "));
+                      "[ops.attention] rotary tables must be (1 or {}, 1, {}, {}); found [{}]", batch, longest, size / 2,
+                      fmt::join(cos.sizes(), ", "));
 }
 
 /// (B, H, S, K) -> (B, S, H K)
-Tensor heads_joined(const Tensor& x_BHSK) {
-  return x_BHSK.transpose(1, 2).reshape({x_BHSK.size(0), x_BHSK.size(2), -1});
-}
+Tensor heads_joined(const Tensor& x_BHSK) { return x_BHSK.transpose(1, 2).reshape({x_BHSK.size(0), x_BHSK.size(2), -1}); }
 
 }  // namespace
 
-bool attends_joined(const at::Device& device, at::ScalarType dtype) {
-  return device.is_cpu() && rows::supports(device, dtype);
-}
+bool attends_joined(const at::Device& device, at::ScalarType dtype) { return device.is_cpu() && rows::supports(device, dtype); }
 
 Tensor joined_attention(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t num_heads, int64_t num_kv_heads,
                         const std::vector<int64_t>& lengths, const std::vector<int64_t>& contexts) {
@@ -138,8 +131,7 @@ Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads) {
 Tensor causal_attention(const Heads& heads, bool fused, const std::vector<int64_t>& contexts) {
   const Tensor& q_BHSK = heads.q_BHSK;
   if (q_BHSK.is_cpu() && rows::applies(fused, q_BHSK, "fused_attention")) {
-    const Tensor qkv =
-        at::cat({heads_joined(q_BHSK), heads_joined(heads.k_BGSK), heads_joined(heads.v_BGSK)}, -1);
+    const Tensor qkv = at::cat({heads_joined(q_BHSK), heads_joined(heads.k_BGSK), heads_joined(heads.v_BGSK)}, -1);
     return joined_attention(qkv, {}, {}, q_BHSK.size(1), heads.k_BGSK.size(1), {}, contexts);
   }
   const int64_t count = q_BHSK.size(1);
@@ -162,17 +154,15 @@ Tensor attention_by_bounds(const Heads& heads, const Tensor& bounds, int64_t lon
   // (1, H, S, K) -> (S, H, K)
   const auto tokens_first = [](const Tensor& x_1HSK) { return x_1HSK.squeeze(0).transpose(0, 1); };
   const Tensor q_SHK = tokens_first(heads.q_BHSK);
-  const auto results = at::_flash_attention_forward(
-      q_SHK, tokens_first(heads.k_BGSK), tokens_first(heads.v_BGSK), bounds, bounds, longest,
-      longest, /*dropout_p=*/0.0, /*is_causal=*/true,
-      /*return_debug_mask=*/false);
+  const auto results = at::_flash_attention_forward(q_SHK, tokens_first(heads.k_BGSK), tokens_first(heads.v_BGSK), bounds, bounds,
+                                                    longest, longest, /*dropout_p=*/0.0, /*is_causal=*/true,
+                                                    /*return_debug_mask=*/false);
   return std::get<0>(results).reshape({1, q_SHK.size(0), -1});
 }
 
 bool attends_by_bounds(const at::Device& device, at::ScalarType dtype, int64_t head_size) {
   const bool is_half = dtype == at::kBFloat16 || dtype == at::kHalf;
-  return device.is_cuda() && is_half && head_size % 8 == 0 && head_size <= 256 &&
-         at::globalContext().userEnabledFlashSDP();
+  return device.is_cuda() && is_half && head_size % 8 == 0 && head_size <= 256 && at::globalContext().userEnabledFlashSDP();
 }
 
 }  // namespace lora::ops

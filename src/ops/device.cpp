@@ -21,9 +21,7 @@
 namespace lora {
 namespace {
 
-int64_t num_gpus() {
-  return at::globalContext().hasCUDA() ? static_cast<int64_t>(at::detail::getCUDAHooks().deviceCount()) : 0;
-}
+int64_t num_gpus() { return at::globalContext().hasCUDA() ? static_cast<int64_t>(at::detail::getCUDAHooks().deviceCount()) : 0; }
 
 at::Generator generator_of(const c10::Device& device) {
   if (device.is_cuda()) return at::globalContext().defaultGenerator(device);
@@ -58,8 +56,7 @@ c10::Device parse_device(std::string_view name) {
     const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), index);
     if (error != std::errc() || end != digits.data() + digits.size()) index = -1;
   }
-  require<ConfigError>(index >= 0 && index < gpus,
-                       "[device] a device must exist here; found \"{}\"; devices are: {}", name,
+  require<ConfigError>(index >= 0 && index < gpus, "[device] a device must exist here; found \"{}\"; devices are: {}", name,
                        fmt::join(existing_devices(), ", "));
   return c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index));
 }
@@ -110,8 +107,8 @@ void prepare_memory() {
 
 std::string describe_machine(const c10::Device& device) {
   const std::string gpu = device.is_cuda() ? fmt::format(" ({})", ops::gpu_name(device)) : "";
-  return fmt::format("{}, {} cores, {} threads, device {}{}, LibTorch {}", processor_name(),
-                     std::thread::hardware_concurrency(), at::get_num_threads(), device.str(), gpu, TORCH_VERSION);
+  return fmt::format("{}, {} cores, {} threads, device {}{}, LibTorch {}", processor_name(), std::thread::hardware_concurrency(),
+                     at::get_num_threads(), device.str(), gpu, TORCH_VERSION);
 }
 
 }  // namespace lora

@@ -131,8 +131,7 @@ struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
     context->saved_data["plan"] = c10::IValue::make_capsule(plan);
     context->saved_data["shape"] = x.sizes().vec();
     context->saved_data["x_type"] = static_cast<int64_t>(x.scalar_type());
-    context->saved_data["factor_type"] =
-        static_cast<int64_t>(a_factors.empty() ? plan->dtype : a_factors.front().scalar_type());
+    context->saved_data["factor_type"] = static_cast<int64_t>(a_factors.empty() ? plan->dtype : a_factors.front().scalar_type());
     auto shape = x.sizes().vec();
     shape.back() = plan->outputs;
     return y_NO.view(shape);
@@ -170,8 +169,7 @@ struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
       if (context->needs_input_grad(1 + i)) results[1 + i] = da_TI.narrow(0, place.rank, place.ranks);
       if (context->needs_input_grad(1 + count + i)) {
         const Tensor dy_part = dy_NO.narrow(1, place.output, place.outputs);
-        results[1 + count + i] =
-            dy_part.t().mm(low_NT.narrow(1, place.rank, place.ranks)).to(factor_type).mul_(plan->scales[i]);
+        results[1 + count + i] = dy_part.t().mm(low_NT.narrow(1, place.rank, place.ranks)).to(factor_type).mul_(plan->scales[i]);
       }
     }
     return results;

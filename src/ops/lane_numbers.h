@@ -1,15 +1,9 @@
 // Numbers as kernels see them: included once per instruction set, like the kernels themselves,
 // hence no include guard and no includes.
 
-LORA_INLINE float load(Bf16 value) {
-  return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
-}
-LORA_INLINE float load(float value) {
-  return value;
-}
-LORA_INLINE double load(double value) {
-  return value;
-}
+LORA_INLINE float load(Bf16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16); }
+LORA_INLINE float load(float value) { return value; }
+LORA_INLINE double load(double value) { return value; }
 
 /// To the nearest, ties to even; NaN stays NaN. Without a branch, which would stop vectorisation.
 LORA_INLINE void store(Bf16& out, float value) {
@@ -19,24 +13,18 @@ LORA_INLINE void store(Bf16& out, float value) {
   const uint32_t is_nan = 0U - static_cast<uint32_t>((bits & 0x7fffffffU) > 0x7f800000U);
   out.bits = static_cast<uint16_t>((quiet & is_nan) | (rounded & ~is_nan));
 }
-LORA_INLINE void store(float& out, float value) {
-  out = value;
-}
-LORA_INLINE void store(double& out, double value) {
-  out = value;
-}
+LORA_INLINE void store(float& out, float value) { out = value; }
+LORA_INLINE void store(double& out, double value) { out = value; }
 
 /// e^x to about 1e-7 relative, in operations that vectorise: limits by comparing bits, range
 /// reduction by ln 2 in two parts, Taylor polynomial. Below -87 the result is e^-87, which is as
 /// good as 0 beside a largest term of 1. NaN and infinite x give NaN.
 LORA_INLINE float exponential(float x) {
-  constexpr float kRound = 12582912.0F;     // 1.5 * 2^23: adding it rounds to an integer
-  constexpr int32_t kLargest = 0x42b20000;  // 89.0F; as signed integers negative floats are smaller
-  constexpr uint32_t kSmallest =
-      0xc2ae0000U;  // -87.0F; as unsigned ones they are larger, the lowest most
+  constexpr float kRound = 12582912.0F;        // 1.5 * 2^23: adding it rounds to an integer
+  constexpr int32_t kLargest = 0x42b20000;     // 89.0F; as signed integers negative floats are smaller
+  constexpr uint32_t kSmallest = 0xc2ae0000U;  // -87.0F; as unsigned ones they are larger, the lowest most
   const auto below = std::bit_cast<int32_t>(x) < kLargest ? std::bit_cast<int32_t>(x) : kLargest;
-  const auto inside =
-      static_cast<uint32_t>(below) < kSmallest ? static_cast<uint32_t>(below) : kSmallest;
+  const auto inside = static_cast<uint32_t>(below) < kSmallest ? static_cast<uint32_t>(below) : kSmallest;
   const float y = std::bit_cast<float>(inside);
   const float shifted = y * 1.44269504F + kRound;
   const float n = shifted - kRound;
@@ -49,13 +37,10 @@ LORA_INLINE float exponential(float x) {
   p = p * r + 0.5F;
   p = p * r + 1.0F;
   p = p * r + 1.0F;
-  const auto exponent = (std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(kRound) + 127U)
-                        << 23;
+  const auto exponent = (std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(kRound) + 127U) << 23;
   return p * std::bit_cast<float>(exponent) + (x - x);
 }
-LORA_INLINE double exponential(double x) {
-  return std::exp(x);
-}
+LORA_INLINE double exponential(double x) { return std::exp(x); }
 
 /// One head of one token: (x1, x2) to (x1 cos - x2 sin, x2 cos + x1 sin), halves of `half` numbers; `direction` -1 turns
 /// back.

@@ -7,10 +7,11 @@ typedef uint32_t TileRow __attribute__((vector_size(kTile * sizeof(uint32_t))));
 /// Of every square of 2 x `Width` rows and columns, the upper right quarter changes places with the lower left one.
 template <uint32_t Width>
 LORA_INLINE void exchange_quarters(TileRow (&rows)[kTile]) {
-#define LORA_UPPER(lane) ((lane) & Width ? 16U + (lane) - Width : (lane))
-#define LORA_LOWER(lane) ((lane) & Width ? 16U + (lane) : (lane) + Width)
-#define LORA_LANES(of) \
-  of(0U), of(1U), of(2U), of(3U), of(4U), of(5U), of(6U), of(7U), of(8U), of(9U), of(10U), of(11U), of(12U), of(13U), of(14U), of(15U)
+#define LORA_UPPER(lane) ((lane)&Width ? 16U + (lane)-Width : (lane))
+#define LORA_LOWER(lane) ((lane)&Width ? 16U + (lane) : (lane) + Width)
+#define LORA_LANES(of)                                                                                                         \
+  of(0U), of(1U), of(2U), of(3U), of(4U), of(5U), of(6U), of(7U), of(8U), of(9U), of(10U), of(11U), of(12U), of(13U), of(14U), \
+      of(15U)
   const TileRow of_upper = {LORA_LANES(LORA_UPPER)}, of_lower = {LORA_LANES(LORA_LOWER)};
 #undef LORA_LANES
 #undef LORA_LOWER

@@ -29,9 +29,8 @@ inline InstructionSet instruction_set() {
     __builtin_cpu_init();
     const bool avx2_too = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (!avx2_too) return InstructionSet::kPlain;
-    const bool avx512_too =
-        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    const bool avx512_too = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     return avx512_too ? InstructionSet::kAvx512 : InstructionSet::kAvx2;
   }();
   return best;

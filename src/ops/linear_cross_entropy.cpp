@@ -67,9 +67,8 @@ void add_part(Tensor& sum, const Tensor& part, at::ScalarType wide) {
 }
 
 struct LinearCrossEntropySum : torch::autograd::Function<LinearCrossEntropySum> {
-  static Tensor forward(AutogradContext* context, const Tensor& hidden_ND, const Tensor& weight_VD,
-                        const Tensor& labels_N, const std::shared_ptr<const PackedWeight>& packed, bool fused,
-                        bool with_gradient) {
+  static Tensor forward(AutogradContext* context, const Tensor& hidden_ND, const Tensor& weight_VD, const Tensor& labels_N,
+                        const std::shared_ptr<const PackedWeight>& packed, bool fused, bool with_gradient) {
     const auto dtype = compute_dtype(hidden_ND.device().type(), hidden_ND.scalar_type());
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const auto wide = rows::wide_type(dtype);

@@ -12,8 +12,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 struct LoraDelta : torch::autograd::Function<LoraDelta> {
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& a_RI, const Tensor& b_OR,
-                        double scale, const std::optional<Tensor>& optional_mask) {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& a_RI, const Tensor& b_OR, double scale,
+                        const std::optional<Tensor>& optional_mask) {
     const Tensor mask = optional_mask.value_or(Tensor());
     const auto dtype = compute_dtype(x.device().type(), x.scalar_type());
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);

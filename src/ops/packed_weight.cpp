@@ -1,8 +1,8 @@
 #include <ATen/ATen.h>
-#include <torch/utils.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/utils.h>
 
 #include <algorithm>
 #include <functional>
@@ -23,17 +23,16 @@ Tensor reordered(const Tensor& weight_OI) {
 }
 
 Tensor multiplied_whole(const Tensor& x_NI, const Tensor& reordered_OI) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
-          .typed<Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, std::string_view,
-                        c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>)>();
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
+                             .typed<Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, std::string_view,
+                                           c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>)>();
   return op.call(x_NI, reordered_OI, std::nullopt, "none", c10::List<std::optional<at::Scalar>>(), "");
 }
 
-/// How many parts the rows of x are multiplied in, each by a thread. One where oneDNN shares the work out itself. Of products with
-/// few outputs and a middling number of rows it makes a single piece, and one thread computes all (oneDNN 3.7, bf16: up to 768
-/// outputs with 448 to 1280 rows; sharing pays there by 1.4 to 1.7, and costs a tenth for more or fewer rows).
+/// How many parts the rows of x are multiplied in, each by a thread. One where oneDNN shares the work out itself. Of products
+/// with few outputs and a middling number of rows it makes a single piece, and one thread computes all (oneDNN 3.7, bf16: up to
+/// 768 outputs with 448 to 1280 rows; sharing pays there by 1.4 to 1.7, and costs a tenth for more or fewer rows).
 int64_t row_parts(int64_t rows, int64_t outputs) {
   constexpr int64_t kFewOutputs = 1024, kLeastRows = 400, kMostRows = 1280, kLeastRowsOfPart = 128;
   const bool is_one_piece = outputs < kFewOutputs && rows >= kLeastRows && rows <= kMostRows;
@@ -45,8 +44,8 @@ Tensor multiplied(const Tensor& x_NI, const Tensor& reordered_OI) {
   if (parts == 1) return multiplied_whole(x_NI, reordered_OI);
   const Tensor y_NO = at::empty({rows, reordered_OI.size(0)}, x_NI.options());
   at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
-    // The calling thread's modes are not this one's. With gradients oneDNN would prepare for training, for which processors without
-    // AMX have its reference implementation alone, hundreds of times as slow.
+    // The calling thread's modes are not this one's. With gradients oneDNN would prepare for training, for which processors
+    // without AMX have its reference implementation alone, hundreds of times as slow.
     const at::AutoDispatchBelowAutograd no_autograd;
     const torch::NoGradGuard no_grad;
     const int64_t begin = rows * first / parts, end = rows * last / parts;
@@ -60,8 +59,7 @@ bool lie_side_by_side(const std::vector<Tensor>& weights) {
   int64_t next = weights.front().storage_offset();
   return std::all_of(weights.begin(), weights.end(), [&](const Tensor& weight) {
     const bool follows = weight.is_contiguous() && weight.scalar_type() == weights.front().scalar_type() &&
-                         weight.storage_offset() == next &&
-                         weight.storage().is_alias_of(weights.front().storage());
+                         weight.storage_offset() == next && weight.storage().is_alias_of(weights.front().storage());
     next += weight.numel();
     return follows;
   });

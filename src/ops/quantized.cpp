@@ -65,22 +65,9 @@ constexpr std::array<float, 16> kNf4 = {-1.0F,
                                         0.5626170039176941F,
                                         0.7229568362236023F,
                                         1.0F};
-constexpr std::array<float, 16> kFp4 = {0.0F,
-                                        0.0052083334885537624F,
-                                        0.6666666865348816F,
-                                        1.0F,
-                                        0.3333333432674408F,
-                                        0.5F,
-                                        0.1666666716337204F,
-                                        0.25F,
-                                        0.0F,
-                                        -0.0052083334885537624F,
-                                        -0.6666666865348816F,
-                                        -1.0F,
-                                        -0.3333333432674408F,
-                                        -0.5F,
-                                        -0.1666666716337204F,
-                                        -0.25F};
+constexpr std::array<float, 16> kFp4 = {
+    0.0F, 0.0052083334885537624F,  0.6666666865348816F,  1.0F,  0.3333333432674408F,  0.5F,  0.1666666716337204F,  0.25F,
+    0.0F, -0.0052083334885537624F, -0.6666666865348816F, -1.0F, -0.3333333432674408F, -0.5F, -0.1666666716337204F, -0.25F};
 
 /// The codes of a map from the least number to the largest, and the bounds between neighbours.
 struct Ranking {
@@ -146,7 +133,8 @@ void quantize_scales(io::QuantizedParts& parts) {
     scaled[-1] = padded[-1] / scale[-1];
   }
   const Tensor bounds = (parts.nested_map.slice(0, 0, -1) + parts.nested_map.slice(0, 1)) / 2;
-  parts.absmax = at::bucketize(scaled.clamp(-1, 1), bounds, /*out_int32=*/true).to(at::kByte).flatten().slice(0, 0, blocks).clone();
+  parts.absmax =
+      at::bucketize(scaled.clamp(-1, 1), bounds, /*out_int32=*/true).to(at::kByte).flatten().slice(0, 0, blocks).clone();
 }
 
 /// Pieces of the weight's numbers in fp32: body(first number, piece).
@@ -173,10 +161,12 @@ void quantize_four_bits(const Tensor& weight, io::QuantizedParts& parts) {
   each_piece(weight, kPiece, [&](int64_t first, const Tensor& piece) {
     uint8_t* codes = parts.codes.mutable_data_ptr<uint8_t>() + first / 2;
     float* absmax = parts.absmax.mutable_data_ptr<float>() + first / block_size;
-    at::parallel_for(0, ceil_div(piece.numel(), block_size), std::max<int64_t>(1, kGrain / block_size), [&](int64_t begin, int64_t end) {
-      LORA_BEST_OF(quantize_blocks)(pointer<const float>(piece), piece.numel(), block_size, ranking.bounds.data(),
-                                    ranking.order.data(), codes, absmax, begin, end);
-    });
+    at::parallel_for(0, ceil_div(piece.numel(), block_size), std::max<int64_t>(1, kGrain / block_size),
+                     [&](int64_t begin, int64_t end) {
+                       LORA_BEST_OF(quantize_blocks)
+                       (pointer<const float>(piece), piece.numel(), block_size, ranking.bounds.data(), ranking.order.data(),
+                        codes, absmax, begin, end);
+                     });
   });
   require_finite(parts.absmax);
   if (parts.scheme.double_quantized) quantize_scales(parts);
@@ -218,12 +208,24 @@ void leave_empty(const at::Device& device, io::QuantizedParts& parts) {
 template <class Body>
 void with_type(at::ScalarType type, const Body& body) {
   switch (type) {
-    case at::kBFloat16: return body(Bf16());
-    case at::kHalf: return body(Fp16());
-    case at::kFloat: return body(float());
-    case at::kDouble: return body(double());
-    default: fail<ShapeError>("[ops.dequantize] the numbers must become bf16, fp16, fp32 or double; found {}", c10::toString(type));
+    case at::kBFloat16:
+      return body(Bf16());
+    case at::kHalf:
+      return body(Fp16());
+    case at::kFloat:
+      return body(float());
+    case at::kDouble:
+      return body(double());
+    default:
+      fail<ShapeError>("[ops.dequantize] the numbers must become bf16, fp16, fp32 or double; found {}", c10::toString(type));
   }
+}
+
+/// Numbers of 4 bits are those first that were quantised, as bitsandbytes has them, and then what is wanted.
+std::optional<at::ScalarType> rounded_first(const io::QuantizedParts& parts, at::ScalarType wanted) {
+  const at::ScalarType recorded = io::to_torch(parts.dtype, "ops.dequantize");
+  const bool is_half = recorded == at::kHalf || recorded == at::kBFloat16;
+  return is_half && parts.scheme.type != QuantizedType::kInt8 && recorded != wanted ? std::optional(recorded) : std::nullopt;
 }
 
 }  // namespace
@@ -234,12 +236,19 @@ bool can_begin_at(const io::QuantizedParts& parts, int64_t rows) {
 
 void dequantize_rows(const io::QuantizedParts& parts, int64_t first, const Tensor& target) {
   const int64_t rows = target.size(0), width = parts.shape[1];
+  if (const auto recorded = rounded_first(parts, target.scalar_type())) {
+    const Tensor rounded = at::empty(target.sizes(), target.options().dtype(*recorded));
+    dequantize_rows(parts, first, rounded);
+    target.copy_(rounded);
+    return;
+  }
   with_type(target.scalar_type(), [&](auto type) {
     using T = decltype(type);
     if (parts.scheme.type == QuantizedType::kInt8) {
       at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / width), [&](int64_t begin, int64_t end) {
-        LORA_BEST_OF(dequantize_int8<T>)(pointer<const int8_t>(parts.codes) + first * width, pointer<const float>(parts.absmax) + first,
-                                         width, pointer<T>(target), begin, end);
+        LORA_BEST_OF(dequantize_int8<T>)
+        (pointer<const int8_t>(parts.codes) + first * width, pointer<const float>(parts.absmax) + first, width,
+         pointer<T>(target), begin, end);
       });
       return;
     }
@@ -253,8 +262,9 @@ void dequantize_rows(const io::QuantizedParts& parts, int64_t first, const Tenso
     const int64_t block_size = parts.scheme.block_size, skipped = first * width, count = skipped + rows * width;
     const int64_t grain = std::max<int64_t>(1, kGrain / block_size);
     at::parallel_for(skipped / block_size, ceil_div(count, block_size), grain, [&](int64_t begin, int64_t end) {
-      LORA_BEST_OF(dequantize_blocks<T>)(pointer<const uint8_t>(parts.codes), pointer<const float>(parts.map), scales, block_size,
-                                         count, skipped, pointer<T>(target), begin, end);
+      LORA_BEST_OF(dequantize_blocks<T>)
+      (pointer<const uint8_t>(parts.codes), pointer<const float>(parts.map), scales, block_size, count, skipped,
+       pointer<T>(target), begin, end);
     });
   });
 }
@@ -262,8 +272,8 @@ void dequantize_rows(const io::QuantizedParts& parts, int64_t first, const Tenso
 QuantizedTensor QuantizedTensor::quantize(const Tensor& weight, const QuantizationScheme& scheme) {
   check_quantization(scheme, "ops.quantize");
   require<ShapeError>(weight.dim() == 2 && weight.numel() > 0 && weight.is_floating_point(),
-                      "[ops.quantize] a weight must be a matrix of a float type; found [{}] of type {}", fmt::join(weight.sizes(), ", "),
-                      c10::toString(weight.scalar_type()));
+                      "[ops.quantize] a weight must be a matrix of a float type; found [{}] of type {}",
+                      fmt::join(weight.sizes(), ", "), c10::toString(weight.scalar_type()));
   const at::NoGradGuard no_grad;
   io::QuantizedParts parts;
   parts.scheme = scheme;
@@ -279,7 +289,8 @@ QuantizedTensor QuantizedTensor::quantize(const Tensor& weight, const Quantizati
   return QuantizedTensor(std::move(parts)).to(weight.device());
 }
 
-QuantizedTensor::QuantizedTensor(io::QuantizedParts parts) : parts_(std::make_shared<const io::QuantizedParts>(std::move(parts))) {}
+QuantizedTensor::QuantizedTensor(io::QuantizedParts parts)
+    : parts_(std::make_shared<const io::QuantizedParts>(std::move(parts))) {}
 
 Tensor QuantizedTensor::dequantize(at::ScalarType dtype) const {
   const Tensor target = empty(parts_->shape, dtype, device());
@@ -289,10 +300,15 @@ Tensor QuantizedTensor::dequantize(at::ScalarType dtype) const {
 
 void QuantizedTensor::dequantize_into(Tensor target) const {
   require<ShapeError>(target.sizes() == at::IntArrayRef(parts_->shape) && target.is_contiguous() && target.device() == device(),
-                      "[ops.dequantize] the target must be contiguous, [{}], on {}; found [{}] on {}", fmt::join(parts_->shape, ", "),
-                      device().str(), fmt::join(target.sizes(), ", "), target.device().str());
+                      "[ops.dequantize] the target must be contiguous, [{}], on {}; found [{}] on {}",
+                      fmt::join(parts_->shape, ", "), device().str(), fmt::join(target.sizes(), ", "), target.device().str());
   if (target.is_meta()) return;
-  target.is_cuda() ? cuda::dequantize(*parts_, target) : dequantize_rows(*parts_, 0, target);
+  if (!target.is_cuda()) return dequantize_rows(*parts_, 0, target);
+  if (const auto recorded = rounded_first(*parts_, target.scalar_type())) {
+    target.copy_(dequantize(*recorded));
+  } else {
+    cuda::dequantize(*parts_, target);
+  }
 }
 
 QuantizedTensor QuantizedTensor::to(const at::Device& device) const {

@@ -29,8 +29,6 @@ struct RotateHalf : torch::autograd::Function<RotateHalf> {
 
 }  // namespace
 
-Tensor rotate_half(const Tensor& x_BHSK, const Tensor& cos, const Tensor& sin) {
-  return RotateHalf::apply(x_BHSK, cos, sin);
-}
+Tensor rotate_half(const Tensor& x_BHSK, const Tensor& cos, const Tensor& sin) { return RotateHalf::apply(x_BHSK, cos, sin); }
 
 }  // namespace lora::ops

@@ -6,8 +6,8 @@
 
 /// delta may be null: then sum is x.
 template <class X, class Y>
-LORA_INLINE void add_rms_norm_row(const X* x, const Y* delta, const Wide<X>* weight, Wide<X> eps, int64_t width, X* sum,
-                                  Y* y, Wide<X>* inverse_rms) {
+LORA_INLINE void add_rms_norm_row(const X* x, const Y* delta, const Wide<X>* weight, Wide<X> eps, int64_t width, X* sum, Y* y,
+                                  Wide<X>* inverse_rms) {
   using W = Wide<X>;
   if (delta != nullptr) {
 #pragma omp simd
@@ -21,8 +21,8 @@ LORA_INLINE void add_rms_norm_row(const X* x, const Y* delta, const Wide<X>* wei
 }
 
 template <class X, class Y>
-LORA_INLINE void rms_norm_backward_row(const Y* dy, const X* dsum, const X* sum, const Wide<X>* weight,
-                                       Wide<X> inverse_rms, int64_t width, X* dx) {
+LORA_INLINE void rms_norm_backward_row(const Y* dy, const X* dsum, const X* sum, const Wide<X>* weight, Wide<X> inverse_rms,
+                                       int64_t width, X* dx) {
   using W = Wide<X>;
   const W dot = sum_over<W>(width, [&](auto at) { return at(dy) * at(weight) * at(sum); });
   const W projection = dot * inverse_rms * inverse_rms * inverse_rms / static_cast<W>(width);
@@ -190,8 +190,8 @@ LORA_INLINE void few_rows_outputs(const Wide<T>* x, const T* const* weight_rows,
 
 /// The outputs `first`, `first + stride`, ... of `Rows` rows.
 template <int Rows, int Outputs, class T>
-LORA_INLINE void outputs_of_rows(const Wide<T>* x, const T* weight, int64_t width, const Wide<T>* added, T* y,
-                                 int64_t y_stride, int64_t first, int64_t stride) {
+LORA_INLINE void outputs_of_rows(const Wide<T>* x, const T* weight, int64_t width, const Wide<T>* added, T* y, int64_t y_stride,
+                                 int64_t first, int64_t stride) {
   const T* weight_rows[Outputs];
   for (int output = 0; output < Outputs; ++output) weight_rows[output] = weight + (first + output * stride) * width;
   Wide<T> sums[Outputs * Rows];
@@ -223,10 +223,14 @@ template <class T>
 void few_rows_products(const Wide<T>* x, int64_t rows, const T* weight, int64_t width, const Wide<T>* added, T* y,
                        int64_t y_stride, int64_t begin, int64_t end) {
   switch (rows) {
-    case 1: return products_of_rows<1>(x, weight, width, added, y, y_stride, begin, end);
-    case 2: return products_of_rows<2>(x, weight, width, added, y, y_stride, begin, end);
-    case 3: return products_of_rows<3>(x, weight, width, added, y, y_stride, begin, end);
-    default: return products_of_rows<4>(x, weight, width, added, y, y_stride, begin, end);
+    case 1:
+      return products_of_rows<1>(x, weight, width, added, y, y_stride, begin, end);
+    case 2:
+      return products_of_rows<2>(x, weight, width, added, y, y_stride, begin, end);
+    case 3:
+      return products_of_rows<3>(x, weight, width, added, y, y_stride, begin, end);
+    default:
+      return products_of_rows<4>(x, weight, width, added, y, y_stride, begin, end);
   }
 }
 
@@ -289,8 +293,7 @@ void add_rms_norm_rows(const X* x, const Y* delta, const Wide<X>* weight, Wide<X
                        Wide<X>* inverse_rms, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * width;
-    add_rms_norm_row(x + at, delta == nullptr ? nullptr : delta + at, weight, eps, width, sum + at, y + at,
-                     inverse_rms + row);
+    add_rms_norm_row(x + at, delta == nullptr ? nullptr : delta + at, weight, eps, width, sum + at, y + at, inverse_rms + row);
   }
 }
 
@@ -299,8 +302,7 @@ void rms_norm_backward_rows(const Y* dy, const X* dsum, const X* sum, const Wide
                             int64_t width, X* dx, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * width;
-    rms_norm_backward_row(dy + at, dsum == nullptr ? nullptr : dsum + at, sum + at, weight, inverse_rms[row], width,
-                          dx + at);
+    rms_norm_backward_row(dy + at, dsum == nullptr ? nullptr : dsum + at, sum + at, weight, inverse_rms[row], width, dx + at);
   }
 }
 
@@ -333,8 +335,8 @@ void layer_norm_backward_rows(const Y* dy, const X* dsum, const X* sum, const Wi
                               const Wide<X>* inverse_deviation, int64_t width, X* dx, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * width;
-    layer_norm_backward_row(dy + at, dsum == nullptr ? nullptr : dsum + at, sum + at, weight, mean[row],
-                            inverse_deviation[row], width, dx + at);
+    layer_norm_backward_row(dy + at, dsum == nullptr ? nullptr : dsum + at, sum + at, weight, mean[row], inverse_deviation[row],
+                            width, dx + at);
   }
 }
 
@@ -362,8 +364,7 @@ template <class T>
 void swiglu_backward_rows(const T* dh, const T* gate_up, int64_t width, T* dgate_up, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * 2 * width;
-    swiglu_backward_row(dh + row * width, gate_up + at, gate_up + at + width, width, dgate_up + at,
-                        dgate_up + at + width);
+    swiglu_backward_row(dh + row * width, gate_up + at, gate_up + at + width, width, dgate_up + at, dgate_up + at + width);
   }
 }
 
@@ -384,14 +385,18 @@ void rotate_heads(const T* x, int64_t x_stride, const Wide<T>* cos, const Wide<T
 }
 
 template <class X, class Y>
-constexpr NormKernels<X, Y> kNormKernels = {add_rms_norm_rows<X, Y>, rms_norm_backward_rows<X, Y>,
-                                                        add_layer_norm_rows<X, Y>, layer_norm_backward_rows<X, Y>,
-                                                        rms_norm_weight_gradient<X, Y>};
+constexpr NormKernels<X, Y> kNormKernels = {add_rms_norm_rows<X, Y>, rms_norm_backward_rows<X, Y>, add_layer_norm_rows<X, Y>,
+                                            layer_norm_backward_rows<X, Y>, rms_norm_weight_gradient<X, Y>};
 
 template <class T>
-constexpr RowKernels<T> kRowKernels = {swiglu_rows<T>,           swiglu_backward_rows<T>,   gelu_tanh_rows<T>,
-                                       gelu_tanh_backward_rows<T>, cross_entropy_rows<T>,     rotate_heads<T>,
-                                       few_rows_products<T>,      attend_one<T>,
+constexpr RowKernels<T> kRowKernels = {swiglu_rows<T>,
+                                       swiglu_backward_rows<T>,
+                                       gelu_tanh_rows<T>,
+                                       gelu_tanh_backward_rows<T>,
+                                       cross_entropy_rows<T>,
+                                       rotate_heads<T>,
+                                       few_rows_products<T>,
+                                       attend_one<T>,
                                        widen<T>};
 
 constexpr auto kAdamW = adamw_elements<Bf16>;

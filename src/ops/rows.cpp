@@ -26,9 +26,8 @@ struct NormKernels {
                        Wide<X>* inverse_rms, int64_t begin, int64_t end);
   void (*rms_norm_backward)(const Y* dy, const X* dsum, const X* sum, const Wide<X>* weight, const Wide<X>* inverse_rms,
                             int64_t width, X* dx, int64_t begin, int64_t end);
-  void (*add_layer_norm)(const X* x, const Y* delta, Wide<X> x_scale, const Wide<X>* weight, const Wide<X>* bias,
-                         Wide<X> eps, int64_t width, X* sum, Y* y, Wide<X>* mean, Wide<X>* inverse_deviation, int64_t begin,
-                         int64_t end);
+  void (*add_layer_norm)(const X* x, const Y* delta, Wide<X> x_scale, const Wide<X>* weight, const Wide<X>* bias, Wide<X> eps,
+                         int64_t width, X* sum, Y* y, Wide<X>* mean, Wide<X>* inverse_deviation, int64_t begin, int64_t end);
   void (*layer_norm_backward)(const Y* dy, const X* dsum, const X* sum, const Wide<X>* weight, const Wide<X>* mean,
                               const Wide<X>* inverse_deviation, int64_t width, X* dx, int64_t begin, int64_t end);
   void (*rms_norm_weight_gradient)(const Y* dy, const X* sum, const Wide<X>* inverse_rms, int64_t rows, int64_t width,
@@ -42,8 +41,8 @@ struct RowKernels {
   void (*gelu_tanh_backward)(const T* dy, const T* x, int64_t width, T* dx, int64_t begin, int64_t end);
   void (*cross_entropy)(T* logits, const int64_t* labels, bool gradient, int64_t width, Wide<T>* losses, int64_t begin,
                         int64_t end);
-  void (*rotate_heads)(const T* x, int64_t x_stride, const Wide<T>* cos, const Wide<T>* sin, Wide<T> direction,
-                       int64_t heads, int64_t half, T* y, int64_t y_stride);
+  void (*rotate_heads)(const T* x, int64_t x_stride, const Wide<T>* cos, const Wide<T>* sin, Wide<T> direction, int64_t heads,
+                       int64_t half, T* y, int64_t y_stride);
   void (*few_rows_product)(const Wide<T>* x, int64_t rows, const T* weight, int64_t width, const Wide<T>* added, T* y,
                            int64_t y_stride, int64_t begin, int64_t end);
   void (*attend_one)(const T* q, const T* k, const T* v, Wide<T> scale, int64_t keys, int64_t size, Wide<T>* scratch, T* out);
@@ -95,7 +94,8 @@ void with_type(const Tensor& tensor, Body body) {
 template <class Body>
 void with_types(const Tensor& x, const Tensor& y, Body body) {
   if (x.scalar_type() == at::kFloat && y.scalar_type() == at::kBFloat16) return body(float(), Bf16());
-  require<ShapeError>(x.scalar_type() == y.scalar_type(), "[ops.rows] a residual of type {} goes with activations of that type; found {}",
+  require<ShapeError>(x.scalar_type() == y.scalar_type(),
+                      "[ops.rows] a residual of type {} goes with activations of that type; found {}",
                       c10::toString(x.scalar_type()), c10::toString(y.scalar_type()));
   with_type(x, [&](auto type) { body(type, type); });
 }
@@ -134,17 +134,15 @@ bool supports(const Tensor& x, const Tensor& added) {
 
 bool applies(bool asked_for, const Tensor& x, const char* name) {
   if (!asked_for || supports(x)) return asked_for;
-  say_once(fmt::format("fast path {}: no kernel for {} on {}; LibTorch's own operations run", name, c10::toString(x.scalar_type()),
-                       c10::DeviceTypeName(x.device().type(), /*lower_case=*/true)));
+  say_once(fmt::format("fast path {}: no kernel for {} on {}; LibTorch's own operations run", name,
+                       c10::toString(x.scalar_type()), c10::DeviceTypeName(x.device().type(), /*lower_case=*/true)));
   return false;
 }
 
 at::ScalarType wide_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
 Tensor widened(const Tensor& x) { return x.to(wide_type(x.scalar_type())); }
 
-bool are_few_rows(const Tensor& x) {
-  return x.device().is_cpu() && supports(x) && x.size(0) >= 1 && x.size(0) <= kFewRows;
-}
+bool are_few_rows(const Tensor& x) { return x.device().is_cpu() && supports(x) && x.size(0) >= 1 && x.size(0) <= kFewRows; }
 
 void few_rows_product(const Tensor& x, const Tensor& weight, Tensor& y, int64_t first, const Tensor& added) {
   with_type(weight, [&](auto type) {
@@ -170,9 +168,8 @@ void attend_to_cache(const Tensor& q, const Tensor& k, const Tensor& v, double s
         const int64_t b = row / heads, head = row % heads, at = b * groups + head / (heads / groups);
         for (int64_t i = 0; i < queries; ++i) {
           row_kernels<T>().attend_one(pointer<const T>(q) + (row * queries + i) * size, pointer<const T>(k) + at * k.stride(1),
-                                      pointer<const T>(v) + at * v.stride(1), static_cast<Wide<T>>(scale),
-                                      keys - queries + 1 + i, size, scratch.data(),
-                                      pointer<T>(out) + ((b * queries + i) * heads + head) * size);
+                                      pointer<const T>(v) + at * v.stride(1), static_cast<Wide<T>>(scale), keys - queries + 1 + i,
+                                      size, scratch.data(), pointer<T>(out) + ((b * queries + i) * heads + head) * size);
         }
       }
     });
@@ -188,14 +185,14 @@ void add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, do
     const int64_t width = x.size(1);
     at::parallel_for(0, x.size(0), grain(width), [&](int64_t begin, int64_t end) {
       norm_kernels<X, Y>().add_rms_norm(pointer<const X>(x), pointer<const Y>(delta), pointer<const Wide<X>>(weight),
-                        static_cast<Wide<X>>(eps), width, pointer<X>(sum), pointer<Y>(y), pointer<Wide<X>>(inverse_rms),
-                        begin, end);
+                                        static_cast<Wide<X>>(eps), width, pointer<X>(sum), pointer<Y>(y),
+                                        pointer<Wide<X>>(inverse_rms), begin, end);
     });
   });
 }
 
-void rms_norm_backward(const Tensor& dy, const Tensor& dsum, const Tensor& sum, const Tensor& weight,
-                       const Tensor& inverse_rms, Tensor& dx) {
+void rms_norm_backward(const Tensor& dy, const Tensor& dsum, const Tensor& sum, const Tensor& weight, const Tensor& inverse_rms,
+                       Tensor& dx) {
   if (dy.is_cuda()) return cuda::rms_norm_backward(dy, dsum, sum, weight, inverse_rms, dx);
   with_types(sum, dy, [&](auto x_type, auto y_type) {
     using X = decltype(x_type);
@@ -203,8 +200,8 @@ void rms_norm_backward(const Tensor& dy, const Tensor& dsum, const Tensor& sum, 
     const int64_t width = sum.size(1);
     at::parallel_for(0, sum.size(0), grain(width), [&](int64_t begin, int64_t end) {
       norm_kernels<X, Y>().rms_norm_backward(pointer<const Y>(dy), pointer<const X>(dsum), pointer<const X>(sum),
-                             pointer<const Wide<X>>(weight), pointer<const Wide<X>>(inverse_rms), width, pointer<X>(dx),
-                             begin, end);
+                                             pointer<const Wide<X>>(weight), pointer<const Wide<X>>(inverse_rms), width,
+                                             pointer<X>(dx), begin, end);
     });
   });
 }
@@ -216,8 +213,8 @@ void rms_norm_weight_gradient(const Tensor& dy, const Tensor& sum, const Tensor&
     const int64_t rows = sum.size(0), width = sum.size(1);
     at::parallel_for(0, width, std::max<int64_t>(64, grain(rows)), [&](int64_t begin, int64_t end) {
       norm_kernels<X, Y>().rms_norm_weight_gradient(pointer<const Y>(dy), pointer<const X>(sum),
-                                                    pointer<const Wide<X>>(inverse_rms), rows, width,
-                                                    pointer<Wide<X>>(dweight), begin, end);
+                                                    pointer<const Wide<X>>(inverse_rms), rows, width, pointer<Wide<X>>(dweight),
+                                                    begin, end);
     });
   });
 }
@@ -233,8 +230,8 @@ void add_layer_norm(const Tensor& x, const Tensor& delta, double x_scale, const 
     at::parallel_for(0, x.size(0), grain(width), [&](int64_t begin, int64_t end) {
       norm_kernels<X, Y>().add_layer_norm(pointer<const X>(x), pointer<const Y>(delta), static_cast<W>(x_scale),
                                           pointer<const W>(weight), pointer<const W>(bias), static_cast<W>(eps), width,
-                                          pointer<X>(sum), pointer<Y>(y), pointer<W>(mean), pointer<W>(inverse_deviation),
-                                          begin, end);
+                                          pointer<X>(sum), pointer<Y>(y), pointer<W>(mean), pointer<W>(inverse_deviation), begin,
+                                          end);
     });
   });
 }
@@ -290,7 +287,8 @@ void swiglu_backward(const Tensor& dh, const Tensor& gate_up, Tensor& dgate_up) 
   with_type(dh, [&](auto type) {
     using T = decltype(type);
     at::parallel_for(0, dh.size(0), grain(dh.size(1)), [&](int64_t begin, int64_t end) {
-      row_kernels<T>().swiglu_backward(pointer<const T>(dh), pointer<const T>(gate_up), dh.size(1), pointer<T>(dgate_up), begin, end);
+      row_kernels<T>().swiglu_backward(pointer<const T>(dh), pointer<const T>(gate_up), dh.size(1), pointer<T>(dgate_up), begin,
+                                       end);
     });
   });
 }
@@ -301,7 +299,7 @@ void cross_entropy(Tensor& logits, const Tensor& labels, bool gradient, Tensor& 
     using T = decltype(type);
     at::parallel_for(0, logits.size(0), 1, [&](int64_t begin, int64_t end) {
       row_kernels<T>().cross_entropy(pointer<T>(logits), pointer<const int64_t>(labels), gradient, logits.size(1),
-                         pointer<Wide<T>>(losses), begin, end);
+                                     pointer<Wide<T>>(losses), begin, end);
     });
   });
 }
@@ -325,8 +323,7 @@ void split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tens
   });
 }
 
-void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& cos, const Tensor& sin,
-                  Tensor& dqkv) {
+void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& cos, const Tensor& sin, Tensor& dqkv) {
   if (dqkv.is_cuda()) return cuda::join_rotated(dq, dk, dv, cos, sin, dqkv);
   with_type(dqkv, [&](auto type) {
     using T = decltype(type);
@@ -338,9 +335,10 @@ void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Te
       const int64_t stride = length * size, of_q = (b * heads * length + s) * size, of_k = (b * groups * length + s) * size;
       kernels.rotate_heads(pointer<const T>(dq) + of_q, stride, cosine, sine, Wide<T>(-1), heads, size / 2, row, size);
       kernels.rotate_heads(pointer<const T>(dk) + of_k, stride, cosine, sine, Wide<T>(-1), groups, size / 2, row + heads * size,
-                   size);
+                           size);
       for (int64_t g = 0; g < groups; ++g) {
-        std::memcpy(row + (heads + groups + g) * size, pointer<const T>(dv) + of_k + g * stride, static_cast<size_t>(size) * sizeof(T));
+        std::memcpy(row + (heads + groups + g) * size, pointer<const T>(dv) + of_k + g * stride,
+                    static_cast<size_t>(size) * sizeof(T));
       }
     });
   });

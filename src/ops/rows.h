@@ -43,8 +43,8 @@ void attend_to_cache(const Tensor& q, const Tensor& k, const Tensor& v, double s
 void add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps, Tensor& sum, Tensor& y,
                   Tensor& inverse_rms);
 /// Gradient of add_rms_norm to sum, with `dsum` (undefined: none) from the residual path added.
-void rms_norm_backward(const Tensor& dy, const Tensor& dsum, const Tensor& sum, const Tensor& weight,
-                       const Tensor& inverse_rms, Tensor& dx);
+void rms_norm_backward(const Tensor& dy, const Tensor& dsum, const Tensor& sum, const Tensor& weight, const Tensor& inverse_rms,
+                       Tensor& dx);
 
 /// Gradient (D) of add_rms_norm to the weight, in the wide type.
 void rms_norm_weight_gradient(const Tensor& dy, const Tensor& sum, const Tensor& inverse_rms, Tensor& dweight);
@@ -75,8 +75,7 @@ void cross_entropy(Tensor& logits, const Tensor& labels, bool gradient, Tensor& 
 /// tables cos, sin (B or 1, S, K/2) in the wide type.
 void split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor& q, Tensor& k, Tensor& v);
 /// The way back for gradients: rotated by the opposite angles, side by side.
-void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& cos, const Tensor& sin,
-                  Tensor& dqkv);
+void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& cos, const Tensor& sin, Tensor& dqkv);
 
 /// Sum of the squares of a contiguous bf16 tensor on the CPU: in fp32 within blocks of 4096 numbers, in double over them.
 double sum_of_squares(const Tensor& x);
@@ -89,8 +88,7 @@ struct AdamWStep {
 };
 /// Updates a bf16 parameter and its fp32 master from its bf16 gradient in one pass over memory. All contiguous, of one
 /// size; the moments in fp32.
-void adamw(const AdamWStep& step, const Tensor& gradient, Tensor& master, Tensor& exp_avg, Tensor& exp_avg_sq,
-           Tensor& parameter);
+void adamw(const AdamWStep& step, const Tensor& gradient, Tensor& master, Tensor& exp_avg, Tensor& exp_avg_sq, Tensor& parameter);
 
 /// What an update of one parameter reads and writes: all contiguous and of one size, master and moments in fp32, `steps`
 /// (its updates, this one counted) an fp32 scalar on the same device.

@@ -26,26 +26,21 @@ constexpr int64_t kQueries = 64, kKeys = 512;
 
 template <class T, class U>
 struct AttentionKernels {
-  void (*gather)(const T* x, int64_t stride, int64_t count, int64_t padded, const Wide<T>* cos,
-                 const Wide<T>* sin, int64_t size, U* rows);
-  void (*scatter)(const Wide<T>* rows, int64_t count, const Wide<T>* cos, const Wide<T>* sin,
-                  int64_t size, T* x, int64_t stride);
+  void (*gather)(const T* x, int64_t stride, int64_t count, int64_t padded, const Wide<T>* cos, const Wide<T>* sin, int64_t size,
+                 U* rows);
+  void (*scatter)(const Wide<T>* rows, int64_t count, const Wide<T>* cos, const Wide<T>* sin, int64_t size, T* x, int64_t stride);
   void (*transpose)(const U* x, int64_t rows, int64_t columns, int64_t stride, U* y);
-  void (*transpose_pairs)(const uint32_t* x, int64_t rows, int64_t columns, int64_t stride,
-                          uint32_t* y);
-  void (*transpose_wide)(const Wide<T>* x, int64_t rows, int64_t columns, int64_t stride,
-                         Wide<T>* y);
+  void (*transpose_pairs)(const uint32_t* x, int64_t rows, int64_t columns, int64_t stride, uint32_t* y);
+  void (*transpose_wide)(const Wide<T>* x, int64_t rows, int64_t columns, int64_t stride, Wide<T>* y);
   void (*pair_rows)(const Bf16* x, int64_t rows, int64_t columns, Bf16* y);
-  void (*softmax_block)(Wide<T>* scores, int64_t queries, int64_t keys, int64_t seen, int64_t context,
-                        Wide<T> scale, bool first, Wide<T>* largest, Wide<T>* sum, Wide<T>* shrink, U* p);
+  void (*softmax_block)(Wide<T>* scores, int64_t queries, int64_t keys, int64_t seen, int64_t context, Wide<T> scale, bool first,
+                        Wide<T>* largest, Wide<T>* sum, Wide<T>* shrink, U* p);
   void (*scale_rows)(const Wide<T>* factors, int64_t rows, int64_t size, Wide<T>* sums);
-  void (*finish_rows)(const Wide<T>* sums, const Wide<T>* largest, const Wide<T>* sum,
-                      int64_t count, int64_t size, T* out, int64_t stride, Wide<T>* log_sum);
-  void (*row_dots)(const T* out, const T* dout, int64_t stride, int64_t count, int64_t size,
-                   Wide<T>* dots);
-  void (*softmax_backward_block)(const Wide<T>* scores, const Wide<T>* dp, const Wide<T>* log_sum,
-                                 const Wide<T>* dots, Wide<T> scale, int64_t keys, int64_t ahead,
-                                 int64_t context, U* p, U* ds);
+  void (*finish_rows)(const Wide<T>* sums, const Wide<T>* largest, const Wide<T>* sum, int64_t count, int64_t size, T* out,
+                      int64_t stride, Wide<T>* log_sum);
+  void (*row_dots)(const T* out, const T* dout, int64_t stride, int64_t count, int64_t size, Wide<T>* dots);
+  void (*softmax_backward_block)(const Wide<T>* scores, const Wide<T>* dp, const Wide<T>* log_sum, const Wide<T>* dots,
+                                 Wide<T> scale, int64_t keys, int64_t ahead, int64_t context, U* p, U* ds);
 };
 
 #define LORA_KERNELS "ops/sequence_attention_kernels.h"
@@ -62,20 +57,17 @@ struct Shape {
   int64_t m, n, k;
 };
 
-void multiply(const Shape& s, const Bf16* a, int64_t a_stride, const Bf16* b, int64_t b_stride,
-              bool add, float* c, int64_t c_stride) {
-  at::native::cpublas::brgemm(s.m, s.n, s.k, a_stride, b_stride, c_stride, add,
-                              reinterpret_cast<const at::BFloat16*>(a),
+void multiply(const Shape& s, const Bf16* a, int64_t a_stride, const Bf16* b, int64_t b_stride, bool add, float* c,
+              int64_t c_stride) {
+  at::native::cpublas::brgemm(s.m, s.n, s.k, a_stride, b_stride, c_stride, add, reinterpret_cast<const at::BFloat16*>(a),
                               reinterpret_cast<const at::BFloat16*>(b), c, /*is_vnni=*/true);
 }
 
 /// Without the dispatcher, on memory as it lies.
 template <class W>
-void multiply(const Shape& s, const W* a, int64_t a_stride, const W* b, int64_t b_stride, bool add,
-              W* c, int64_t c_stride) {
+void multiply(const Shape& s, const W* a, int64_t a_stride, const W* b, int64_t b_stride, bool add, W* c, int64_t c_stride) {
   const auto matrix = [](const W* data, int64_t rows, int64_t columns, int64_t stride) {
-    return at::from_blob(const_cast<W*>(data), {rows, columns}, {stride, 1},
-                         c10::CppTypeToScalarType<W>::value);
+    return at::from_blob(const_cast<W*>(data), {rows, columns}, {stride, 1}, c10::CppTypeToScalarType<W>::value);
   };
   Tensor product = matrix(c, s.m, s.n, c_stride);
   at::cpu::addmm_out(product, product, matrix(a, s.m, s.k, a_stride), matrix(b, s.k, s.n, b_stride),
@@ -92,9 +84,7 @@ struct Release {
 
 // ---- Working memory ----
 
-int64_t whole_blocks(int64_t length) {
-  return (length + kQueries - 1) / kQueries * kQueries;
-}
+int64_t whole_blocks(int64_t length) { return (length + kQueries - 1) / kQueries * kQueries; }
 
 /// Where the keys end that queries begin .. begin + kQueries see: as many blocks of them as serve them all.
 int64_t end_of_keys(const Sequence& sequence, int64_t begin) {
@@ -105,8 +95,7 @@ int64_t end_of_keys(const Sequence& sequence, int64_t begin) {
 template <class E>
 class Numbers {
  public:
-  explicit Numbers(int64_t count)
-      : data_(std::make_unique_for_overwrite<E[]>(static_cast<size_t>(count))) {}
+  explicit Numbers(int64_t count) : data_(std::make_unique_for_overwrite<E[]>(static_cast<size_t>(count))) {}
   E* get() const { return data_.get(); }
 
  private:
@@ -122,8 +111,8 @@ struct Rows {
   int64_t half;
 
   Rows from(int64_t row) const {
-    return {data + row * stride, stride, cos == nullptr ? nullptr : cos + row * half,
-            sin == nullptr ? nullptr : sin + row * half, half};
+    return {data + row * stride, stride, cos == nullptr ? nullptr : cos + row * half, sin == nullptr ? nullptr : sin + row * half,
+            half};
   }
 };
 
@@ -147,8 +136,8 @@ struct Operands {
     if constexpr (kPair == 1) {
       kernels<T, U>().transpose(rows, count, size, count, to);
     } else {
-      kernels<T, U>().transpose_pairs(reinterpret_cast<const uint32_t*>(rows), count, size / 2,
-                                      count, reinterpret_cast<uint32_t*>(to));
+      kernels<T, U>().transpose_pairs(reinterpret_cast<const uint32_t*>(rows), count, size / 2, count,
+                                      reinterpret_cast<uint32_t*>(to));
     }
   }
 };
@@ -166,9 +155,7 @@ struct View {
         sin(pointer<const Wide<T>>(joined.sin_TK)) {}
 
   Rows<T> query(const Sequence& sequence, int64_t head) const { return rotated(sequence, head); }
-  Rows<T> key(const Sequence& sequence, int64_t group) const {
-    return rotated(sequence, heads + group);
-  }
+  Rows<T> key(const Sequence& sequence, int64_t group) const { return rotated(sequence, heads + group); }
   Rows<T> value(const Sequence& sequence, int64_t group) const {
     return {at(sequence, heads + groups + group), width, nullptr, nullptr, size / 2};
   }
@@ -176,13 +163,10 @@ struct View {
   int64_t heads, groups, size, width;
 
  private:
-  T* at(const Sequence& sequence, int64_t slot) const {
-    return data + sequence.begin * width + slot * size;
-  }
+  T* at(const Sequence& sequence, int64_t slot) const { return data + sequence.begin * width + slot * size; }
   Rows<T> rotated(const Sequence& sequence, int64_t slot) const {
     const int64_t half = size / 2, angle = sequence.angle * half;
-    return {at(sequence, slot), width, cos == nullptr ? nullptr : cos + angle,
-            sin == nullptr ? nullptr : sin + angle, half};
+    return {at(sequence, slot), width, cos == nullptr ? nullptr : cos + angle, sin == nullptr ? nullptr : sin + angle, half};
   }
 
   T* data;
@@ -219,39 +203,34 @@ class Forward {
         sums_(kQueries * view_.size) {}
 
   void run(const Sequence& sequence, int64_t head) {
-    const int64_t padded = whole_blocks(sequence.length),
-                  group = head / (view_.heads / view_.groups);
+    const int64_t padded = whole_blocks(sequence.length), group = head / (view_.heads / view_.groups);
     operands_.gather(view_.key(sequence, group), sequence.length, padded, rows_.get());
     operands_.transposed_second(rows_.get(), padded, keys_.get());
     operands_.gather(view_.value(sequence, group), sequence.length, padded, rows_.get());
     const U* values = operands_.second(rows_.get(), padded, values_.get());
-    for (int64_t begin = 0; begin < sequence.length; begin += kQueries)
-      block(sequence, head, begin, padded, values);
+    for (int64_t begin = 0; begin < sequence.length; begin += kQueries) block(sequence, head, begin, padded, values);
   }
 
  private:
   /// Queries begin .. begin + kQueries.
-  void block(const Sequence& sequence, int64_t head, int64_t begin, int64_t padded,
-             const U* values) {
+  void block(const Sequence& sequence, int64_t head, int64_t begin, int64_t padded, const U* values) {
     const auto& k = kernels<T, U>();
-    const int64_t size = view_.size, count = std::min(kQueries, sequence.length - begin),
-                  end = end_of_keys(sequence, begin);
+    const int64_t size = view_.size, count = std::min(kQueries, sequence.length - begin), end = end_of_keys(sequence, begin);
     const W scale = W(1) / std::sqrt(static_cast<W>(size));
     operands_.gather(view_.query(sequence, head).from(begin), count, kQueries, query_.get());
     for (int64_t key = 0; key < end; key += kKeys) {
       const int64_t keys = std::min(kKeys, end - key);
       const bool first = key == 0;
-      multiply({kQueries, keys, size}, query_.get(), size,
-               keys_.get() + key * Operands<T, U>::kPair, padded, false, scores_.get(), keys);
-      k.softmax_block(scores_.get(), kQueries, keys, begin - key + 1, sequence.context - key, scale, first,
-                      largest_, sum_, shrink_, p_.get());
+      multiply({kQueries, keys, size}, query_.get(), size, keys_.get() + key * Operands<T, U>::kPair, padded, false,
+               scores_.get(), keys);
+      k.softmax_block(scores_.get(), kQueries, keys, begin - key + 1, sequence.context - key, scale, first, largest_, sum_,
+                      shrink_, p_.get());
       if (!first) k.scale_rows(shrink_, kQueries, size, sums_.get());
-      multiply({kQueries, size, keys}, p_.get(), keys, values + key * size, size, !first,
-               sums_.get(), size);
+      multiply({kQueries, size, keys}, p_.get(), keys, values + key * size, size, !first, sums_.get(), size);
     }
     const int64_t row = sequence.begin + begin;
-    k.finish_rows(sums_.get(), largest_, sum_, count, size, out_ + row * out_stride_ + head * size,
-                  out_stride_, log_sum_ + head * log_sum_stride_ + row);
+    k.finish_rows(sums_.get(), largest_, sum_, count, size, out_ + row * out_stride_ + head * size, out_stride_,
+                  log_sum_ + head * log_sum_stride_ + row);
   }
 
   View<T> view_;
@@ -277,8 +256,7 @@ class Backward {
  public:
   using W = Wide<T>;
 
-  Backward(const JoinedHeads& joined, const Tensor& out_ND, const Tensor& dout_ND,
-           const Tensor& log_sum_HN, Tensor& dqkv_NW)
+  Backward(const JoinedHeads& joined, const Tensor& out_ND, const Tensor& dout_ND, const Tensor& log_sum_HN, Tensor& dqkv_NW)
       : view_(joined, joined.qkv_NW),
         gradient_(joined, dqkv_NW),
         out_(pointer<const T>(out_ND)),
@@ -310,16 +288,14 @@ class Backward {
   /// One key/value head and the query heads that it serves.
   void run(const Sequence& sequence, int64_t group) {
     const auto& k = kernels<T, U>();
-    const int64_t size = view_.size, length = sequence.length, padded = whole_blocks(length),
-                  serves = view_.heads / view_.groups;
+    const int64_t size = view_.size, length = sequence.length, padded = whole_blocks(length), serves = view_.heads / view_.groups;
     operands_.gather(view_.key(sequence, group), length, padded, keys_.get());
     k.transpose(keys_.get(), padded, size, padded, keys_transposed_.get());
     operands_.gather(view_.value(sequence, group), length, padded, values_.get());
     std::fill_n(dkeys_.get(), padded * size, W(0));
     std::fill_n(dvalues_.get(), padded * size, W(0));
     for (int64_t head = group * serves; head < (group + 1) * serves; ++head) {
-      for (int64_t begin = 0; begin < length; begin += kQueries)
-        block(sequence, head, begin, padded);
+      for (int64_t begin = 0; begin < length; begin += kQueries) block(sequence, head, begin, padded);
     }
     scatter(gradient_.key(sequence, group), dkeys_.get(), length);
     scatter(gradient_.value(sequence, group), dvalues_.get(), length);
@@ -334,8 +310,7 @@ class Backward {
   /// score.
   void block(const Sequence& sequence, int64_t head, int64_t begin, int64_t padded) {
     const auto& k = kernels<T, U>();
-    const int64_t size = view_.size, count = std::min(kQueries, sequence.length - begin),
-                  end = end_of_keys(sequence, begin);
+    const int64_t size = view_.size, count = std::min(kQueries, sequence.length - begin), end = end_of_keys(sequence, begin);
     const int64_t row = sequence.begin + begin, at = row * out_stride_ + head * size;
     operands_.gather(view_.query(sequence, head).from(begin), count, kQueries, query_.get());
     operands_.transposed_second(query_.get(), kQueries, query_transposed_.get());
@@ -351,23 +326,21 @@ class Backward {
     const W scale = W(1) / std::sqrt(static_cast<W>(size));
     for (int64_t key = 0; key < end; key += kKeys) {
       const int64_t keys = std::min(kKeys, end - key);
-      multiply({keys, kQueries, size}, keys_.get() + key * size, size, query_transposed_.get(),
-               kQueries, false, scores_.get(), kQueries);
-      multiply({keys, kQueries, size}, values_.get() + key * size, size, dout_transposed_.get(),
-               kQueries, false, dp_.get(), kQueries);
-      k.softmax_backward_block(scores_.get(), dp_.get(), log_sums_, dots_, scale, keys, begin - key,
-                               sequence.context - key, p_.get(), ds_.get());
-      multiply({keys, size, kQueries}, p_.get(), kQueries, dout_pairs, size, true,
-               dvalues_.get() + key * size, size);
-      multiply({keys, size, kQueries}, ds_.get(), kQueries, query_pairs, size, true,
-               dkeys_.get() + key * size, size);
+      multiply({keys, kQueries, size}, keys_.get() + key * size, size, query_transposed_.get(), kQueries, false, scores_.get(),
+               kQueries);
+      multiply({keys, kQueries, size}, values_.get() + key * size, size, dout_transposed_.get(), kQueries, false, dp_.get(),
+               kQueries);
+      k.softmax_backward_block(scores_.get(), dp_.get(), log_sums_, dots_, scale, keys, begin - key, sequence.context - key,
+                               p_.get(), ds_.get());
+      multiply({keys, size, kQueries}, p_.get(), kQueries, dout_pairs, size, true, dvalues_.get() + key * size, size);
+      multiply({keys, size, kQueries}, ds_.get(), kQueries, query_pairs, size, true, dkeys_.get() + key * size, size);
       const U* ds_pairs = ds_.get();
       if constexpr (Operands<T, U>::kPair == 2) {
         k.pair_rows(ds_.get(), keys, kQueries, ds_pairs_.get());
         ds_pairs = ds_pairs_.get();
       }
-      multiply({size, kQueries, keys}, keys_transposed_.get() + key, padded, ds_pairs, kQueries,
-               key > 0, dquery_transposed_.get(), kQueries);
+      multiply({size, kQueries, keys}, keys_transposed_.get() + key, padded, ds_pairs, kQueries, key > 0,
+               dquery_transposed_.get(), kQueries);
     }
     k.transpose_wide(dquery_transposed_.get(), size, kQueries, size, dquery_.get());
     scatter(gradient_.query(sequence, head).from(begin), dquery_.get(), count);
@@ -380,8 +353,8 @@ class Backward {
   int64_t log_sum_stride_;
   Operands<T, U> operands_;
   int64_t longest_;
-  Numbers<U> keys_, keys_transposed_, values_, query_, query_pairs_, query_transposed_, dout_rows_,
-      dout_pairs_, dout_transposed_, p_, ds_, ds_pairs_;
+  Numbers<U> keys_, keys_transposed_, values_, query_, query_pairs_, query_transposed_, dout_rows_, dout_pairs_, dout_transposed_,
+      p_, ds_, ds_pairs_;
   Numbers<W> scores_, dp_, dquery_, dquery_transposed_, dkeys_, dvalues_;
   W dots_[kQueries], log_sums_[kQueries];
   Release<U> release_;
@@ -396,8 +369,7 @@ void with_types(const JoinedHeads& joined, Body body) {
     case at::kFloat:
       return body(float(), float());
     case at::kBFloat16: {
-      const bool multiplies_bf16 =
-          at::native::cpublas::could_pack(at::kBFloat16) && joined.head_size() % 2 == 0;
+      const bool multiplies_bf16 = at::native::cpublas::could_pack(at::kBFloat16) && joined.head_size() % 2 == 0;
       return multiplies_bf16 ? body(Bf16(), Bf16()) : body(Bf16(), float());
     }
     default:
@@ -410,16 +382,14 @@ void with_types(const JoinedHeads& joined, Body body) {
 /// each other, so that threads share sequences of all lengths alike; for little work one thread is
 /// enough. `make` gives each its worker.
 template <class Make>
-void each_head(const std::vector<Sequence>& sequences, int64_t count, int64_t head_size,
-               Make make) {
+void each_head(const std::vector<Sequence>& sequences, int64_t count, int64_t head_size, Make make) {
   constexpr int64_t kWorthAThread = int64_t{1} << 20;
   const auto per_head = static_cast<int64_t>(sequences.size());
   const int64_t length = whole_blocks(longest(sequences));
   const int64_t grain = std::max<int64_t>(1, kWorthAThread / (length * length * head_size));
   at::parallel_for(0, count * per_head, grain, [&](int64_t begin, int64_t end) {
     auto worker = make();
-    for (int64_t i = begin; i < end; ++i)
-      worker.run(sequences[static_cast<size_t>(i % per_head)], i / per_head);
+    for (int64_t i = begin; i < end; ++i) worker.run(sequences[static_cast<size_t>(i % per_head)], i / per_head);
   });
 }
 
@@ -432,12 +402,11 @@ void attend_sequences(const JoinedHeads& joined, Tensor& out_ND, Tensor& log_sum
   });
 }
 
-void attend_sequences_backward(const JoinedHeads& joined, const Tensor& out_ND,
-                               const Tensor& dout_ND, const Tensor& log_sum_HN, Tensor& dqkv_NW) {
+void attend_sequences_backward(const JoinedHeads& joined, const Tensor& out_ND, const Tensor& dout_ND, const Tensor& log_sum_HN,
+                               Tensor& dqkv_NW) {
   with_types(joined, [&](auto t, auto u) {
-    each_head(joined.sequences, joined.groups, joined.head_size(), [&] {
-      return Backward<decltype(t), decltype(u)>(joined, out_ND, dout_ND, log_sum_HN, dqkv_NW);
-    });
+    each_head(joined.sequences, joined.groups, joined.head_size(),
+              [&] { return Backward<decltype(t), decltype(u)>(joined, out_ND, dout_ND, log_sum_HN, dqkv_NW); });
   });
 }
 

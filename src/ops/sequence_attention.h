@@ -1,6 +1,6 @@
-// Softmax attention within sequences of rows on the CPU, causal but for the rows of a context that all see, from the projections as a product
-// leaves them: heads are taken apart and rotated on their way into the caches, and gradients go
-// back the same way. Nothing of the size of (queries x keys) outlives a block.
+// Softmax attention within sequences of rows on the CPU, causal but for the rows of a context that all see, from the projections
+// as a product leaves them: heads are taken apart and rotated on their way into the caches, and gradients go back the same way.
+// Nothing of the size of (queries x keys) outlives a block.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -37,7 +37,7 @@ struct JoinedHeads {
 void attend_sequences(const JoinedHeads& joined, Tensor& out_ND, Tensor& log_sum_HN);
 
 /// dqkv (N, W) from dout (N, H K), contiguous.
-void attend_sequences_backward(const JoinedHeads& joined, const Tensor& out_ND,
-                               const Tensor& dout_ND, const Tensor& log_sum_HN, Tensor& dqkv_NW);
+void attend_sequences_backward(const JoinedHeads& joined, const Tensor& out_ND, const Tensor& dout_ND, const Tensor& log_sum_HN,
+                               Tensor& dqkv_NW);
 
 }  // namespace lora::ops

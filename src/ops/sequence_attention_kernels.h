@@ -8,14 +8,12 @@
 template <class T>
 LORA_INLINE void prefetch_row(const T* x, int64_t size) {
   const auto* bytes = reinterpret_cast<const char*>(x);
-  for (int64_t at = 0; at < size * static_cast<int64_t>(sizeof(T)); at += 64)
-    __builtin_prefetch(bytes + at);
+  for (int64_t at = 0; at < size * static_cast<int64_t>(sizeof(T)); at += 64) __builtin_prefetch(bytes + at);
 }
 template <class T>
 LORA_INLINE void prefetch_row_to_write(T* x, int64_t size) {
   auto* bytes = reinterpret_cast<char*>(x);
-  for (int64_t at = 0; at < size * static_cast<int64_t>(sizeof(T)); at += 64)
-    __builtin_prefetch(bytes + at, 1);
+  for (int64_t at = 0; at < size * static_cast<int64_t>(sizeof(T)); at += 64) __builtin_prefetch(bytes + at, 1);
 }
 constexpr int64_t kRowsAhead = 16;
 
@@ -57,8 +55,7 @@ inline void pair_rows(const Bf16* x, int64_t rows, int64_t columns, Bf16* y) {
     const Bf16 *even = x + row * columns, *odd = even + columns;
     auto* to = reinterpret_cast<uint32_t*>(y + row * columns);
 #pragma omp simd
-    for (int64_t i = 0; i < columns; ++i)
-      to[i] = even[i].bits | static_cast<uint32_t>(odd[i].bits) << 16;
+    for (int64_t i = 0; i < columns; ++i) to[i] = even[i].bits | static_cast<uint32_t>(odd[i].bits) << 16;
   }
 }
 
@@ -66,8 +63,8 @@ inline void pair_rows(const Bf16* x, int64_t rows, int64_t columns, Bf16* y) {
 /// here and in `p`. Query `row` sees the first `seen` + row keys, at least `context` of them. `largest`
 /// and `sum` go on from the blocks before; `shrink` is what those are to be multiplied by.
 template <class W, class U>
-void softmax_block(W* scores, int64_t queries, int64_t keys, int64_t seen, int64_t context, W scale, bool first,
-                   W* largest, W* sum, W* shrink, U* p) {
+void softmax_block(W* scores, int64_t queries, int64_t keys, int64_t seen, int64_t context, W scale, bool first, W* largest,
+                   W* sum, W* shrink, U* p) {
   for (int64_t row = 0; row < queries; ++row) {
     const int64_t reach = seen + row > context ? seen + row : context;
     const auto visible = static_cast<int32_t>(reach < keys ? reach : keys), all = static_cast<int32_t>(keys);
@@ -108,8 +105,8 @@ void scale_rows(const W* factors, int64_t rows, int64_t size, W* sums) {
 
 /// The output's rows, sums / sum, and log_sum.
 template <class T>
-void finish_rows(const Wide<T>* sums, const Wide<T>* largest, const Wide<T>* sum, int64_t count,
-                 int64_t size, T* out, int64_t stride, Wide<T>* log_sum) {
+void finish_rows(const Wide<T>* sums, const Wide<T>* largest, const Wide<T>* sum, int64_t count, int64_t size, T* out,
+                 int64_t stride, Wide<T>* log_sum) {
   for (int64_t row = 0; row < count; ++row) {
     const Wide<T> factor = Wide<T>(1) / sum[row];
 #pragma omp simd
@@ -120,12 +117,10 @@ void finish_rows(const Wide<T>* sums, const Wide<T>* largest, const Wide<T>* sum
 
 /// Each row's sum of out * dout.
 template <class T>
-void row_dots(const T* out, const T* dout, int64_t stride, int64_t count, int64_t size,
-              Wide<T>* dots) {
+void row_dots(const T* out, const T* dout, int64_t stride, int64_t count, int64_t size, Wide<T>* dots) {
   for (int64_t row = 0; row < count; ++row) {
     const T *o = out + row * stride, *d = dout + row * stride;
-    if (row + kRowsAhead < count)
-      prefetch_row(o + kRowsAhead * stride, size), prefetch_row(d + kRowsAhead * stride, size);
+    if (row + kRowsAhead < count) prefetch_row(o + kRowsAhead * stride, size), prefetch_row(d + kRowsAhead * stride, size);
     dots[row] = sum_over<Wide<T>>(size, [&](auto at) { return at(o) * at(d); });
   }
 }
@@ -134,8 +129,8 @@ void row_dots(const T* out, const T* dout, int64_t stride, int64_t count, int64_
 /// queries from row - `ahead` on, the first `context` by all: p = exp(scale scores - log_sum) and
 /// ds = scale p (dp - dots), zero where a query may not look.
 template <class W, class U>
-void softmax_backward_block(const W* scores, const W* dp, const W* log_sum, const W* dots, W scale,
-                            int64_t keys, int64_t ahead, int64_t context, U* p, U* ds) {
+void softmax_backward_block(const W* scores, const W* dp, const W* log_sum, const W* dots, W scale, int64_t keys, int64_t ahead,
+                            int64_t context, U* p, U* ds) {
   for (int64_t row = 0; row < keys; ++row) {
     const auto hidden = static_cast<int32_t>(row < context ? 0 : row - ahead);
     const W *s = scores + row * kQueries, *d = dp + row * kQueries;

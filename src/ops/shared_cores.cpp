@@ -69,7 +69,8 @@ class SleepingTeam {
           std::mutex mutex;
           std::unique_lock lock(mutex);
           std::condition_variable_any().wait(lock, stop, [] { return false; });
-        }) {}
+        }) {
+  }
 
  private:
   std::jthread leader_;  // the team ends with the thread that leads it

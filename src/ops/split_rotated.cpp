@@ -51,8 +51,8 @@ Heads split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, int
   }
   const int64_t size = qkv.size(2) / (num_heads + 2 * num_kv_heads);
   const auto parts = qkv.split_with_sizes({num_heads * size, num_kv_heads * size, num_kv_heads * size}, -1);
-  return {rotate_half(split_heads(parts[0], num_heads), cos, sin),
-          rotate_half(split_heads(parts[1], num_kv_heads), cos, sin), split_heads(parts[2], num_kv_heads)};
+  return {rotate_half(split_heads(parts[0], num_heads), cos, sin), rotate_half(split_heads(parts[1], num_kv_heads), cos, sin),
+          split_heads(parts[2], num_kv_heads)};
 }
 
 }  // namespace lora::ops

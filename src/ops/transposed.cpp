@@ -35,10 +35,17 @@ at::Tensor transposed(const at::Tensor& x) {
                       "[ops.transposed] a contiguous matrix on the CPU must be given; found [{}]", fmt::join(x.sizes(), ", "));
   at::Tensor y = at::empty({x.size(1), x.size(0)}, x.options());
   switch (x.element_size()) {
-    case 2: transpose_bands<uint16_t>(x, y); break;
-    case 4: transpose_bands<uint32_t>(x, y); break;
-    case 8: transpose_bands<uint64_t>(x, y); break;
-    default: fail<ShapeError>("[ops.transposed] numbers must be of 2, 4 or 8 bytes; found {}", x.element_size());
+    case 2:
+      transpose_bands<uint16_t>(x, y);
+      break;
+    case 4:
+      transpose_bands<uint32_t>(x, y);
+      break;
+    case 8:
+      transpose_bands<uint64_t>(x, y);
+      break;
+    default:
+      fail<ShapeError>("[ops.transposed] numbers must be of 2, 4 or 8 bytes; found {}", x.element_size());
   }
   return y;
 }

@@ -27,9 +27,8 @@ bool is_letter(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0
 
 /// What YAML takes for text, quoted or not.
 bool is_word(std::string_view name) {
-  return !name.empty() && is_letter(name.front()) && std::ranges::all_of(name, [](char c) {
-    return is_letter(c) || (c >= '0' && c <= '9') || c == '-' || c == '_';
-  });
+  return !name.empty() && is_letter(name.front()) &&
+         std::ranges::all_of(name, [](char c) { return is_letter(c) || (c >= '0' && c <= '9') || c == '-' || c == '_'; });
 }
 
 std::string nearest(std::string_view name) {
@@ -40,21 +39,26 @@ std::string nearest(std::string_view name) {
 }  // namespace
 
 void register_callback(std::string name, MakeRunCallback make) {
-  require<ConfigError>(is_word(name), "[train.register_callback] a callback must have a name of letters, digits, - and _ that begins with a "
-                       "letter; found {:?}; choose another", name);
-  require<ConfigError>(make != nullptr, "[train.register_callback] a callback must have a factory; found {:?} without; give one", name);
-  require<ConfigError>(find(name) == nullptr, "[train.register_callback] names of callbacks must be unique; found a second {:?}; choose "
-                       "another", name);
+  require<ConfigError>(is_word(name),
+                       "[train.register_callback] a callback must have a name of letters, digits, - and _ that begins with a "
+                       "letter; found {:?}; choose another",
+                       name);
+  require<ConfigError>(make != nullptr, "[train.register_callback] a callback must have a factory; found {:?} without; give one",
+                       name);
+  require<ConfigError>(find(name) == nullptr,
+                       "[train.register_callback] names of callbacks must be unique; found a second {:?}; choose "
+                       "another",
+                       name);
   table().emplace_back(std::move(name), std::move(make));
 }
 
 RunCallback make_callback(std::string_view name, const CallbackContext& run) {
   const Entry* const found = find(name);
-  require<ConfigError>(found != nullptr, "[train.callbacks] the callback must be known to this program; found {:?}; it knows {}", name,
-                       nearest(name));
+  require<ConfigError>(found != nullptr, "[train.callbacks] the callback must be known to this program; found {:?}; it knows {}",
+                       name, nearest(name));
   RunCallback callback = found->second(run);
-  require<ConfigError>(callback != nullptr, "[train.callbacks] the factory of {:?} must make a callback; it made none; correct the program",
-                       name);
+  require<ConfigError>(callback != nullptr,
+                       "[train.callbacks] the factory of {:?} must make a callback; it made none; correct the program", name);
   return callback;
 }
 

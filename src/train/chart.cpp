@@ -20,9 +20,7 @@ constexpr double kViewSize = 1000;       // width and height of the drawing in i
 constexpr double kLargestValue = 1e100;  // beyond it, differences of values may overflow
 constexpr double kNothing = std::numeric_limits<double>::quiet_NaN();
 
-bool can_be_drawn(double value) {
-  return std::abs(value) <= kLargestValue;
-}
+bool can_be_drawn(double value) { return std::abs(value) <= kLargestValue; }
 
 // --- Curves ---
 
@@ -120,9 +118,7 @@ std::vector<double> ticks(const Axis& axis) {
   return values;
 }
 
-int decimal_exponent(double value) {
-  return static_cast<int>(std::floor(std::log10(value) + 1e-9));
-}
+int decimal_exponent(double value) { return static_cast<int>(std::floor(std::log10(value) + 1e-9)); }
 
 /// A tick's value with the digits that tell it from its neighbours.
 std::string tick_label(double value, const Axis& axis) {
@@ -144,8 +140,7 @@ struct Axes {
 std::optional<Axes> axes_of(const Chart& chart) {
   std::vector<CurvePoint> shown;
   for (const auto* points : {&chart.curve, &chart.marks}) {
-    std::ranges::copy_if(*points, std::back_inserter(shown),
-                         [](const CurvePoint& point) { return can_be_drawn(point.value); });
+    std::ranges::copy_if(*points, std::back_inserter(shown), [](const CurvePoint& point) { return can_be_drawn(point.value); });
   }
   if (shown.empty()) return std::nullopt;
   const auto [low, high] = std::ranges::minmax(shown, {}, &CurvePoint::value);
@@ -209,9 +204,7 @@ std::string dots(std::string_view css_class, std::span<const CurvePoint> points,
 
 /// Points between two gaps, of which a line would show next to nothing.
 std::vector<CurvePoint> lone_points(std::span<const CurvePoint> points) {
-  const auto is_gap = [&](size_t i) {
-    return i >= points.size() || !can_be_drawn(points[i].value);
-  };
+  const auto is_gap = [&](size_t i) { return i >= points.size() || !can_be_drawn(points[i].value); };
   std::vector<CurvePoint> lone;
   for (size_t i = 0; i < points.size(); ++i) {
     if (!is_gap(i) && is_gap(i - 1) && is_gap(i + 1)) lone.push_back(points[i]);
@@ -232,8 +225,7 @@ std::string skipped_ticks(const Chart& chart, const Axes& axes) {
 
 std::string drawing(const Chart& chart, const Axes& axes) {
   const size_t window = smoothing_window(chart);
-  std::string svg = fmt::format(
-      "<svg viewBox=\"0 0 {0} {0}\" preserveAspectRatio=\"none\" aria-hidden=\"true\">", kViewSize);
+  std::string svg = fmt::format("<svg viewBox=\"0 0 {0} {0}\" preserveAspectRatio=\"none\" aria-hidden=\"true\">", kViewSize);
   svg += grid(axes);
   const std::vector<CurvePoint> points = thinned(chart.curve);
   svg += path(window > 1 ? "raw" : "line", path_data(points, axes));
@@ -252,12 +244,12 @@ std::string drawing(const Chart& chart, const Axes& axes) {
 std::string tick_labels(const Axes& axes) {
   std::string html;
   for (const double value : ticks(axes.value)) {
-    html += fmt::format("<i class=\"y\" style=\"top:{:.2f}%\">{}</i>",
-                        100 * (1 - axes.value.fraction(value)), tick_label(value, axes.value));
+    html += fmt::format("<i class=\"y\" style=\"top:{:.2f}%\">{}</i>", 100 * (1 - axes.value.fraction(value)),
+                        tick_label(value, axes.value));
   }
   for (const double step : ticks(axes.step)) {
-    html += fmt::format("<i class=\"x\" style=\"left:{:.2f}%\">{}</i>",
-                        100 * axes.step.fraction(step), tick_label(step, axes.step));
+    html +=
+        fmt::format("<i class=\"x\" style=\"left:{:.2f}%\">{}</i>", 100 * axes.step.fraction(step), tick_label(step, axes.step));
   }
   return html + "<i class=\"below\">step</i>";
 }
@@ -270,8 +262,8 @@ std::string hover_data(const Chart& chart, const Axes& axes) {
     if (!points.empty()) points += ' ';
     points += fmt::format("{:.0f}:{:.5g}", point.step, point.value);
   }
-  return fmt::format("data-range=\"{} {} {} {}\" data-points=\"{}\"", axes.step.low, axes.step.high,
-                     axes.value.low, axes.value.high, points);
+  return fmt::format("data-range=\"{} {} {} {}\" data-points=\"{}\"", axes.step.low, axes.step.high, axes.value.low,
+                     axes.value.high, points);
 }
 
 std::string legend(const Chart& chart) {
@@ -301,16 +293,14 @@ std::string description(const Chart& chart, const Axes& axes) {
 
 std::string chart_html(const Chart& chart) {
   const std::optional<Axes> axes = axes_of(chart);
-  const std::string plot =
-      axes ? fmt::format("<div class=\"plot\" role=\"img\" aria-label=\"{}\" {}>{}{}</div>",
-                         escape_html(description(chart, *axes)), hover_data(chart, *axes),
-                         drawing(chart, *axes), tick_labels(*axes))
-           : "<div class=\"plot empty\">no values</div>";
+  const std::string plot = axes ? fmt::format("<div class=\"plot\" role=\"img\" aria-label=\"{}\" {}>{}{}</div>",
+                                              escape_html(description(chart, *axes)), hover_data(chart, *axes),
+                                              drawing(chart, *axes), tick_labels(*axes))
+                                : "<div class=\"plot empty\">no values</div>";
   return fmt::format(
       "<figure class=\"chart{}\">\n<figcaption><b>{}</b> <small>{}</small>"
       "<span class=\"legend\">{}</span></figcaption>\n{}\n</figure>\n",
-      chart.wide ? " wide" : "", escape_html(chart.title), escape_html(chart.unit),
-      axes ? legend(chart) : "", plot);
+      chart.wide ? " wide" : "", escape_html(chart.title), escape_html(chart.unit), axes ? legend(chart) : "", plot);
 }
 
 }  // namespace lora::train

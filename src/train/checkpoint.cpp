@@ -101,8 +101,7 @@ void save_values(const Path& directory, const nn::CausalLMImpl& model, const Ste
 
 void save_resumable(const Path& directory, const nn::CausalLMImpl& model, const StepState& state) {
   const auto optimizer = state.optimizer->state();
-  io::save_safetensors(directory / kOptimizer,
-                       io::NamedTensors(optimizer.begin(), optimizer.end()));
+  io::save_safetensors(directory / kOptimizer, io::NamedTensors(optimizer.begin(), optimizer.end()));
   io::save_safetensors(directory / kGenerator, generator_states(device_of(model)));
 }
 
@@ -129,8 +128,8 @@ Json manifest_json(const Path& directory) {
   Json files = Json::object();
   for (const auto& entry : fs::recursive_directory_iterator(directory)) {
     if (!entry.is_regular_file()) continue;
-    files[entry.path().lexically_relative(directory).generic_string()] = {
-        {"size", entry.file_size()}, {"digest", file_digest(entry.path())}};
+    files[entry.path().lexically_relative(directory).generic_string()] = {{"size", entry.file_size()},
+                                                                          {"digest", file_digest(entry.path())}};
   }
   return {{"format", kFormat}, {"files", files}};
 }
@@ -169,8 +168,7 @@ void remove_checkpoint(const Path& checkpoint) {
   fs::rename(checkpoint, doomed, error);
   if (!error) fs::remove_all(doomed, error);
   if (error) {
-    log::warn(fmt::format("[{}] an old checkpoint should go; {}; remove it by hand",
-                          checkpoint.string(), error.message()));
+    log::warn(fmt::format("[{}] an old checkpoint should go; {}; remove it by hand", checkpoint.string(), error.message()));
   }
 }
 
@@ -192,9 +190,7 @@ void prune(const Path& folder, int64_t current, int64_t keep) {
 
 constexpr uint64_t kMaxJsonBytes = 16u << 20;
 
-Json read_json(const Path& path) {
-  return formats::parse_json(read_file(path, kMaxJsonBytes), path.string());
-}
+Json read_json(const Path& path) { return formats::parse_json(read_file(path, kMaxJsonBytes), path.string()); }
 
 /// A member of the type that `get` wants; FormatError for none or another type.
 template <class T>
@@ -212,9 +208,8 @@ T member(const Json& object, const char* key, const Path& path) {
 
 void require_format(const Json& json, const Path& path) {
   const auto format = member<int64_t>(json, "format", path);
-  require<FormatError>(format == kFormat,
-                       "[{}] format must be {}; found {}; use the program that wrote it",
-                       path.string(), kFormat, format);
+  require<FormatError>(format == kFormat, "[{}] format must be {}; found {}; use the program that wrote it", path.string(),
+                       kFormat, format);
 }
 
 struct FileRecord {
@@ -223,8 +218,7 @@ struct FileRecord {
 };
 
 bool stays_inside(const Path& path) {
-  return !path.empty() && path.is_relative() &&
-         std::ranges::none_of(path, [](const Path& part) { return part == ".."; });
+  return !path.empty() && path.is_relative() && std::ranges::none_of(path, [](const Path& part) { return part == ".."; });
 }
 
 std::map<std::string, FileRecord> read_manifest(const Path& checkpoint) {
@@ -233,12 +227,9 @@ std::map<std::string, FileRecord> read_manifest(const Path& checkpoint) {
   require_format(json, path);
   std::map<std::string, FileRecord> files;
   for (const auto& [name, record] : member<Json::object_t>(json, "files", path)) {
-    require<FormatError>(
-        stays_inside(name),
-        "[{}] files must lie in the checkpoint; found {:?}; use another checkpoint", path.string(),
-        name);
-    files[name] = {member<uint64_t>(record, "size", path),
-                   member<std::string>(record, "digest", path)};
+    require<FormatError>(stays_inside(name), "[{}] files must lie in the checkpoint; found {:?}; use another checkpoint",
+                         path.string(), name);
+    files[name] = {member<uint64_t>(record, "size", path), member<std::string>(record, "digest", path)};
   }
   return files;
 }
@@ -253,19 +244,16 @@ std::optional<std::string> defect_of(const Path& file, const FileRecord& expecte
   }
   const std::string digest = file_digest(file);
   if (digest == expected.digest) return std::nullopt;
-  return fmt::format("[{}] must have the digest {}; found {}", file.string(), expected.digest,
-                     digest);
+  return fmt::format("[{}] must have the digest {}; found {}", file.string(), expected.digest, digest);
 }
 
 /// Files without which a checkpoint says nothing.
-std::optional<std::string> missing_entry(const Path& checkpoint,
-                                         const std::map<std::string, FileRecord>& files) {
+std::optional<std::string> missing_entry(const Path& checkpoint, const std::map<std::string, FileRecord>& files) {
   if (!files.contains(kState)) {
     return fmt::format("[{}] must list {}", (checkpoint / kManifest).string(), kState);
   }
   if (!files.contains(kModel) && !files.contains(kAdapterWeights)) {
-    return fmt::format("[{}] must list {} or {}", (checkpoint / kManifest).string(), kModel,
-                       kAdapterWeights);
+    return fmt::format("[{}] must list {} or {}", (checkpoint / kManifest).string(), kModel, kAdapterWeights);
   }
   return std::nullopt;
 }
@@ -322,12 +310,12 @@ SavedState read_state(const Path& checkpoint) {
   const auto is_count_of_steps = [&](int64_t count) { return count >= 0 && count <= position.step; };
   for (const int64_t count : {position.step, state.nonfinite_in_a_row, state.skipped_steps, position.evaluations.best_step,
                               position.evaluations.without_improvement}) {
-    require<FormatError>(is_count_of_steps(count), "[{}] counts must be from 0 to the steps done, {}; found {}; use another checkpoint",
-                         path.string(), position.step, count);
+    require<FormatError>(is_count_of_steps(count),
+                         "[{}] counts must be from 0 to the steps done, {}; found {}; use another checkpoint", path.string(),
+                         position.step, count);
   }
   const auto scaler = member<Json>(json, "scaler", path);
-  state.scaler = {member<double>(scaler, "scale", path),
-                  member<int64_t>(scaler, "finite_steps", path)};
+  state.scaler = {member<double>(scaler, "scale", path), member<int64_t>(scaler, "finite_steps", path)};
   return state;
 }
 
@@ -377,9 +365,7 @@ void require_same(const Tensors& saved, const io::NamedTensors& targets, const P
                         "[{}] must hold {} as [{}]; found {}; use the settings and the model that "
                         "it was saved with",
                         checkpoint.string(), name, fmt::join(target.sizes(), ", "),
-                        found == saved.end()
-                            ? "none"
-                            : fmt::format("[{}]", fmt::join(found->second.sizes(), ", ")));
+                        found == saved.end() ? "none" : fmt::format("[{}]", fmt::join(found->second.sizes(), ", ")));
   }
   require<ShapeError>(saved.size() == targets.size(),
                       "[{}] must hold {} trained tensors; found {}; use the settings and the model "
@@ -392,8 +378,7 @@ void copy_into(const io::NamedTensors& targets, const Tensors& saved) {
   for (const auto& [name, target] : targets) target.copy_(saved.at(name));
 }
 
-void restore_values(const Path& checkpoint, nn::CausalLMImpl& model, const StepState& state,
-                    const Content& content) {
+void restore_values(const Path& checkpoint, nn::CausalLMImpl& model, const StepState& state, const Content& content) {
   const auto plain = state.adapters ? trained_outside_adapter(state) : all_parameters(model);
   const Tensors& saved = state.adapters ? content.outside : content.model;
   require_same(saved, plain, checkpoint);
@@ -405,16 +390,14 @@ void restore_values(const Path& checkpoint, nn::CausalLMImpl& model, const StepS
   copy_into(plain, saved);
 }
 
-void restore_generator(const Path& checkpoint, const Tensors& states, const char* name,
-                       const at::Device& device) {
+void restore_generator(const Path& checkpoint, const Tensors& states, const char* name, const at::Device& device) {
   const auto found = states.find(name);
   if (found == states.end()) return;
   try {
     set_generator_state(device, found->second);
   } catch (const c10::Error&) {
-    fail<FormatError>(
-        "[{}] {:?} must be the state of a generator; it is not; use another checkpoint",
-        (checkpoint / kGenerator).string(), name);
+    fail<FormatError>("[{}] {:?} must be the state of a generator; it is not; use another checkpoint",
+                      (checkpoint / kGenerator).string(), name);
   }
 }
 
@@ -426,8 +409,8 @@ void restore_generators(const Path& checkpoint, const Tensors& states, const at:
 
 }  // namespace
 
-Path save_checkpoint(const Path& output_dir, nn::CausalLMImpl& model, const StepState& state,
-                     const CheckpointContent& content, int64_t keep) {
+Path save_checkpoint(const Path& output_dir, nn::CausalLMImpl& model, const StepState& state, const CheckpointContent& content,
+                     int64_t keep) {
   require<ConfigError>(keep >= 1, "[checkpoint] keep must be at least 1; found {}; use 2", keep);
   const Path folder = output_dir / kFolder;
   const Path target = folder / fmt::format("{}{}", kPrefix, state.step);
@@ -506,8 +489,6 @@ void restore_best(const Path& checkpoint, const Path& target) {
   directory.commit();
 }
 
-RunPosition checkpoint_position(const Path& checkpoint) {
-  return read_state(checkpoint).position;
-}
+RunPosition checkpoint_position(const Path& checkpoint) { return read_state(checkpoint).position; }
 
 }  // namespace lora::train

@@ -42,9 +42,7 @@ double checked_norm(const std::vector<at::Tensor>& gradients, double norm) {
   return norm_in(gradients, at::kDouble).item<double>();
 }
 
-double clip_factor(double norm, double max_norm) {
-  return max_norm > 0 && norm > max_norm ? max_norm / norm : 1;
-}
+double clip_factor(double norm, double max_norm) { return max_norm > 0 && norm > max_norm ? max_norm / norm : 1; }
 
 double clip_gradients(const std::vector<at::Tensor>& gradients, double max_norm) {
   const double norm = checked_norm(gradients, gradient_norm(gradients).item<double>());

@@ -33,10 +33,9 @@ std::vector<const data::Example*> read_rows(const data::RowSource& rows, int64_t
 
 }  // namespace
 
-EvalResult evaluate(nn::CausalLMImpl& model, const data::RowSource& rows, int64_t batch_size,
-                    const at::Device& device, at::ScalarType amp_dtype, int64_t pad_id) {
-  require<ConfigError>(batch_size >= 1, "[evaluate] batch_size must be at least 1; found {}; use 8",
-                       batch_size);
+EvalResult evaluate(nn::CausalLMImpl& model, const data::RowSource& rows, int64_t batch_size, const at::Device& device,
+                    at::ScalarType amp_dtype, int64_t pad_id) {
+  require<ConfigError>(batch_size >= 1, "[evaluate] batch_size must be at least 1; found {}; use 8", batch_size);
   // Not InferenceMode: tables that layers make now must serve training later.
   const at::NoGradGuard no_grad;
   const nn::EvalMode eval_mode(model);

@@ -56,8 +56,10 @@ std::optional<std::string> LoadingWatch::add(const StepResult& result, const Wor
   const double share = (sums.waited + sums.copied) / sums.total;
   if (steps_.size() < kSteps || !(share > kShare)) return std::nullopt;
   has_spoken_ = true;
-  return fmt::format("[data.loader] loading should be hidden behind the steps; it took {:.0f} % of the last {}, most of it "
-                     "for {}; {}", 100 * share, kSteps, cause_of(sums), advice_for(sums, workers));
+  return fmt::format(
+      "[data.loader] loading should be hidden behind the steps; it took {:.0f} % of the last {}, most of it "
+      "for {}; {}",
+      100 * share, kSteps, cause_of(sums), advice_for(sums, workers));
 }
 
 }  // namespace lora::train

@@ -14,9 +14,9 @@
 #include "lora/nn/linear.h"
 #include "lora/ops/ops.h"
 
-// Legend: N tokens of a micro-batch, P places of attention (N without packed rows and virtual tokens' rows), D model, H heads, K head size, Q
-// width of all query heads, W of queries, keys and values, F feed-forward, V vocabulary, R rank, T real tokens, without the
-// virtual ones that N counts.
+// Legend: N tokens of a micro-batch, P places of attention (N without packed rows and virtual tokens' rows), D model, H heads, K
+// head size, Q width of all query heads, W of queries, keys and values, F feed-forward, V vocabulary, R rank, T real tokens,
+// without the virtual ones that N counts.
 namespace lora::train {
 namespace {
 
@@ -204,8 +204,17 @@ class Rehearsal {
         head_{.shape = &head_shape_, .is_head = true} {
     bool has_gradient = shapes_.embedding_trained || shapes_.embedded_tokens > 0;
     for (const auto& shape : shapes_.layers) {
-      const Layer layer{{&shape.qkv}, {&shape.out}, {&shape.gate_up}, {&shape.down}, &shape.attention_adapters, &shape.output_adapters,
-                        shape.norms_trained, shapes_.prefixed_tokens > 0, has_gradient, {}, 0};
+      const Layer layer{{&shape.qkv},
+                        {&shape.out},
+                        {&shape.gate_up},
+                        {&shape.down},
+                        &shape.attention_adapters,
+                        &shape.output_adapters,
+                        shape.norms_trained,
+                        shapes_.prefixed_tokens > 0,
+                        has_gradient,
+                        {},
+                        0};
       has_gradient = layer.output_has_gradient();
       layers_.push_back(layer);
     }
@@ -233,7 +242,9 @@ class Rehearsal {
   int64_t kept_bytes() const {
     if (!on_cpu()) return 0;
     const bool accumulates = in_.grad_accum > 1;
-    const double of_layers = accumulates ? kKeptOfLayersAccumulated : layers_are_in_few_bits() ? kKeptOfLayersInFewBits : kKeptOfLayers,
+    const double of_layers = accumulates                ? kKeptOfLayersAccumulated
+                             : layers_are_in_few_bits() ? kKeptOfLayersInFewBits
+                                                        : kKeptOfLayers,
                  of_gradients = accumulates ? kKeptOfGradientsAccumulated : kKeptOfGradients;
     return static_cast<int64_t>(holes_of_packing() + of_layers * holes_of_layers() +
                                 kKeptOfDropouts * static_cast<double>(layer_count() * bytes_beside_products()) +
@@ -331,7 +342,9 @@ class Rehearsal {
   bool has_prefix_rows() const { return shapes_.qkv_by_heads && shapes_.prefixed_tokens > 0; }
   bool on_cpu() const { return in_.device == c10::kCPU; }
   /// ops/rows.h: kernels exist on the CPU for bf16 and fp32.
-  bool has_kernel(bool wanted) const { return wanted && on_cpu() && compute_type_ != at::kHalf && shapes_.stream_dtype != at::kHalf; }
+  bool has_kernel(bool wanted) const {
+    return wanted && on_cpu() && compute_type_ != at::kHalf && shapes_.stream_dtype != at::kHalf;
+  }
   bool is_joined(const Group& group) const { return in_.fast_paths.joined && !group.has_trained_weight(); }
   bool is_streamed(const Group& group) const { return in_.streams_layers && !group.is_head && !group.has_trained_weight(); }
   bool can_pack(const Group& group) const {
@@ -387,7 +400,8 @@ class Rehearsal {
   /// (nn::LinearImpl::passing_dtype) straight in the product's. Plain products of half precision lay them out anew.
   int64_t made_bytes(const Group& group) const {
     int64_t numbers = 0;
-    for (const auto& layer : *group.shape) numbers = is_joined(group) ? numbers + layer.numbers() : std::max(numbers, layer.numbers());
+    for (const auto& layer : *group.shape)
+      numbers = is_joined(group) ? numbers + layer.numbers() : std::max(numbers, layer.numbers());
     const bool is_straight = shapes_.weight_dtype == at::kFloat || !is_converted();
     return numbers * ((is_straight ? compute_ : weight_ + compute_) + (on_cpu() && compute_ < 4 ? compute_ : 0));
   }
@@ -595,8 +609,8 @@ class Rehearsal {
     if (!has_kernel(in_.fast_paths.fused_norm)) const Scope wide(ledger_, kActivations, 3 * N_ * D_ * 4);
   }
 
-  /// The sum is nobody else's, and what is added is converted for it. What comes out is the next sum's other part; of one type with
-  /// the products it is the input that hold_input counts.
+  /// The sum is nobody else's, and what is added is converted for it. What comes out is the next sum's other part; of one type
+  /// with the products it is the input that hold_input counts.
   void norm_forward_to_stream(bool keep, int64_t& kept, Scope& flow) {
     Scope summed(ledger_);
     if (stream_ != compute_) summed.hold(N_ * D_ * stream_);
@@ -667,7 +681,7 @@ class Rehearsal {
     int64_t width = W_ + Q_;
     if (!has_kernel(in_.fast_paths.fused_attention)) {
       if (!has_kernel(in_.fast_paths.fused_rotary)) width += W_ - (W_ - Q_) / 2;  // values are a part of the whole product
-      const bool shares_heads = !on_cpu() && compute_ == 2;  // ops/causal_attention.cpp
+      const bool shares_heads = !on_cpu() && compute_ == 2;                       // ops/causal_attention.cpp
       if (shapes_.heads != shapes_.kv_heads && !shares_heads) width += 2 * Q_;
       // ops/prefix_attention.cpp: of all, and of the context, which is taken to be half of a row.
       if (shapes_.qkv_by_heads) width += Q_ + Q_ / 2;
@@ -706,10 +720,10 @@ class Rehearsal {
   void loss() {
     Scope flow(ledger_);
     hold(output_has_gradient_, final_norm_, norm_bytes(), flow);
-    flow.hold(N_ * D_ * compute_);                                     // hidden states
+    flow.hold(N_ * D_ * compute_);                                                         // hidden states
     if (in_.micro_batch > 1 || in_.packed_rows || N_ > T_) flow.hold(T_ * D_ * compute_);  // of the targets alone
-    if (N_ > T_) flow.hold(T_ * D_ * compute_);                        // with those before first tokens
-    flow.hold(T_ * 4 * 8);                                             // labels, their places
+    if (N_ > T_) flow.hold(T_ * D_ * compute_);                                            // with those before first tokens
+    flow.hold(T_ * 4 * 8);                                                                 // labels, their places
     if (shapes_.head.rank > 0 || shapes_.head.dropouts > 0 || shapes_.head_has_bias) {
       whole_logits();
     } else {
@@ -781,7 +795,8 @@ class Rehearsal {
     gradients_exist_ = true;
   }
 
-  /// Embedded tokens with the real ones; keys and values of all layers, in fp32 as a network makes them and in the products' type.
+  /// Embedded tokens with the real ones; keys and values of all layers, in fp32 as a network makes them and in the products'
+  /// type.
   int64_t virtual_token_bytes() const {
     const int64_t keys = shapes_.prefixed_tokens * 2 * layer_count() * shapes_.kv_heads * shapes_.head_dim;
     const int64_t turned = has_prefix_rows() ? keys / 2 * compute_ : 0;  // the keys in pairs
@@ -817,8 +832,8 @@ class Rehearsal {
     release(layer.inputs_kept);
   }
 
-  /// Where the next sum begins with what a norm gave: that comes out beside the result, and the gradient of the result, being one of
-  /// its own, waits until all of the part is done.
+  /// Where the next sum begins with what a norm gave: that comes out beside the result, and the gradient of the result, being one
+  /// of its own, waits until all of the part is done.
   int64_t beside_result_bytes(const Layer& layer) const {
     if (!shapes_.adds_to_normed) return 0;
     return N_ * D_ * (keeps_normed(layer.gate_up) ? 0 : stream_) + result_gradient_bytes();
@@ -913,9 +928,7 @@ class Rehearsal {
     return head * (3 * compute_ + 2 * 4) + block * (3 * compute_ + 2 * 4);
   }
 
-  int64_t prefixed_gradient_bytes() const {
-    return (P_ * Q_ + 2 * (P_ + sequences() * shapes_.prefixed_tokens) * Q_) * compute_;
-  }
+  int64_t prefixed_gradient_bytes() const { return (P_ * Q_ + 2 * (P_ + sequences() * shapes_.prefixed_tokens) * Q_) * compute_; }
 
   /// Dense, whatever few rows were used; a tied head's gradient has waited for it.
   void embedding_gradient() {
@@ -952,7 +965,9 @@ class Rehearsal {
   Ledger ledger_;
 };
 
-uint64_t nbytes(const at::Tensor& tensor) { return static_cast<uint64_t>(tensor.numel()) * c10::elementSize(tensor.scalar_type()); }
+uint64_t nbytes(const at::Tensor& tensor) {
+  return static_cast<uint64_t>(tensor.numel()) * c10::elementSize(tensor.scalar_type());
+}
 
 /// What the weights in few bits take, by their parameters.
 std::map<const at::TensorImpl*, uint64_t> quantized_bytes(const torch::nn::Module& model) {
@@ -993,8 +1008,7 @@ uint64_t update_bytes(const at::Tensor& parameter, const OptimizerOptions& optim
 
 }  // namespace
 
-ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSets& adapters,
-                                 const OptimizerOptions& optimizer) {
+ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSets& adapters, const OptimizerOptions& optimizer) {
   std::set<const at::TensorImpl*> in_adapter, seen;
   ParameterMemory memory;
   const auto bytes_in_few_bits = quantized_bytes(model);
@@ -1012,7 +1026,8 @@ ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSe
     memory.parameters += parameter.numel();
     const bool is_adapters = in_adapter.contains(parameter.unsafeGetTensorImpl());
     const auto few = bytes_in_few_bits.find(parameter.unsafeGetTensorImpl());
-    (is_adapters ? memory.adapters_bytes : memory.weights_bytes) += few == bytes_in_few_bits.end() ? nbytes(parameter) : few->second;
+    (is_adapters ? memory.adapters_bytes : memory.weights_bytes) +=
+        few == bytes_in_few_bits.end() ? nbytes(parameter) : few->second;
     if (!parameter.requires_grad()) continue;
     memory.trainable += parameter.numel();
     memory.gradients_bytes += nbytes(parameter);

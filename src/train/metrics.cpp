@@ -23,53 +23,45 @@ using formats::Json;
 /// Reads the fields of one line. `where` opens the messages of errors.
 class LineFields {
  public:
-  LineFields(std::string_view line, std::string where)
-      : where_(std::move(where)), object_(formats::parse_json(line, where_)) {
-    require<FormatError>(object_.is_object(), "[{}] must be a JSON object; found {}", where_,
-                         object_.type_name());
+  LineFields(std::string_view line, std::string where) : where_(std::move(where)), object_(formats::parse_json(line, where_)) {
+    require<FormatError>(object_.is_object(), "[{}] must be a JSON object; found {}", where_, object_.type_name());
   }
 
   bool has(const char* key) const { return object_.contains(key); }
   double number(const char* key) const {
     const Json& value = field(key);
     if (value.is_null()) return std::numeric_limits<double>::quiet_NaN();
-    require<FormatError>(value.is_number(), "[{}] {} must be a number or null; found {}", where_,
-                         key, value.type_name());
+    require<FormatError>(value.is_number(), "[{}] {} must be a number or null; found {}", where_, key, value.type_name());
     return value.get<double>();
   }
   int64_t count(const char* key) const {
     const Json& value = field(key);
-    require<FormatError>(value.is_number_integer() && value >= 0,
-                         "[{}] {} must be a whole number of at least 0; found {}", where_, key,
-                         value.dump(-1, ' ', false, Json::error_handler_t::replace));
+    require<FormatError>(value.is_number_integer() && value >= 0, "[{}] {} must be a whole number of at least 0; found {}",
+                         where_, key, value.dump(-1, ' ', false, Json::error_handler_t::replace));
     return value.get<int64_t>();
   }
   std::vector<int64_t> counts(const char* key) const {
     const Json& value = field(key);
-    require<FormatError>(value.is_array() && std::all_of(value.begin(), value.end(), [](const Json& item) {
-                           return item.is_number_unsigned();
-                         }),
-                         "[{}] {} must be a list of whole numbers of at least 0; found {}", where_, key, value.type_name());
+    require<FormatError>(
+        value.is_array() && std::all_of(value.begin(), value.end(), [](const Json& item) { return item.is_number_unsigned(); }),
+        "[{}] {} must be a list of whole numbers of at least 0; found {}", where_, key, value.type_name());
     return value.get<std::vector<int64_t>>();
   }
   bool boolean(const char* key) const {
     const Json& value = field(key);
-    require<FormatError>(value.is_boolean(), "[{}] {} must be true or false; found {}", where_, key,
-                         value.type_name());
+    require<FormatError>(value.is_boolean(), "[{}] {} must be true or false; found {}", where_, key, value.type_name());
     return value.get<bool>();
   }
   std::string text(const char* key) const {
     const Json& value = field(key);
-    require<FormatError>(value.is_string(), "[{}] {} must be text; found {}", where_, key,
-                         value.type_name());
+    require<FormatError>(value.is_string(), "[{}] {} must be text; found {}", where_, key, value.type_name());
     return value.get<std::string>();
   }
 
  private:
   const Json& field(const char* key) const {
     const auto found = object_.find(key);
-    require<FormatError>(found != object_.end(),
-                         "[{}] must have the field {}; found none; was it written by `lora train`?",
+    require<FormatError>(found != object_.end(), "[{}] must have the field {}; found none; was it written by `lora train`?",
                          where_, key);
     return *found;
   }
@@ -182,18 +174,13 @@ std::string to_json_line(const StepResult& result) {
   return line.dump();
 }
 
-MetricsFile::MetricsFile(const Path& path, int64_t last_step) : path_(path) {
-  drop_lines_after(path, last_step);
-}
+MetricsFile::MetricsFile(const Path& path, int64_t last_step) : path_(path) { drop_lines_after(path, last_step); }
 
-void MetricsFile::write(const StepResult& result) {
-  OutputFile(path_, /*append=*/true).write(to_json_line(result) + '\n');
-}
+void MetricsFile::write(const StepResult& result) { OutputFile(path_, /*append=*/true).write(to_json_line(result) + '\n'); }
 
 std::vector<StepResult> MetricsFile::read(const Path& path) {
   std::vector<StepResult> steps;
-  for_each_line(path, read_file(path),
-                [&](std::string_view, StepResult result) { steps.push_back(std::move(result)); });
+  for_each_line(path, read_file(path), [&](std::string_view, StepResult result) { steps.push_back(std::move(result)); });
   return steps;
 }
 

@@ -16,9 +16,7 @@
 namespace lora::train {
 namespace {
 
-bool is_finite(const at::Tensor& tensor) {
-  return at::isfinite(tensor).all().item<bool>();
-}
+bool is_finite(const at::Tensor& tensor) { return at::isfinite(tensor).all().item<bool>(); }
 
 std::string nonfinite_parameter(const nn::CausalLMImpl& model) {
   for (const auto& parameter : nn::readable_parameters(model)) {
@@ -48,13 +46,12 @@ class Watch {
     }
   }
 
-  void look_at(const torch::nn::Module& module, const at::Tensor& output,
-               const std::vector<int64_t>& rows) {
+  void look_at(const torch::nn::Module& module, const at::Tensor& output, const std::vector<int64_t>& rows) {
     if (!finding_.empty() || is_finite(output)) return;
     const auto path = paths_.find(&module);
-    finding_ = fmt::format("the output of {} is the first that is not finite, in data row(s) {}",
-                           path == paths_.end() ? "an unnamed module" : path->second,
-                           fmt::join(nonfinite_rows(output, rows), ", "));
+    finding_ =
+        fmt::format("the output of {} is the first that is not finite, in data row(s) {}",
+                    path == paths_.end() ? "an unnamed module" : path->second, fmt::join(nonfinite_rows(output, rows), ", "));
   }
   const std::string& finding() const { return finding_; }
 
@@ -66,8 +63,7 @@ class Watch {
 /// The head runs one row at a time: logits are the largest tensor of a model.
 void run_forward(nn::CausalLMImpl& model, const Batch& batch, Watch& watch) {
   std::vector<int64_t> rows = batch.rows;
-  const nn::ProbeGuard probe(
-      [&](const auto& module, const at::Tensor& output) { watch.look_at(module, output, rows); });
+  const nn::ProbeGuard probe([&](const auto& module, const at::Tensor& output) { watch.look_at(module, output, rows); });
   const at::Tensor hidden_BSD = model.hidden(batch);
   for (int64_t i = 0; i < hidden_BSD.size(0) && watch.finding().empty(); ++i) {
     if (!batch.rows.empty()) rows = {batch.rows[static_cast<size_t>(i)]};
@@ -75,8 +71,7 @@ void run_forward(nn::CausalLMImpl& model, const Batch& batch, Watch& watch) {
   }
 }
 
-std::string nonfinite_output(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,
-                             at::ScalarType amp_dtype) {
+std::string nonfinite_output(nn::CausalLMImpl& model, std::span<const Batch> micro_batches, at::ScalarType amp_dtype) {
   const at::Device device = device_of(model);
   const AutocastGuard autocast(device.type(), amp_dtype);
   const nn::EvalMode eval_mode(model);
@@ -88,8 +83,7 @@ std::string nonfinite_output(nn::CausalLMImpl& model, std::span<const Batch> mic
   return watch.finding();
 }
 
-std::string nonfinite_gradient(const nn::CausalLMImpl& model,
-                               std::span<const Batch> micro_batches) {
+std::string nonfinite_gradient(const nn::CausalLMImpl& model, std::span<const Batch> micro_batches) {
   std::vector<int64_t> rows;
   for (const Batch& batch : micro_batches) {
     rows.insert(rows.end(), batch.rows.begin(), batch.rows.end());
@@ -97,8 +91,7 @@ std::string nonfinite_gradient(const nn::CausalLMImpl& model,
   for (const auto& entry : model.named_parameters()) {
     const at::Tensor& gradient = entry.value().grad();
     if (gradient.defined() && !is_finite(gradient)) {
-      return fmt::format("the gradient of {} is not finite, in a step of data row(s) {}",
-                         entry.key(), fmt::join(rows, ", "));
+      return fmt::format("the gradient of {} is not finite, in a step of data row(s) {}", entry.key(), fmt::join(rows, ", "));
     }
   }
   return {};
@@ -106,8 +99,7 @@ std::string nonfinite_gradient(const nn::CausalLMImpl& model,
 
 }  // namespace
 
-std::string locate_nonfinite(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,
-                             at::ScalarType amp_dtype) {
+std::string locate_nonfinite(nn::CausalLMImpl& model, std::span<const Batch> micro_batches, at::ScalarType amp_dtype) {
   const at::NoGradGuard no_grad;
   std::string finding = nonfinite_parameter(model);
   if (finding.empty()) finding = nonfinite_output(model, micro_batches, amp_dtype);

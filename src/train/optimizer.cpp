@@ -19,17 +19,14 @@ using Tensors = std::vector<at::Tensor>;
 /// PEFT's loraplus_lr_embedding when it is not given.
 constexpr double kLoraPlusEmbeddingRate = 1e-6;
 
-double lr_ratio(const std::string& name, const at::Tensor& parameter,
-                const OptimizerOptions& options) {
+double lr_ratio(const std::string& name, const at::Tensor& parameter, const OptimizerOptions& options) {
   if (!options.loraplus_lr_ratio) return 1;
   if (name.find("lora_embedding_") != std::string::npos) return kLoraPlusEmbeddingRate / options.lr;
   const bool is_fast = name.find("lora_B") != std::string::npos || parameter.dim() == 1;
   return is_fast ? *options.loraplus_lr_ratio : 1;
 }
 
-bool is_half(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16;
-}
+bool is_half(const at::Tensor& tensor) { return tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16; }
 
 /// One piece of memory of zeros for all of `shapes`' parts, each of which begins where wide loads may.
 Tensors parts_of_one(const std::vector<std::vector<int64_t>>& shapes, const at::TensorOptions& options) {
@@ -80,6 +77,8 @@ class SlotOptimizer : public Optimizer {
       const Numbers numbers{learning_rate * groups_[i].lr_ratio, groups_[i].weight_decay, gradient_factor};
       if (!with_gradient.empty()) update(with_gradient, numbers);
       for (Slot* slot : rounded) update_rounded(*slot, numbers);
+      count_versions(with_gradient);
+      count_versions(rounded);
     }
   }
 
@@ -133,12 +132,18 @@ class SlotOptimizer : public Optimizer {
   }
   /// One fp32 zero for every value.
   void add_number(const std::string& key) {
-    add(key, all_slots(), [](const Slot&) { return std::vector<int64_t>(); }, at::kFloat);
+    add(
+        key, all_slots(), [](const Slot&) { return std::vector<int64_t>(); }, at::kFloat);
   }
 
  private:
   /// Updated in its own half precision, without a master.
   bool is_rounded(const Slot& slot) const { return !has_masters_ && is_half(slot.parameter); }
+
+  /// Fused kernels write into memory without saying so, and what was computed from a parameter is kept by its version.
+  static void count_versions(const std::vector<Slot*>& slots) {
+    for (const Slot* slot : slots) slot->parameter.unsafeGetTensorImpl()->bump_version();
+  }
 
   /// One at a time, so that the numbers in fp32 that the update is computed in are never those of all parameters.
   void update_rounded(Slot& slot, const Numbers& numbers) {
@@ -155,9 +160,8 @@ class SlotOptimizer : public Optimizer {
   void add_masters() {
     const at::NoGradGuard no_grad;
     std::vector<Slot*> slots = all_slots();
-    std::erase_if(slots, [&](const Slot* slot) {
-      return is_half(slot->parameter) ? is_rounded(*slot) : slot->parameter.is_contiguous();
-    });
+    std::erase_if(
+        slots, [&](const Slot* slot) { return is_half(slot->parameter) ? is_rounded(*slot) : slot->parameter.is_contiguous(); });
     add("master", slots, [](const Slot& slot) { return slot.parameter.sizes().vec(); });
     for (Slot* slot : slots) {
       slot->value = slot->state.at("master");
@@ -200,8 +204,8 @@ class SlotOptimizer : public Optimizer {
                         "[optimizer] the saved {:?} must be [{}] {}; found [{}] {}; resume with "
                         "the settings it was "
                         "saved with",
-                        name, fmt::join(own.sizes(), ", "), c10::toString(own.scalar_type()),
-                        fmt::join(tensor.sizes(), ", "), c10::toString(tensor.scalar_type()));
+                        name, fmt::join(own.sizes(), ", "), c10::toString(own.scalar_type()), fmt::join(tensor.sizes(), ", "),
+                        c10::toString(tensor.scalar_type()));
   }
 
   std::vector<std::vector<Slot>> slots_;  ///< by group
@@ -258,8 +262,7 @@ class AdamW : public SlotOptimizer {
   /// A bf16 parameter on the CPU: gradient, master, moments and parameter in one pass.
   static bool has_kernel(const Slot& slot) {
     const auto is_plain_bf16 = [](const at::Tensor& tensor) {
-      return tensor.device().is_cpu() && tensor.scalar_type() == at::kBFloat16 &&
-             tensor.is_contiguous();
+      return tensor.device().is_cpu() && tensor.scalar_type() == at::kBFloat16 && tensor.is_contiguous();
     };
     return is_plain_bf16(slot.parameter) && is_plain_bf16(slot.parameter.grad());
   }
@@ -282,8 +285,7 @@ class AdamW : public SlotOptimizer {
       step.correction2 = 1 - std::pow(options_.beta2, steps);
     }
     at::Tensor parameter = slot.parameter.detach();
-    ops::rows::adamw(step, slot.parameter.grad(), slot.value, slot.state.at("exp_avg"),
-                     slot.state.at("exp_avg_sq"), parameter);
+    ops::rows::adamw(step, slot.parameter.grad(), slot.value, slot.state.at("exp_avg"), slot.state.at("exp_avg_sq"), parameter);
   }
 
   /// Parameters of one type at a time.
@@ -292,9 +294,8 @@ class AdamW : public SlotOptimizer {
       std::vector<ops::rows::AdamWTensors> of_type;
       for (const Slot* slot : slots) {
         if (slot->parameter.scalar_type() != dtype) continue;
-        of_type.push_back({slot->parameter.grad(), slot->value, slot->state.at("exp_avg"),
-                           slot->state.at("exp_avg_sq"), slot->parameter.detach(),
-                           slot->state.at("step")});
+        of_type.push_back({slot->parameter.grad(), slot->value, slot->state.at("exp_avg"), slot->state.at("exp_avg_sq"),
+                           slot->parameter.detach(), slot->state.at("step")});
       }
       if (!of_type.empty()) ops::rows::joint_adamw(rule(numbers), options_.bias_correction, of_type);
     }
@@ -302,9 +303,8 @@ class AdamW : public SlotOptimizer {
 
   void update_with_stock(const std::vector<Slot*>& slots, const Numbers& numbers) const {
     const Tensors steps = states_of(slots, "step");
-    at::_fused_adamw_(values_of(slots), gradients_of(slots), states_of(slots, "exp_avg"),
-                      states_of(slots, "exp_avg_sq"), {}, correction_steps(steps),
-                      numbers.learning_rate, options_.beta1, options_.beta2, numbers.weight_decay,
+    at::_fused_adamw_(values_of(slots), gradients_of(slots), states_of(slots, "exp_avg"), states_of(slots, "exp_avg_sq"), {},
+                      correction_steps(steps), numbers.learning_rate, options_.beta1, options_.beta2, numbers.weight_decay,
                       options_.eps, /*amsgrad=*/false, /*maximize=*/false);
     copy_to_parameters(slots);
   }
@@ -312,8 +312,7 @@ class AdamW : public SlotOptimizer {
   /// The correction divides by 1 - beta^step, which is 1 after infinitely many steps.
   Tensors correction_steps(const Tensors& steps) const {
     if (options_.bias_correction) return steps;
-    return Tensors(steps.size(),
-                   at::full_like(steps.front(), std::numeric_limits<double>::infinity()));
+    return Tensors(steps.size(), at::full_like(steps.front(), std::numeric_limits<double>::infinity()));
   }
 
   OptimizerOptions options_;
@@ -350,22 +349,19 @@ class Sgd : public SlotOptimizer {
 
 void require_valid(const OptimizerOptions& options) {
   const auto is_beta = [](double beta) { return beta >= 0 && beta < 1; };
-  require<ConfigError>(
-      is_beta(options.beta1) && is_beta(options.beta2) && is_beta(options.momentum),
-      "[optimizer] betas and momentum must be in [0, 1); found {}, {} and {}; use for example 0.9, "
-      "0.999 and 0",
-      options.beta1, options.beta2, options.momentum);
-  require<ConfigError>(
-      options.eps >= 0 && options.weight_decay >= 0,
-      "[optimizer] eps and weight_decay must not be negative; found {} and {}; use "
-      "for example 1e-8 and 0",
-      options.eps, options.weight_decay);
+  require<ConfigError>(is_beta(options.beta1) && is_beta(options.beta2) && is_beta(options.momentum),
+                       "[optimizer] betas and momentum must be in [0, 1); found {}, {} and {}; use for example 0.9, "
+                       "0.999 and 0",
+                       options.beta1, options.beta2, options.momentum);
+  require<ConfigError>(options.eps >= 0 && options.weight_decay >= 0,
+                       "[optimizer] eps and weight_decay must not be negative; found {} and {}; use "
+                       "for example 1e-8 and 0",
+                       options.eps, options.weight_decay);
 }
 
 }  // namespace
 
-std::vector<ParameterGroup> parameter_groups(const NamedParameters& parameters,
-                                             const OptimizerOptions& options) {
+std::vector<ParameterGroup> parameter_groups(const NamedParameters& parameters, const OptimizerOptions& options) {
   require<ConfigError>(!options.loraplus_lr_ratio || options.lr > 0,
                        "[optimizer] lr must be positive with loraplus_lr_ratio; found {}; use for "
                        "example 2e-4",
@@ -375,13 +371,11 @@ std::vector<ParameterGroup> parameter_groups(const NamedParameters& parameters,
 
   std::vector<ParameterGroup> groups;
   for (const auto& [name, parameter] : parameters) {
-    const bool decays = std::ranges::none_of(
-        no_decay, [&](const NamePattern& pattern) { return pattern.matches_part(name); });
+    const bool decays = std::ranges::none_of(no_decay, [&](const NamePattern& pattern) { return pattern.matches_part(name); });
     const double weight_decay = decays ? options.weight_decay : 0;
     const double ratio = lr_ratio(name, parameter, options);
-    auto group = std::ranges::find_if(groups, [&](const ParameterGroup& known) {
-      return known.lr_ratio == ratio && known.weight_decay == weight_decay;
-    });
+    auto group = std::ranges::find_if(
+        groups, [&](const ParameterGroup& known) { return known.lr_ratio == ratio && known.weight_decay == weight_decay; });
     if (group == groups.end()) group = groups.insert(groups.end(), {{}, ratio, weight_decay});
     group->parameters.emplace_back(name, parameter);
   }
@@ -415,13 +409,11 @@ NamedParameters Optimizer::parameters() const {
   return all;
 }
 
-std::unique_ptr<Optimizer> make_optimizer(std::vector<ParameterGroup> groups,
-                                          const OptimizerOptions& options) {
+std::unique_ptr<Optimizer> make_optimizer(std::vector<ParameterGroup> groups, const OptimizerOptions& options) {
   require_valid(options);
-  require<ConfigError>(
-      std::ranges::any_of(groups, [](const auto& group) { return !group.parameters.empty(); }),
-      "[optimizer] something must be trainable; found no parameter; check what is "
-      "frozen");
+  require<ConfigError>(std::ranges::any_of(groups, [](const auto& group) { return !group.parameters.empty(); }),
+                       "[optimizer] something must be trainable; found no parameter; check what is "
+                       "frozen");
   if (options.type == "adamw") return std::make_unique<AdamW>(std::move(groups), options);
   if (options.type == "sgd") return std::make_unique<Sgd>(std::move(groups), options);
   fail<ConfigError>("[optimizer] type must be adamw or sgd; found {:?}; use adamw", options.type);

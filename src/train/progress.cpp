@@ -100,11 +100,12 @@ class Recent {
 
 std::string plain_line(const StepResult& result, const Recent& recent, int64_t total_steps, int64_t total_epochs) {
   std::string line = fmt::format(
-      "step {} epoch {} loss {:.4f} mean {:.4f} lr {:.2e} grad_norm {:.4g} scale {:g} overflow {} {:.0f} tok/s step {:.3f} s data {:.3f} s "
+      "step {} epoch {} loss {:.4f} mean {:.4f} lr {:.2e} grad_norm {:.4g} scale {:g} overflow {} {:.0f} tok/s step {:.3f} s "
+      "data {:.3f} s "
       "mem {}",
-      of_total(result.step, total_steps), of_total(result.epoch + 1, total_epochs), result.loss, recent.mean_loss(), result.learning_rate,
-      result.grad_norm, result.loss_scale, recent.overflows(), recent.tokens_per_second(), recent.mean_step_seconds(),
-      recent.mean_data_seconds(), human_bytes(result.peak_bytes));
+      of_total(result.step, total_steps), of_total(result.epoch + 1, total_epochs), result.loss, recent.mean_loss(),
+      result.learning_rate, result.grad_norm, result.loss_scale, recent.overflows(), recent.tokens_per_second(),
+      recent.mean_step_seconds(), recent.mean_data_seconds(), human_bytes(result.peak_bytes));
   if (result.sol_percent) line += fmt::format(" sol {:.0f} %", *result.sol_percent);
   if (result.reg_loss) line += fmt::format(" reg_loss {:.4g}", *result.reg_loss);
   return line + held_out(result);
@@ -146,8 +147,8 @@ struct Progress::State {
     if (result.eval_loss) {
       print(fmt::format("{}step {}{}\n", kClearLine, of_total(result.step, total_steps), held_out(result)));
     }
-    const bool is_due = steps_seen == 1 || since_drawing.seconds() >= kSecondsBetweenDrawings ||
-                        result.step == total_steps || result.eval_loss;
+    const bool is_due =
+        steps_seen == 1 || since_drawing.seconds() >= kSecondsBetweenDrawings || result.step == total_steps || result.eval_loss;
     if (is_due) draw(result);
   }
 
@@ -160,8 +161,7 @@ struct Progress::State {
 
   /// Position and bar, then as many fields as fit into `columns`.
   std::string bar_line(const StepResult& result, int64_t columns) const {
-    std::string line = fmt::format("{:>{}}", of_total(result.step, total_steps),
-                                   2 * fmt::formatted_size("{}", total_steps) + 1);
+    std::string line = fmt::format("{:>{}}", of_total(result.step, total_steps), 2 * fmt::formatted_size("{}", total_steps) + 1);
     if (total_steps > 0) line += fmt::format(" {:3}%", 100 * done(result) / total_steps);
     columns -= static_cast<int64_t>(line.size());
     if (columns < 0) return {};
@@ -191,8 +191,7 @@ struct Progress::State {
   }
 
   std::vector<std::string> fields(const StepResult& result) const {
-    std::vector<std::string> texts{fmt::format("loss {:.4f}", result.loss),
-                                   fmt::format("lr {:.1e}", result.learning_rate),
+    std::vector<std::string> texts{fmt::format("loss {:.4f}", result.loss), fmt::format("lr {:.1e}", result.learning_rate),
                                    fmt::format("grad {:.2g}", result.grad_norm),
                                    fmt::format("{:.0f} tok/s", result.tokens_per_second),
                                    fmt::format("data {:.3f}s", result.data_seconds)};
@@ -205,9 +204,7 @@ struct Progress::State {
     return duration(per_step * static_cast<double>(total_steps - done(result)));
   }
 
-  int64_t done(const StepResult& result) const {
-    return std::clamp<int64_t>(result.step, 0, total_steps);
-  }
+  int64_t done(const StepResult& result) const { return std::clamp<int64_t>(result.step, 0, total_steps); }
 };
 
 Progress::Progress(int64_t total_steps, int64_t log_interval, int64_t total_epochs)

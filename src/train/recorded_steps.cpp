@@ -101,8 +101,8 @@ Batch filled_up(const Batch& batch, const RecordedShape& shape) {
   return filled;
 }
 
-std::optional<at::Tensor> RecordedSteps::run(nn::CausalLMImpl& model, const Batch& batch, double factor,
-                                             at::ScalarType amp_dtype, bool shares) {
+std::optional<at::Tensor> RecordedSteps::run(nn::CausalLMImpl& model, const Batch& batch, double factor, at::ScalarType amp_dtype,
+                                             bool shares) {
   if (!model.fast_paths.recorded_step || !batch.targets.defined() || batch.targets.label_T.numel() == 0) return std::nullopt;
   const std::string why_not = obstacle(model, batch);
   if (!why_not.empty()) {
@@ -166,9 +166,8 @@ void RecordedSteps::forget_when_changed(nn::CausalLMImpl& model, at::ScalarType 
   }
 }
 
-std::optional<RecordedSteps::Record> RecordedSteps::made(nn::CausalLMImpl& model, const Batch& batch,
-                                                         const RecordedShape& shape, double factor,
-                                                         at::ScalarType amp_dtype) {
+std::optional<RecordedSteps::Record> RecordedSteps::made(nn::CausalLMImpl& model, const Batch& batch, const RecordedShape& shape,
+                                                         double factor, at::ScalarType amp_dtype) {
   const at::Device device = batch.input_ids_BS.device();
   Record record;
   record.batch = filled_up(batch, shape);
@@ -184,8 +183,8 @@ std::optional<RecordedSteps::Record> RecordedSteps::made(nn::CausalLMImpl& model
   const double seconds = clock.seconds();
   if (!at::equal(random_before, generator_state(device))) return given_up("the model draws random numbers (dropout)");
   if (launch_seconds < kLeastLaunchShare * seconds) {
-    return given_up(fmt::format("starting work takes {:.1f} of the {:.1f} ms that the device works", 1e3 * launch_seconds,
-                                1e3 * seconds));
+    return given_up(
+        fmt::format("starting work takes {:.1f} of the {:.1f} ms that the device works", 1e3 * launch_seconds, 1e3 * seconds));
   }
   try {
     record.work = ops::record_work(device, [&] {

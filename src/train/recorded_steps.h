@@ -53,10 +53,10 @@ class RecordedSteps {
   std::nullopt_t given_up(const std::string& why);
   void say_once(const std::string& why);
 
-  std::vector<at::Tensor> parameters_;           ///< trained
-  std::vector<const void*> seen_;                ///< what the records rest on
+  std::vector<at::Tensor> parameters_;  ///< trained
+  std::vector<const void*> seen_;       ///< what the records rest on
   std::map<RecordedShape, Record> records_;
-  std::map<RecordedShape, int> times_;           ///< how often a shape came, until it was recorded
+  std::map<RecordedShape, int> times_;  ///< how often a shape came, until it was recorded
   bool given_up_ = false;
   std::set<std::string> said_;
 };

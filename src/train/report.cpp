@@ -20,9 +20,7 @@ using Steps = std::vector<StepResult>;
 constexpr size_t kListedSteps = 20;
 
 /// Any text as HTML: whatever bytes a model or a file name is made of.
-std::string html(std::string_view text) {
-  return escape_html(escape_control(to_utf8(text)));
-}
+std::string html(std::string_view text) { return escape_html(escape_control(to_utf8(text))); }
 
 // --- Summary ---
 
@@ -32,18 +30,15 @@ struct Card {
 
 std::string card_html(const Card& card) {
   const bool is_long = card.value.size() > 22;
-  std::string text = fmt::format(
-      "<div class=\"card\"><div class=\"label\">{}</div><div class=\"value{}\">{}</div>",
-      html(card.label), is_long ? " long" : "", html(card.value));
+  std::string text = fmt::format("<div class=\"card\"><div class=\"label\">{}</div><div class=\"value{}\">{}</div>",
+                                 html(card.label), is_long ? " long" : "", html(card.value));
   if (!card.note.empty()) {
     text += fmt::format("<div class=\"note {}\">{}</div>", card.note_class, html(card.note));
   }
   return text + "</div>\n";
 }
 
-std::string number(double value) {
-  return std::isfinite(value) ? fmt::format("{:.4f}", value) : "not finite";
-}
+std::string number(double value) { return std::isfinite(value) ? fmt::format("{:.4f}", value) : "not finite"; }
 
 std::string duration(double seconds) {
   if (seconds < 60) return fmt::format("{:.1f} s", seconds);
@@ -102,9 +97,7 @@ double finite_sum(const Steps& steps, double StepResult::*field) {
   return sum;
 }
 
-bool is_skipped(const StepResult& step) {
-  return step.overflow || !step.nonfinite.empty();
-}
+bool is_skipped(const StepResult& step) { return step.overflow || !step.nonfinite.empty(); }
 
 Card steps_card(const Steps& steps) {
   const auto skipped = std::ranges::count_if(steps, is_skipped);
@@ -125,10 +118,9 @@ Card throughput_card(const Steps& steps) {
 Card time_card(const Steps& steps) {
   const double waited = finite_sum(steps, &StepResult::data_seconds);
   const double total = finite_sum(steps, &StepResult::step_seconds) + waited;
-  return {
-      "Training time", duration(total),
-      fmt::format("{:.3g} s per step, {:.1f} % on data", median(steps, &StepResult::step_seconds),
-                  total > 0 ? 100 * waited / total : 0)};
+  return {"Training time", duration(total),
+          fmt::format("{:.3g} s per step, {:.1f} % on data", median(steps, &StepResult::step_seconds),
+                      total > 0 ? 100 * waited / total : 0)};
 }
 
 std::vector<Card> cards_of(const ReportContent& content) {
@@ -138,8 +130,7 @@ std::vector<Card> cards_of(const ReportContent& content) {
   if (before && after) {
     cards.push_back(change_card("Held-out loss", *before, *after));
   } else if (before || after) {
-    cards.push_back(
-        {before ? "Held-out loss before" : "Held-out loss", number(*(before ? before : after))});
+    cards.push_back({before ? "Held-out loss before" : "Held-out loss", number(*(before ? before : after))});
   }
   const Steps& steps = content.steps;
   if (!steps.empty()) {
@@ -155,17 +146,15 @@ std::vector<Card> cards_of(const ReportContent& content) {
 }
 
 std::string header(const ReportContent& content) {
-  std::string text = fmt::format(
-      "<header>\n<p class=\"over\">Fine-tuning report</p>\n<h1>{}</h1>\n<div class=\"cards\">\n",
-      html(content.title));
+  std::string text = fmt::format("<header>\n<p class=\"over\">Fine-tuning report</p>\n<h1>{}</h1>\n<div class=\"cards\">\n",
+                                 html(content.title));
   for (const Card& card : cards_of(content)) text += card_html(card);
   return text + "</div>\n</header>\n";
 }
 
 // --- Curves ---
 
-std::vector<CurvePoint> curve_of(const Steps& steps, double StepResult::*field,
-                                 bool without_skipped = false) {
+std::vector<CurvePoint> curve_of(const Steps& steps, double StepResult::*field, bool without_skipped = false) {
   std::vector<CurvePoint> points;
   points.reserve(steps.size());
   for (const StepResult& step : steps) {
@@ -221,14 +210,10 @@ std::string curves(const Steps& steps, const Chart& loss) {
   rate.from_zero = true;
   std::vector<CurvePoint> waiting_ms = curve_of(steps, &StepResult::data_seconds);
   for (CurvePoint& point : waiting_ms) point.value *= 1000;
-  return "<section>\n<h2>Curves</h2>\n<div class=\"charts\">\n" + chart_html(loss) +
-         chart_html(rate) +
-         chart_html(noisy_chart("Gradient norm", "before clipping",
-                                curve_of(steps, &StepResult::grad_norm, true))) +
-         chart_html(noisy_chart("Throughput", "tokens/s",
-                                curve_of(steps, &StepResult::tokens_per_second))) +
-         chart_html(noisy_chart("Wait for data", "ms per step", std::move(waiting_ms))) +
-         "</div>\n</section>\n";
+  return "<section>\n<h2>Curves</h2>\n<div class=\"charts\">\n" + chart_html(loss) + chart_html(rate) +
+         chart_html(noisy_chart("Gradient norm", "before clipping", curve_of(steps, &StepResult::grad_norm, true))) +
+         chart_html(noisy_chart("Throughput", "tokens/s", curve_of(steps, &StepResult::tokens_per_second))) +
+         chart_html(noisy_chart("Wait for data", "ms per step", std::move(waiting_ms))) + "</div>\n</section>\n";
 }
 
 // --- Ranks ---
@@ -281,19 +266,16 @@ std::string samples(const std::vector<SampleGeneration>& samples) {
       "training</th><th>Reference</th></tr></thead>"
       "\n<tbody>\n";
   for (const SampleGeneration& sample : samples) {
-    text += "<tr>" + sample_cell("prompt", "Prompt", sample.prompt) +
-            sample_cell("before", "Before training", sample.before) +
-            sample_cell("after", "After training", sample.after) +
-            sample_cell("reference", "Reference", sample.reference) + "</tr>\n";
+    text += "<tr>" + sample_cell("prompt", "Prompt", sample.prompt) + sample_cell("before", "Before training", sample.before) +
+            sample_cell("after", "After training", sample.after) + sample_cell("reference", "Reference", sample.reference) +
+            "</tr>\n";
   }
   return text + "</tbody>\n</table></div>\n</section>\n";
 }
 
-std::string pairs(std::string_view title,
-                  const std::vector<std::pair<std::string, std::string>>& entries) {
+std::string pairs(std::string_view title, const std::vector<std::pair<std::string, std::string>>& entries) {
   if (entries.empty()) return {};
-  std::string text =
-      fmt::format("<section>\n<h2>{}</h2>\n<div class=\"panel pairs\"><table><tbody>\n", title);
+  std::string text = fmt::format("<section>\n<h2>{}</h2>\n<div class=\"panel pairs\"><table><tbody>\n", title);
   for (const auto& [label, value] : entries) {
     text += fmt::format("<tr><th>{}</th><td>{}</td></tr>\n", html(label), html(value));
   }
@@ -315,9 +297,7 @@ std::string nonfinite_steps(const Steps& steps) {
 
 std::string configuration(const std::string& yaml) {
   if (yaml.empty()) return {};
-  return fmt::format(
-      "<section>\n<h2>Configuration</h2>\n<div class=\"panel\"><pre>{}</pre></div>\n</section>\n",
-      html(yaml));
+  return fmt::format("<section>\n<h2>Configuration</h2>\n<div class=\"panel\"><pre>{}</pre></div>\n</section>\n", html(yaml));
 }
 
 std::string head(std::string_view title) {
@@ -333,9 +313,8 @@ std::string head(std::string_view title) {
 }  // namespace
 
 std::string report_html(const ReportContent& content) {
-  return head(content.title) + "<body>\n<main>\n" + header(content) +
-         curves(content.steps, loss_chart(content)) + rank_map(content) + nonfinite_steps(content.steps) +
-         samples(content.samples) + configuration(content.config_yaml) +
+  return head(content.title) + "<body>\n<main>\n" + header(content) + curves(content.steps, loss_chart(content)) +
+         rank_map(content) + nonfinite_steps(content.steps) + samples(content.samples) + configuration(content.config_yaml) +
          pairs("Environment", content.environment) +
          fmt::format(
              "<footer>Written by lora. This page needs no network.</footer>\n</main>\n"

@@ -56,8 +56,8 @@ struct Sums {
 };
 
 /// Loss sum / divisor and, into `regularizer`, the method's own loss; undefined when there is none.
-at::Tensor micro_batch_loss(nn::CausalLMImpl& model, const Batch& batch, const StepState& state,
-                            double divisor, at::Tensor& regularizer) {
+at::Tensor micro_batch_loss(nn::CausalLMImpl& model, const Batch& batch, const StepState& state, double divisor,
+                            at::Tensor& regularizer) {
   const AutocastGuard autocast(batch.input_ids_BS.device().type(), state.options.amp_dtype);
   const at::Tensor loss = nn::causal_lm_loss_sum(model, batch) / divisor;
   if (state.adapters) regularizer = state.adapters.regularizer();
@@ -65,8 +65,8 @@ at::Tensor micro_batch_loss(nn::CausalLMImpl& model, const Batch& batch, const S
 }
 
 /// The micro-batch's loss when it ran as recorded on a GPU; nothing when it did not.
-std::optional<at::Tensor> run_recorded(nn::CausalLMImpl& model, const Batch& batch,
-                                       StepState& state, double divisor, bool shares) {
+std::optional<at::Tensor> run_recorded(nn::CausalLMImpl& model, const Batch& batch, StepState& state, double divisor,
+                                       bool shares) {
   if (!batch.input_ids_BS.is_cuda()) return std::nullopt;
   if (state.adapters && state.adapters.regularizer().defined()) return std::nullopt;
   if (!state.recorded) state.recorded = std::make_shared<RecordedSteps>();
@@ -76,8 +76,7 @@ std::optional<at::Tensor> run_recorded(nn::CausalLMImpl& model, const Batch& bat
 }
 
 /// Forward and backward of every micro-batch.
-Sums accumulate_gradients(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,
-                          StepState& state, StepResult& result) {
+Sums accumulate_gradients(nn::CausalLMImpl& model, std::span<const Batch> micro_batches, StepState& state, StepResult& result) {
   const at::Device device = device_of(model);
   const double divisor = loss_divisor(micro_batches, state, result.targets);
   const auto share = 1 / static_cast<double>(micro_batches.size());
@@ -93,8 +92,7 @@ Sums accumulate_gradients(nn::CausalLMImpl& model, std::span<const Batch> micro_
     sums.loss += loss.detach();
     if (regularizer.defined()) {
       const at::Tensor part = regularizer * share;
-      sums.regularizer =
-          sums.regularizer.defined() ? sums.regularizer + part.detach() : part.detach();
+      sums.regularizer = sums.regularizer.defined() ? sums.regularizer + part.detach() : part.detach();
       loss = loss + part;
     }
     state.scaler.scaled(loss).backward();
@@ -111,8 +109,7 @@ bool finish_gradients(const StepState& state, const Sums& sums, StepResult& resu
   const auto there = [&](const at::Tensor& number) { return number.to(sums.loss.options()); };
   const at::Tensor numbers =
       at::stack({sums.loss, sums.regularizer.defined() ? there(sums.regularizer) : zero,
-                 is_scaled ? there(state.scaler.unscale_unread(gradients)) : zero,
-                 there(gradient_norm(gradients))})
+                 is_scaled ? there(state.scaler.unscale_unread(gradients)) : zero, there(gradient_norm(gradients))})
           .cpu();
   const auto* read = numbers.const_data_ptr<double>();
   result.loss = read[0];
@@ -126,17 +123,14 @@ bool finish_gradients(const StepState& state, const Sums& sums, StepResult& resu
   return finite;
 }
 
-std::string describe_nonfinite(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,
-                               const StepState& state) {
+std::string describe_nonfinite(nn::CausalLMImpl& model, std::span<const Batch> micro_batches, const StepState& state) {
   const std::string found = locate_nonfinite(model, micro_batches, state.options.amp_dtype);
-  return found.empty() ? "a value was not finite, but is when the step is repeated without dropout"
-                       : found;
+  return found.empty() ? "a value was not finite, but is when the step is repeated without dropout" : found;
 }
 
 /// The step counts, but nothing is updated. An overflow that makes a dynamic scale smaller is how
 /// such a scale finds its size; any other value that is not finite is looked for and reported.
-void skip_update(nn::CausalLMImpl& model, std::span<const Batch> micro_batches, StepState& state,
-                 StepResult& result) {
+void skip_update(nn::CausalLMImpl& model, std::span<const Batch> micro_batches, StepState& state, StepResult& result) {
   result.overflow = true;
   const bool expected = std::isfinite(result.loss) && state.scaler.can_back_off();
   state.scaler.update(/*overflow=*/true);
@@ -169,16 +163,15 @@ void follow_up(StepState& state, StepResult& result, bool has_gradients) {
 void warn_without_targets(StepState& state, int64_t step) {
   if (state.warned_without_targets) return;
   state.warned_without_targets = true;
-  log::warn(fmt::format(
-      "[step {}] a step should have targets; its rows have none, so that nothing was updated; this "
-      "is said once; check labels and length limits of the data",
-      step));
+  log::warn(
+      fmt::format("[step {}] a step should have targets; its rows have none, so that nothing was updated; this "
+                  "is said once; check labels and length limits of the data",
+                  step));
 }
 
 }  // namespace
 
-StepResult train_step(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,
-                      StepState& state) {
+StepResult train_step(nn::CausalLMImpl& model, std::span<const Batch> micro_batches, StepState& state) {
   const Stopwatch clock;
   StepResult result = begin_step(model, micro_batches, state);
   state.optimizer->zero_grad();

@@ -76,16 +76,14 @@ TrainerOptions resolved(TrainerOptions options) {
 
 }  // namespace
 
-Trainer::Trainer(std::shared_ptr<nn::CausalLMImpl> model, AdapterSets adapters,
-                 const TrainerOptions& options)
+Trainer::Trainer(std::shared_ptr<nn::CausalLMImpl> model, AdapterSets adapters, const TrainerOptions& options)
     : model_(std::move(model)), options_(resolved(options)) {
   model_->to(options_.device);
   model_->train();
   state_.options = options_.step;
   state_.schedule = options_.schedule;
   state_.adapters = std::move(adapters);
-  state_.optimizer = make_optimizer(
-      parameter_groups(trainable_parameters(*model_), options_.optimizer), options_.optimizer);
+  state_.optimizer = make_optimizer(parameter_groups(trainable_parameters(*model_), options_.optimizer), options_.optimizer);
   state_.scaler = GradScaler(options_.scaler);
 }
 
@@ -98,8 +96,7 @@ StepResult Trainer::step(std::span<const Batch> micro_batches) {
   return run({.micro_batches = {micro_batches.begin(), micro_batches.end()}});
 }
 
-std::optional<StepResult> Trainer::fit(data::Loader& loader,
-                                       const std::function<bool()>& should_stop) {
+std::optional<StepResult> Trainer::fit(data::Loader& loader, const std::function<bool()>& should_stop) {
   std::optional<StepResult> last;
   Feed feed(loader, options_.device);
   LoadingWatch loading;
@@ -120,8 +117,7 @@ StepResult Trainer::run(const data::StepData& data) {
   result.data_seconds = data.data_seconds;
   result.data_read_seconds = data.read_seconds;
   result.data_transform_seconds = data.transform_seconds;
-  result.tokens_per_second =
-      static_cast<double>(result.tokens) / (result.step_seconds + result.data_seconds);
+  result.tokens_per_second = static_cast<double>(result.tokens) / (result.step_seconds + result.data_seconds);
   if (options_.peak_flops_per_second > 0) {
     const double flops_per_second = step_flops(*model_, data.micro_batches) / result.step_seconds;
     result.sol_percent = 100 * flops_per_second / options_.peak_flops_per_second;
@@ -133,9 +129,9 @@ StepResult Trainer::run(const data::StepData& data) {
 Callback log_every(int64_t interval) {
   return [interval](StepResult& result) {
     if (interval < 1 || result.step % interval != 0) return;
-    log::info(fmt::format("step {}: loss {:.4f}, lr {:.3g}, grad norm {:.3g}, {:.0f} tokens/s{}",
-                          result.step, result.loss, result.learning_rate, result.grad_norm,
-                          result.tokens_per_second, result.overflow ? ", update skipped" : ""));
+    log::info(fmt::format("step {}: loss {:.4f}, lr {:.3g}, grad norm {:.3g}, {:.0f} tokens/s{}", result.step, result.loss,
+                          result.learning_rate, result.grad_norm, result.tokens_per_second,
+                          result.overflow ? ", update skipped" : ""));
   };
 }
 

@@ -19,8 +19,7 @@ const Names kTargets = {"q_proj", "down_proj", "embed_tokens", "lm_head"};
 std::vector<at::Tensor> weights_of(const AdapterSet& set) {
   std::vector<at::Tensor> weights;
   for (const auto& slot : set.slots()) {
-    weights.push_back(
-        (slot.linear.is_empty() ? slot.embedding->weight : slot.linear->weight).detach().clone());
+    weights.push_back((slot.linear.is_empty() ? slot.embedding->weight : slot.linear->weight).detach().clone());
   }
   return weights;
 }
@@ -157,9 +156,7 @@ TEST_CASE("training an adapter lowers the loss and leaves the base", "[adapters]
   const auto set = inject(model, {.alpha = 16, .targets = Names{"lm_head", "down_proj"}});
   const auto base = weights_of(set);
   const auto ids = testing::some_ids();
-  const auto loss = [&] {
-    return at::cross_entropy_loss(model.forward(ids).view({-1, 128}), ids.roll(1, 1).view({-1}));
-  };
+  const auto loss = [&] { return at::cross_entropy_loss(model.forward(ids).view({-1, 128}), ids.roll(1, 1).view({-1})); };
   const double first = loss().item<double>();
   for (int step = 0; step < 30; ++step) {
     for (auto& parameter : set.parameters()) parameter.mutable_grad() = at::Tensor();

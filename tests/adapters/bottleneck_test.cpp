@@ -18,8 +18,7 @@ namespace {
 /// up(f(down(input))), by hand.
 at::Tensor network(const torch::nn::Module& adapter, const at::Tensor& input, at::Tensor (*activation)(const at::Tensor&)) {
   const auto parameters = adapter.named_parameters();
-  const at::Tensor inner =
-      activation(at::linear(input, parameters["adapter_down.0.weight"], parameters["adapter_down.0.bias"]));
+  const at::Tensor inner = activation(at::linear(input, parameters["adapter_down.0.weight"], parameters["adapter_down.0.bias"]));
   return at::linear(inner, parameters["adapter_up.weight"], parameters["adapter_up.bias"]);
 }
 

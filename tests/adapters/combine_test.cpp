@@ -12,20 +12,16 @@
 #include "support.h"
 
 using namespace lora;
-using testing::lora_config;
 using testing::difference;
 using testing::FakeLlama;
+using testing::lora_config;
 using testing::message_of;
 using Names = std::vector<std::string>;
 
 namespace {
 
-Path combine_reference() {
-  return testing::reference_folder() / "combine";
-}
-Path peft_reference() {
-  return testing::reference_folder() / "peft/multi_adapter";
-}
+Path combine_reference() { return testing::reference_folder() / "combine"; }
+Path peft_reference() { return testing::reference_folder() / "peft/multi_adapter"; }
 
 std::vector<io::AdapterFiles> read_all(const Path& folder, const Names& names) {
   std::vector<io::AdapterFiles> files;
@@ -44,15 +40,12 @@ CombineOptions options_of(const formats::Json& item) {
 }
 
 const LowRankValue& at_path(const LowRankAdapter& adapter, const std::string& path) {
-  const auto found =
-      std::ranges::find_if(adapter.updates, [&](const auto& value) { return value.path == path; });
+  const auto found = std::ranges::find_if(adapter.updates, [&](const auto& value) { return value.path == path; });
   REQUIRE(found != adapter.updates.end());
   return *found;
 }
 
-at::Tensor update_of(const LowRankValue& value) {
-  return value.b_OR.mm(value.a_RI) * value.scale;
-}
+at::Tensor update_of(const LowRankValue& value) { return value.b_OR.mm(value.a_RI) * value.scale; }
 
 /// scale * B A of every module.
 std::map<std::string, at::Tensor> updates_of(const io::AdapterFiles& files) {
@@ -84,20 +77,17 @@ std::string refusal(const std::vector<io::AdapterFiles>& files, const std::vecto
 
 TEST_CASE("weighted combinations are PEFT's", "[adapters]") {
   const auto expected = io::load_safetensors(combine_reference() / "expected.safetensors");
-  const auto cases =
-      formats::parse_json(read_file(combine_reference() / "cases.json"), "cases.json");
+  const auto cases = formats::parse_json(read_file(combine_reference() / "cases.json"), "cases.json");
   for (const auto& item : cases.at("cases")) {
     const auto name = item.at("name").get<std::string>();
     INFO(name);
-    const auto files =
-        combine_adapters(read_all(combine_reference(), item.at("adapters").get<Names>()),
-                         item.at("weights").get<std::vector<double>>(), options_of(item));
+    const auto files = combine_adapters(read_all(combine_reference(), item.at("adapters").get<Names>()),
+                                        item.at("weights").get<std::vector<double>>(), options_of(item));
     const auto adapter = low_rank_adapter(files);
     const auto of_case = [&](const auto& entry) {
       return entry.first.starts_with(name + "/") && entry.first.ends_with("/delta");
     };
-    CHECK(static_cast<std::ptrdiff_t>(adapter.updates.size()) ==
-          std::ranges::count_if(expected, of_case));
+    CHECK(static_cast<std::ptrdiff_t>(adapter.updates.size()) == std::ranges::count_if(expected, of_case));
     for (const auto& value : adapter.updates) {
       INFO(value.path);
       const auto at = name + "/" + value.path + "/";
@@ -106,8 +96,7 @@ TEST_CASE("weighted combinations are PEFT's", "[adapters]") {
       CHECK(value.a_RI.size(0) == expected.at(at + "A").size(0));
       CHECK(difference(update_of(value), expected.at(at + "delta")) < 2e-5);
       // A pair of singular vectors may point the other way.
-      if (item.at("combination_type").get<std::string>().ends_with("svd") && name != "linear_one")
-        continue;
+      if (item.at("combination_type").get<std::string>().ends_with("svd") && name != "linear_one") continue;
       CHECK(difference(value.a_RI, expected.at(at + "A")) < 1e-6);
       CHECK(difference(value.b_OR, expected.at(at + "B")) < 1e-6);
     }
@@ -122,8 +111,7 @@ TEST_CASE("the reference's two adapters combine to its files", "[adapters]") {
     const auto combined = combine_adapters(files, {0.7, -0.4}, {.type = type});
     for (const auto& [path, update] : updates_of(combined)) {
       const std::string place = path.substr(std::string("model.").size());
-      const std::string short_place =
-          place.substr(0, place.find(".self_attn")) + place.substr(place.rfind('.'));
+      const std::string short_place = place.substr(0, place.find(".self_attn")) + place.substr(place.rfind('.'));
       CHECK(difference(update, expected.at("delta." + type + "." + short_place)) < 1e-5);
     }
     if (type == "svd") continue;
@@ -132,8 +120,7 @@ TEST_CASE("the reference's two adapters combine to its files", "[adapters]") {
     CHECK(lora_config(combined).lora_alpha == lora_config(theirs).lora_alpha);
     CHECK(lora_config(combined).target_modules == lora_config(theirs).target_modules);
     REQUIRE(combined.tensors.size() == theirs.tensors.size());
-    for (const auto& [name, tensor] : theirs.tensors)
-      CHECK(difference(combined.tensors.at(name), tensor) < 1e-6);
+    for (const auto& [name, tensor] : theirs.tensors) CHECK(difference(combined.tensors.at(name), tensor) < 1e-6);
   }
 }
 
@@ -156,8 +143,7 @@ TEST_CASE("svd is the best approximation of its rank", "[adapters]") {
   const at::Tensor singular = at::linalg_svdvals(sum.to(at::kDouble));
   for (const int64_t rank : {1, 3, 7, 9}) {
     INFO(rank);
-    const auto combined =
-        combine_adapters({first, second}, {1, 1}, {.type = "svd", .svd_rank = rank});
+    const auto combined = combine_adapters({first, second}, {1, 1}, {.type = "svd", .svd_rank = rank});
     CHECK(lora_config(combined).r == rank);
     const double error = (updates_of(combined).at("up") - sum).norm().item<double>();
     const double least = singular.slice(0, std::min<int64_t>(rank, 7)).norm().item<double>();
@@ -182,12 +168,10 @@ TEST_CASE("dare keeps a share of the numbers, scaled up, by its seed", "[adapter
   const std::vector<io::AdapterFiles> files = {made_files(16, {"up"})};
   const std::vector<io::AdapterFiles> two = {files[0], made_files(16, {"down"})};
   const auto combined = [&](uint64_t seed) {
-    return low_rank_adapter(
-        combine_adapters(two, {1, 1}, {.type = "dare_linear", .density = 0.3, .seed = seed}));
+    return low_rank_adapter(combine_adapters(two, {1, 1}, {.type = "dare_linear", .density = 0.3, .seed = seed}));
   };
   const auto once = combined(1), again = combined(1), other = combined(2);
-  const at::Tensor plain = at_path(low_rank_adapter(files[0]), "up").a_RI,
-                   a = at_path(once, "up").a_RI;
+  const at::Tensor plain = at_path(low_rank_adapter(files[0]), "up").a_RI, a = at_path(once, "up").a_RI;
   CHECK(at::equal(a, at_path(again, "up").a_RI));
   CHECK_FALSE(at::equal(a, at_path(other, "up").a_RI));
   const at::Tensor kept = a != 0;
@@ -211,23 +195,20 @@ TEST_CASE("the new adapter reaches the modules that the old ones do", "[adapters
   const auto check = [&](const LoraOptions& left, const LoraOptions& right) {
     const auto a = add("a", left), b = add("b", right);
     set_active_adapters(model, {"b"});
-    const auto sum = updates_of(
-        adapter_to_files(add_weighted_adapter(model, {"a", "b"}, {2, 3}, "sum", {.type = "cat"})));
+    const auto sum = updates_of(adapter_to_files(add_weighted_adapter(model, {"a", "b"}, {2, 3}, "sum", {.type = "cat"})));
     CHECK(active_adapters(model) == Names{"b"});
     std::set<std::string> paths;
     for (const auto& entry : a) paths.insert(entry.first);
     for (const auto& entry : b) paths.insert(entry.first);
     CHECK(sum.size() == paths.size());
-    for (const auto& path : paths)
-      CHECK(difference(sum.at(path), sum_at(a, path) * 2 + sum_at(b, path) * 3) < 1e-5);
+    for (const auto& path : paths) CHECK(difference(sum.at(path), sum_at(a, path) * 2 + sum_at(b, path) * 3) < 1e-5);
     for (const std::string name : {"a", "b", "sum"}) remove_adapter(model, name);
   };
   check({.targets = Names{"q_proj"}}, {.targets = Names{"v_proj", "embed_tokens"}});
   check({.targets = R"(.*\.(q|v)_proj)"}, {.targets = R"(.*\.0\.mlp\.up_proj)"});
   check({.targets = Names{"q_proj"}, .layers_to_transform = {{0}}},
         {.targets = Names{"q_proj", "k_proj"}, .layers_to_transform = {{1}}});
-  check({.targets = Names{"q_proj", "v_proj"}, .exclude = Names{"layers.0.self_attn.q_proj"}},
-        {.targets = Names{"v_proj"}});
+  check({.targets = Names{"q_proj", "v_proj"}, .exclude = Names{"layers.0.self_attn.q_proj"}}, {.targets = Names{"v_proj"}});
   check({.targets = "all-linear"}, {.rank = 2, .targets = Names{"lm_head"}});
 }
 
@@ -263,35 +244,28 @@ TEST_CASE("parameters that one adapter trains whole go into the combination", "[
 
 TEST_CASE("combinations that cannot be are refused", "[adapters]") {
   at::manual_seed(5);
-  const auto up = made_files(4, {"up"}), down = made_files(4, {"down"}),
-             thin = made_files(2, {"up"});
+  const auto up = made_files(4, {"up"}), down = made_files(4, {"down"}), thin = made_files(2, {"up"});
   CHECK(refusal<ConfigError>({}, {}).find("found 0") != std::string::npos);
   refusal<ConfigError>({up, down}, {1});
   refusal<ConfigError>({up, down}, {1, NAN});
-  CHECK(refusal<ConfigError>({up, down}, {1, 1}, {.type = "tie"}).find("dare_ties_svd") !=
-        std::string::npos);
+  CHECK(refusal<ConfigError>({up, down}, {1, 1}, {.type = "tie"}).find("dare_ties_svd") != std::string::npos);
   for (const std::string type : {"linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"}) {
-    CHECK(refusal<ConfigError>({up, thin}, {1, 1}, {.type = type, .density = 0.5}).find("4, 2") !=
-          std::string::npos);
+    CHECK(refusal<ConfigError>({up, thin}, {1, 1}, {.type = type, .density = 0.5}).find("4, 2") != std::string::npos);
   }
   for (const auto& type : combination_types()) {
     if (type == "cat" || type == "linear" || type == "svd") continue;
-    CHECK(refusal<ConfigError>({up, down}, {1, 1}, {.type = type}).find("density") !=
-          std::string::npos);
+    CHECK(refusal<ConfigError>({up, down}, {1, 1}, {.type = type}).find("density") != std::string::npos);
   }
-  for (const double density : {0.0, -0.5, 1.5})
-    refusal<ConfigError>({up, down}, {1, 1}, {.type = "ties", .density = density});
+  for (const double density : {0.0, -0.5, 1.5}) refusal<ConfigError>({up, down}, {1, 1}, {.type = "ties", .density = density});
   refusal<ConfigError>({up, down}, {1, 1}, {.svd_rank = 0});
   refusal<ConfigError>({up, down}, {1, 1}, {.svd_clamp = 1.5});
-  refusal<ConfigError>({up, down}, {1, 1},
-                       {.type = "ties", .density = 0.5, .majority_sign_method = "most"});
+  refusal<ConfigError>({up, down}, {1, 1}, {.type = "ties", .density = 0.5, .majority_sign_method = "most"});
 
   auto expression = down;
   lora_config(expression).target_modules = "down";
   CHECK(refusal<ConfigError>({up, expression}, {1, 1}).find("expression") != std::string::npos);
   auto head = up, same_head = down;
-  head.tensors["base_model.model.head.weight"] = same_head.tensors["base_model.model.head.weight"] =
-      at::zeros({3, 3});
+  head.tensors["base_model.model.head.weight"] = same_head.tensors["base_model.model.head.weight"] = at::zeros({3, 3});
   CHECK(refusal<ConfigError>({head, same_head}, {1, 1}).find("head.weight") != std::string::npos);
   auto whole = down;
   whole.tensors["base_model.model.up.weight"] = at::zeros({30, 40});
@@ -305,8 +279,7 @@ TEST_CASE("combinations that cannot be are refused", "[adapters]") {
   auto patterned = made_files(4, {"up"});
   lora_config(patterned).rank_pattern = {{"up", 2}};
   patterned.tensors = thin.tensors;
-  CHECK(refusal<ConfigError>({up, patterned}, {1, 1}, {.type = "linear"}).find("4 and 2") !=
-        std::string::npos);
+  CHECK(refusal<ConfigError>({up, patterned}, {1, 1}, {.type = "linear"}).find("4 and 2") != std::string::npos);
 
   FakeLlama model;
   inject(model, {.targets = Names{"q_proj"}}, "a");

@@ -75,8 +75,10 @@ TEST_CASE("DoRA in a group equals its layers one by one", "[adapters]") {
   const at::Tensor joined = group.forward(x, {});
   CHECK(difference(joined, apart) < 1e-5);
   const at::Tensor direction = at::randn_like(joined);
-  const std::vector<at::Tensor> factors = {first->lora_A, last->lora_B, first->lora_magnitude_vector, last->lora_magnitude_vector};
-  const auto found = torch::autograd::grad({joined}, factors, {direction}), right = torch::autograd::grad({apart}, factors, {direction});
+  const std::vector<at::Tensor> factors = {first->lora_A, last->lora_B, first->lora_magnitude_vector,
+                                           last->lora_magnitude_vector};
+  const auto found = torch::autograd::grad({joined}, factors, {direction}),
+             right = torch::autograd::grad({apart}, factors, {direction});
   for (size_t i = 0; i < factors.size(); ++i) CHECK(difference(found[i], right[i]) < 2e-5);
 }
 
@@ -165,13 +167,31 @@ TEST_CASE("without gradients DoRA finds its scale once, and anew when anything i
     CHECK(!first->rows_for_scale().defined());
     check();
     CHECK(first->output_scale({}, *layers[0]).is_same(first->output_scale({}, *layers[0])));
-    for (const at::Tensor& changed : {first->lora_A, last->lora_B, first->lora_magnitude_vector, layers[0]->weight, layers[1]->weight}) {
+    for (const at::Tensor& changed :
+         {first->lora_A, last->lora_B, first->lora_magnitude_vector, layers[0]->weight, layers[1]->weight}) {
       changed.mul_(1.5);
       check();
     }
   }
   CHECK(first->rows_for_scale().defined());
   CHECK(group.forward(x, {}).requires_grad());
+}
+
+TEST_CASE("a scale that was kept does not outlive a pass with gradients, whose update may write past the versions",
+          "[adapters]") {
+  at::manual_seed(4);
+  auto layer = linear(8, 6, true);
+  const auto dora = attached(layer);
+  const at::Tensor x = at::randn({3, 8});
+  const auto check = [&] {
+    const torch::NoGradGuard no_grad;
+    CHECK(difference(layer->forward(x), by_definition(x, layer, *dora)) < 1e-5);
+  };
+  check();
+  layer->forward(x);
+  dora->lora_B.data_ptr<float>()[0] += 1;
+  dora->lora_magnitude_vector.data_ptr<float>()[1] += 1;
+  check();
 }
 
 TEST_CASE("a row's outputs under DoRA are the same beside others and alone, bit for bit", "[adapters]") {

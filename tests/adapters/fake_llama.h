@@ -35,9 +35,7 @@ struct FakeMlp : torch::nn::Module {
       : gate_proj(register_module("gate_proj", nn::Linear(sizes.hidden, sizes.intermediate))),
         up_proj(register_module("up_proj", nn::Linear(sizes.hidden, sizes.intermediate))),
         down_proj(register_module("down_proj", nn::Linear(sizes.intermediate, sizes.hidden))) {}
-  at::Tensor forward(const at::Tensor& x) {
-    return down_proj->forward(at::tanh(gate_proj->forward(x)) * up_proj->forward(x));
-  }
+  at::Tensor forward(const at::Tensor& x) { return down_proj->forward(at::tanh(gate_proj->forward(x)) * up_proj->forward(x)); }
   nn::Linear gate_proj, up_proj, down_proj;
 };
 
@@ -46,8 +44,7 @@ struct FakeLayer : torch::nn::Module {
       : self_attn(register_module("self_attn", std::make_shared<FakeAttention>(sizes))),
         mlp(register_module("mlp", std::make_shared<FakeMlp>(sizes))),
         input_layernorm(register_module("input_layernorm", nn::RmsNorm(sizes.hidden, 1e-5))),
-        post_attention_layernorm(
-            register_module("post_attention_layernorm", nn::RmsNorm(sizes.hidden, 1e-5))) {}
+        post_attention_layernorm(register_module("post_attention_layernorm", nn::RmsNorm(sizes.hidden, 1e-5))) {}
   at::Tensor forward(const at::Tensor& x) {
     const auto h = x + self_attn->forward(input_layernorm->forward(x));
     return h + mlp->forward(post_attention_layernorm->forward(h));
@@ -62,8 +59,7 @@ struct FakeTrunk : torch::nn::Module {
       : embed_tokens(register_module("embed_tokens", nn::Embedding(sizes.vocab, sizes.hidden))),
         layers(register_module("layers", torch::nn::ModuleList())),
         norm(register_module("norm", nn::RmsNorm(sizes.hidden, 1e-5))) {
-    for (int64_t i = 0; i < sizes.layers; ++i)
-      layers->push_back(std::make_shared<FakeLayer>(sizes));
+    for (int64_t i = 0; i < sizes.layers; ++i) layers->push_back(std::make_shared<FakeLayer>(sizes));
   }
   at::Tensor forward(const at::Tensor& ids) {
     auto h = embed_tokens->forward(ids);
@@ -81,27 +77,21 @@ struct FakeLlama : torch::nn::Module {
       : model(register_module("model", std::make_shared<FakeTrunk>(sizes))),
         lm_head(register_module("lm_head", nn::Linear(sizes.hidden, sizes.vocab))) {}
   at::Tensor forward(const at::Tensor& ids) { return lm_head->forward(model->forward(ids)); }
-  FakeAttention& attention(size_t layer) {
-    return *model->layers[layer]->as<FakeLayer>()->self_attn;
-  }
+  FakeAttention& attention(size_t layer) { return *model->layers[layer]->as<FakeLayer>()->self_attn; }
   std::shared_ptr<FakeTrunk> model;
   nn::Linear lm_head;
 };
 
 /// Two layers with biases: the model of tests/reference/make_bias_reference.py.
 struct Mlp : torch::nn::Module {
-  Mlp()
-      : up(register_module("up", nn::Linear(6, 8, true))),
-        down(register_module("down", nn::Linear(8, 4, true))) {}
+  Mlp() : up(register_module("up", nn::Linear(6, 8, true))), down(register_module("down", nn::Linear(8, 4, true))) {}
   at::Tensor forward(const at::Tensor& x) { return down->forward(at::tanh(up->forward(x))); }
   nn::Linear up, down;
 };
 
 /// A causal language model whose head has an unusual name.
 struct OddHead : nn::CausalLMImpl {
-  OddHead()
-      : body(register_module("body", nn::Linear(4, 4))),
-        classifier(register_module("classifier", nn::Linear(4, 6))) {}
+  OddHead() : body(register_module("body", nn::Linear(4, 4))), classifier(register_module("classifier", nn::Linear(4, 6))) {}
   at::Tensor hidden(const Batch&, nn::KvCache*) override { return {}; }
   nn::Linear head() override { return classifier; }
   int64_t vocab_size() const override { return 6; }
@@ -110,9 +100,7 @@ struct OddHead : nn::CausalLMImpl {
   nn::Linear body, classifier;
 };
 
-inline at::Tensor some_ids() {
-  return at::randint(0, 128, {2, 7}, at::kLong);
-}
+inline at::Tensor some_ids() { return at::randint(0, 128, {2, 7}, at::kLong); }
 
 inline double difference(const at::Tensor& a, const at::Tensor& b) {
   return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();

@@ -18,9 +18,7 @@ constexpr int64_t kBase = 2 * 160 + 2 * (4 * 64 + 3 * 96 + 2 * 8) + 8;
 
 /// Ties the head to the embedding the way a model does: one tensor, registered twice.
 struct Tied : torch::nn::Module {
-  Tied()
-      : embed(register_module("embed", nn::Embedding(20, 8))),
-        body(register_module("body", nn::Linear(8, 8))) {
+  Tied() : embed(register_module("embed", nn::Embedding(20, 8))), body(register_module("body", nn::Linear(8, 8))) {
     head = register_parameter("head", embed->weight);
   }
   nn::Embedding embed;
@@ -40,15 +38,13 @@ TEST_CASE("only the adapter trains, and the counts are exact", "[adapters]") {
   CHECK(report.trainable_names.size() == 8);
   CHECK(report.trainable_names.front() == "model.layers.0.self_attn.q_proj.default.lora_A");
   for (const auto& parameter : model.named_parameters()) {
-    CHECK(parameter.value().requires_grad() ==
-          (parameter.key().find("lora_") != std::string::npos));
+    CHECK(parameter.value().requires_grad() == (parameter.key().find("lora_") != std::string::npos));
   }
 }
 
 TEST_CASE("the summary reads as PEFT's", "[adapters]") {
   const FreezeReport report{.trainable = 4'194'304, .total = 6'742'609'920, .trainable_names = {}};
-  CHECK(report.summary() ==
-        "trainable params: 4,194,304 || all params: 6,742,609,920 || trainable%: 0.0622");
+  CHECK(report.summary() == "trainable params: 4,194,304 || all params: 6,742,609,920 || trainable%: 0.0622");
 }
 
 TEST_CASE("a tied tensor counts once", "[adapters]") {
@@ -62,17 +58,15 @@ TEST_CASE("rules freeze first and free after", "[adapters]") {
   FakeLlama model(kSmall);
   model.to(at::kBFloat16);
   const auto set = inject(model, {.rank = 2, .targets = Names{"q_proj", "up_proj"}});
-  const auto report = freeze_base(
-      model, set,
-      {.train = {R"(layers\.1\.input_layernorm)", R"(1\.mlp.*lora_A)"}, .freeze = {"lora_A$"}});
-  CHECK(report.trainable_names == Names{"model.layers.0.self_attn.q_proj.default.lora_B",
-                                        "model.layers.0.mlp.up_proj.default.lora_B",
-                                        "model.layers.1.self_attn.q_proj.default.lora_B",
-                                        "model.layers.1.mlp.up_proj.default.lora_A",
-                                        "model.layers.1.mlp.up_proj.default.lora_B",
-                                        "model.layers.1.input_layernorm.weight"});
+  const auto report =
+      freeze_base(model, set, {.train = {R"(layers\.1\.input_layernorm)", R"(1\.mlp.*lora_A)"}, .freeze = {"lora_A$"}});
+  CHECK(report.trainable_names ==
+        Names{"model.layers.0.self_attn.q_proj.default.lora_B", "model.layers.0.mlp.up_proj.default.lora_B",
+              "model.layers.1.self_attn.q_proj.default.lora_B", "model.layers.1.mlp.up_proj.default.lora_A",
+              "model.layers.1.mlp.up_proj.default.lora_B", "model.layers.1.input_layernorm.weight"});
   const auto parameters = model.named_parameters();
-  CHECK(parameters["model.layers.1.input_layernorm.weight"].scalar_type() == at::kBFloat16);  // the optimizer updates a copy in fp32
+  CHECK(parameters["model.layers.1.input_layernorm.weight"].scalar_type() ==
+        at::kBFloat16);  // the optimizer updates a copy in fp32
   CHECK(parameters["model.layers.0.input_layernorm.weight"].scalar_type() == at::kBFloat16);
 }
 
@@ -89,8 +83,7 @@ TEST_CASE("everything trains in full fine-tuning but what is frozen", "[adapters
 TEST_CASE("rules without effect and nothing to train are errors", "[adapters]") {
   FakeLlama model(kSmall);
   const auto set = inject(model, {});
-  const auto text = message_of<ConfigError>(
-      [&] { freeze_base(model, set, {.train = {"lm_heat"}, .freeze = {}}); });
+  const auto text = message_of<ConfigError>([&] { freeze_base(model, set, {.train = {"lm_heat"}, .freeze = {}}); });
   CHECK(text.find("lm_head.weight") != std::string::npos);
   CHECK(text.starts_with("[train]"));
   message_of<ConfigError>([&] { freeze_base(model, set, {.train = {}, .freeze = {"lm_heat"}}); });
@@ -98,14 +91,12 @@ TEST_CASE("rules without effect and nothing to train are errors", "[adapters]") 
   message_of<ConfigError>([&] { freeze_base(model, set, {.train = {}, .freeze = {"lora"}}); });
   message_of<ConfigError>([&] { train_all(model, {.train = {}, .freeze = {".*"}}); });
   set_active_adapters(model, {});
-  CHECK(message_of<ConfigError>([&] { freeze_base(model, set); }).find("inactive") !=
-        std::string::npos);
+  CHECK(message_of<ConfigError>([&] { freeze_base(model, set); }).find("inactive") != std::string::npos);
 }
 
 TEST_CASE("modules to save stay trainable in a frozen base", "[adapters]") {
   FakeLlama model(kSmall);
-  const auto set =
-      inject(model, {.rank = 1, .targets = Names{"q_proj"}, .modules_to_save = {"lm_head"}});
+  const auto set = inject(model, {.rank = 1, .targets = Names{"q_proj"}, .modules_to_save = {"lm_head"}});
   const auto report = freeze_base(model, set);
   CHECK(report.trainable == 2 * 16 + 160);
   CHECK(report.trainable_names.back() == "lm_head.weight");

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "captured_log.h"
 #include "adapters/fake_llama.h"
+#include "captured_log.h"
 #include "lora/core/error.h"
 #include "support.h"
 
@@ -17,9 +17,7 @@ namespace {
 
 const testing::FakeSizes kSmall{.hidden = 8, .intermediate = 12, .vocab = 128, .layers = 2};
 
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 Names trainable(const AdapterSet& set) {
   Names names;
@@ -35,8 +33,7 @@ TEST_CASE("a fresh adapter leaves the output bit by bit", "[adapters]") {
   FakeLlama model(kSmall);
   const auto ids = testing::some_ids();
   const auto before = model.forward(ids);
-  const auto set =
-      inject(model, {.targets = Names{"q_proj", "up_proj", "embed_tokens", "lm_head"}});
+  const auto set = inject(model, {.targets = Names{"q_proj", "up_proj", "embed_tokens", "lm_head"}});
   CHECK(set.slots().size() == 6);
   CHECK(set.is_active());
   CHECK(at::equal(model.forward(ids), before));
@@ -44,8 +41,7 @@ TEST_CASE("a fresh adapter leaves the output bit by bit", "[adapters]") {
   CHECK(difference(model.forward(ids), before) > 1e-3);
 }
 
-TEST_CASE("adapter parameters are the model's, fp32, trainable and last to change others",
-          "[adapters]") {
+TEST_CASE("adapter parameters are the model's, fp32, trainable and last to change others", "[adapters]") {
   FakeLlama model(kSmall);
   model.to(at::kBFloat16);
   for (auto& parameter : model.parameters()) parameter.set_requires_grad(false);
@@ -74,12 +70,11 @@ TEST_CASE("a new adapter follows the model's training mode, now and later", "[ad
 
 TEST_CASE("patterns give single modules their own rank and alpha", "[adapters]") {
   FakeLlama model(kSmall);
-  const auto set =
-      inject(model, {.rank = 2,
-                     .alpha = 4,
-                     .targets = Names{"q_proj", "up_proj"},
-                     .rank_pattern = {{R"(layers\.1\.mlp\.up_proj)", 3}, {"q_proj", 5}},
-                     .alpha_pattern = {{"q_proj", 10}}});
+  const auto set = inject(model, {.rank = 2,
+                                  .alpha = 4,
+                                  .targets = Names{"q_proj", "up_proj"},
+                                  .rank_pattern = {{R"(layers\.1\.mlp\.up_proj)", 3}, {"q_proj", 5}},
+                                  .alpha_pattern = {{"q_proj", 10}}});
   std::map<std::string, std::pair<int64_t, double>> found;
   for (const auto& slot : set.slots()) {
     const auto& lora = dynamic_cast<const LoraLinear&>(*slot.adapter);
@@ -98,8 +93,7 @@ TEST_CASE("bad names and options leave the model as it was", "[adapters]") {
   CHECK(contains(text, "unique"));
   message_of<ConfigError>([&] { inject(model, {}, ""); });
   message_of<ConfigError>([&] { inject(model, {}, "a.b"); });
-  CHECK(contains(message_of<ConfigError>([&] { inject(model, {}, "my_lora"); }),
-                 "must not contain \"lora\""));
+  CHECK(contains(message_of<ConfigError>([&] { inject(model, {}, "my_lora"); }), "must not contain \"lora\""));
   message_of<ConfigError>([&] { inject(model, {.bias = "some"}, "second"); });
   message_of<ConfigError>([&] { inject(model, {.targets = Names{"nothing"}}, "second"); });
   message_of<ConfigError>([&] { inject(model, {.rank_pattern = {{"v_proj", 0}}}, "second"); });
@@ -121,8 +115,7 @@ TEST_CASE("a name that one layer alone has taken is refused", "[adapters]") {
 TEST_CASE("tied weights are refused where they would be adapted or saved", "[adapters]") {
   FakeLlama model(kSmall);
   model.lm_head->weight.set_data(model.model->embed_tokens->weight.detach());
-  const auto text =
-      message_of<ConfigError>([&] { inject(model, {.targets = Names{"embed_tokens"}}); });
+  const auto text = message_of<ConfigError>([&] { inject(model, {.targets = Names{"embed_tokens"}}); });
   CHECK(contains(text, "model.embed_tokens.weight"));
   CHECK(contains(text, "lm_head.weight"));
   message_of<ConfigError>([&] { inject(model, {.targets = Names{"lm_head"}}); });
@@ -158,8 +151,7 @@ TEST_CASE("several adapters add up in the order of activation", "[adapters]") {
   CHECK(attention.v_proj->slot.active() == Names{"b"});
   const auto x = at::randn({3, 8});
   auto& q = attention.q_proj;
-  const auto expected =
-      q->base_forward(x) + q->slot.find("a")->delta(x) + q->slot.find("b")->delta(x);
+  const auto expected = q->base_forward(x) + q->slot.find("a")->delta(x) + q->slot.find("b")->delta(x);
   CHECK(difference(q->forward(x), expected) < 1e-6);
 
   set_active_adapters(model, {});
@@ -208,8 +200,7 @@ TEST_CASE("a removed adapter leaves no trace, and another takes over", "[adapter
   inject(model, {}, "a");
 }
 
-TEST_CASE("a removed adapter that was not the only active one leaves the others active",
-          "[adapters]") {
+TEST_CASE("a removed adapter that was not the only active one leaves the others active", "[adapters]") {
   FakeLlama model(kSmall);
   for (const char* name : {"a", "b", "c"}) inject(model, {}, name);
   set_active_adapters(model, {"c", "b"});
@@ -222,8 +213,7 @@ TEST_CASE("modules to save train as fp32 copies and come and go with their adapt
   model.to(at::kBFloat16);
   const auto head = model.lm_head->weight;
   const auto base = head.detach().clone();
-  const auto a = inject(
-      model, {.targets = Names{"q_proj"}, .modules_to_save = {"lm_head", "input_layernorm"}}, "a");
+  const auto a = inject(model, {.targets = Names{"q_proj"}, .modules_to_save = {"lm_head", "input_layernorm"}}, "a");
   REQUIRE(a.saved_parameters().size() == 3);
   CHECK(a.names().back() == "lm_head.weight");
   CHECK(head.scalar_type() == at::kFloat);
@@ -303,6 +293,5 @@ TEST_CASE("base biases train when asked", "[adapters]") {
 
 TEST_CASE("biases that do not exist are warned about", "[adapters]") {
   FakeLlama model(kSmall);
-  CHECK(
-      contains(testing::captured_log([&] { inject(model, {.bias = "all"}); }), "none will train"));
+  CHECK(contains(testing::captured_log([&] { inject(model, {.bias = "all"}); }), "none will train"));
 }

@@ -16,9 +16,7 @@ using testing::message_of;
 
 namespace {
 
-nn::LinearLayout layout(int64_t in, int64_t out) {
-  return {nn::LinearLayout::Cut::kReplicated, in, out, 0, 1};
-}
+nn::LinearLayout layout(int64_t in, int64_t out) { return {nn::LinearLayout::Cut::kReplicated, in, out, 0, 1}; }
 
 /// Largest difference between autograd's gradient of `loss` in `input` and central differences.
 double gradient_error(const std::function<at::Tensor()>& loss, at::Tensor input) {
@@ -94,8 +92,7 @@ TEST_CASE("impossible options are refused", "[adapters]") {
   const auto make = [](int64_t rank, double alpha, const LoraOptions& options) {
     return [=] { LoraLinear(layout(4, 4), rank, alpha, options); };
   };
-  CHECK(message_of<ConfigError>(make(0, 8, {})).find("r must be at least 1; found 0") !=
-        std::string::npos);
+  CHECK(message_of<ConfigError>(make(0, 8, {})).find("r must be at least 1; found 0") != std::string::npos);
   message_of<ConfigError>(make(4, 8, {.dropout = 1}));
   message_of<ConfigError>(make(4, 8, {.dropout = -0.1}));
   message_of<ConfigError>(make(4, 8, {.dropout = std::nan("")}));

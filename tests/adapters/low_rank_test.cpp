@@ -20,12 +20,8 @@ io::AdapterFiles files_with(std::map<std::string, at::Tensor> tensors) {
   return files;
 }
 
-at::Tensor a() {
-  return at::ones({2, 5});
-}
-at::Tensor b() {
-  return at::ones({3, 2});
-}
+at::Tensor a() { return at::ones({2, 5}); }
+at::Tensor b() { return at::ones({3, 2}); }
 
 }  // namespace
 
@@ -49,23 +45,21 @@ TEST_CASE("pairs are found under every spelling of their names", "[adapters]") {
 }
 
 TEST_CASE("embeddings, other tensors and copies of the base are told apart", "[adapters]") {
-  const auto adapter = low_rank_adapter(
-      files_with({{"base_model.model.table.lora_embedding_A", a().to(at::kHalf)},
-                  {"base_model.model.table.lora_embedding_B", b().to(at::kBFloat16)},
-                  {"base_model.model.table.base_layer.weight", at::ones({5, 3})},
-                  {"base_model.model.head.weight", at::ones({2})},
-                  {"base_model.model.up.lora_B.bias", at::ones({2})},
-                  {"base_model.model.up.lora_magnitude_vector", at::ones({2})}}));
+  const auto adapter = low_rank_adapter(files_with({{"base_model.model.table.lora_embedding_A", a().to(at::kHalf)},
+                                                    {"base_model.model.table.lora_embedding_B", b().to(at::kBFloat16)},
+                                                    {"base_model.model.table.base_layer.weight", at::ones({5, 3})},
+                                                    {"base_model.model.head.weight", at::ones({2})},
+                                                    {"base_model.model.up.lora_B.bias", at::ones({2})},
+                                                    {"base_model.model.up.lora_magnitude_vector", at::ones({2})}}));
   REQUIRE(adapter.updates.size() == 1);
   CHECK(adapter.updates[0].embedding);
   CHECK(adapter.updates[0].a_RI.scalar_type() == at::kFloat);
   CHECK(adapter.updates[0].b_OR.scalar_type() == at::kFloat);
   std::map<std::string, std::string> parts;
   for (const auto& entry : adapter.others) parts[entry.first] = part_of_method(entry.first);
-  CHECK(parts == std::map<std::string, std::string>{
-                     {"head.weight", "a module trained whole (modules_to_save)"},
-                     {"up.lora_B.bias", "a bias"},
-                     {"up.lora_magnitude_vector", "DoRA"}});
+  CHECK(parts == std::map<std::string, std::string>{{"head.weight", "a module trained whole (modules_to_save)"},
+                                                    {"up.lora_B.bias", "a bias"},
+                                                    {"up.lora_magnitude_vector", "DoRA"}});
 }
 
 TEST_CASE("every module has its own rank, alpha and kind of scale", "[adapters]") {
@@ -88,16 +82,13 @@ TEST_CASE("every module has its own rank, alpha and kind of scale", "[adapters]"
 
 TEST_CASE("halves, doubles and wrong ranks are refused by the module's name", "[adapters]") {
   const auto refusal = [](std::map<std::string, at::Tensor> tensors) {
-    const auto text =
-        message_of<ShapeError>([&] { low_rank_adapter(files_with(std::move(tensors))); });
+    const auto text = message_of<ShapeError>([&] { low_rank_adapter(files_with(std::move(tensors))); });
     CHECK(text.find("x.up") != std::string::npos);
     return text;
   };
   CHECK(refusal({{"x.up.lora_A.weight", a()}}).find("only lora_A") != std::string::npos);
   CHECK(refusal({{"x.up.lora_B.weight", b()}}).find("only lora_B") != std::string::npos);
-  refusal({{"x.up.lora_A.weight", a()},
-           {"base_model.model.x.up.lora_A.weight", a()},
-           {"x.up.lora_B.weight", b()}});
+  refusal({{"x.up.lora_A.weight", a()}, {"base_model.model.x.up.lora_A.weight", a()}, {"x.up.lora_B.weight", b()}});
   refusal({{"x.up.lora_A.weight", at::ones({3, 5})}, {"x.up.lora_B.weight", at::ones({3, 3})}});
   refusal({{"x.up.lora_A.weight", a()}, {"x.up.lora_B.weight", at::ones({3, 1})}});
   refusal({{"x.up.lora_A.weight", at::ones({10})}, {"x.up.lora_B.weight", b()}});

@@ -19,10 +19,8 @@ struct NetImpl : torch::nn::Module {
 };
 TORCH_MODULE(Net);
 
-std::string fine_tune(Net model, const at::Tensor& x, const at::Tensor& target,
-                      const lora::Path& directory) {
-  const auto adapters =
-      lora::inject(*model, {.rank = 4, .alpha = 8, .targets = std::vector<std::string>{"up"}});
+std::string fine_tune(Net model, const at::Tensor& x, const at::Tensor& target, const lora::Path& directory) {
+  const auto adapters = lora::inject(*model, {.rank = 4, .alpha = 8, .targets = std::vector<std::string>{"up"}});
   const auto report = lora::freeze_base(*model, adapters);
 
   torch::optim::AdamW optimizer(adapters.parameters(), torch::optim::AdamWOptions(1e-2));
@@ -53,13 +51,10 @@ TEST_CASE("the documented program fine-tunes, saves, loads and merges", "[adapte
       at::Tensor(fresh->named_parameters()[parameter.key()]).copy_(parameter.value());
     }
   }
-  const auto loss = [&](const at::Tensor& y) {
-    return (y - target).square().mean().item<double>();
-  };
+  const auto loss = [&](const at::Tensor& y) { return (y - target).square().mean().item<double>(); };
   const double before = loss(model->forward(x));
   const lora::testing::ScratchFolder folder;
-  CHECK(fine_tune(model, x, target, folder / "adapter") ==
-        "trainable params: 152 || all params: 475 || trainable%: 32.0000");
+  CHECK(fine_tune(model, x, target, folder / "adapter") == "trainable params: 152 || all params: 475 || trainable%: 32.0000");
   const auto tuned = model->forward(x);
   CHECK(loss(tuned) < 0.7 * before);
   CHECK((use(fresh, x, folder / "adapter") - tuned).abs().max().item<double>() < 1e-6);

@@ -31,8 +31,7 @@ TEST_CASE("a stock layer computes as before, then with the update", "[adapters]"
   testing::randomize(lora.adapter().parameters());
   lora.refresh();
   const auto base = stock.first->named_parameters()["weight"];
-  const auto hidden =
-      at::tanh(at::linear(stock.x, base, stock.first->bias) + lora.adapter().delta(stock.x));
+  const auto hidden = at::tanh(at::linear(stock.x, base, stock.first->bias) + lora.adapter().delta(stock.x));
   CHECK(difference(stock.net->forward(stock.x), stock.second->forward(hidden)) < 1e-6);
   lora.remove();
   CHECK(at::equal(stock.net->forward(stock.x), before));
@@ -66,10 +65,7 @@ TEST_CASE("gradients reach the factors alone, as in the slot", "[adapters]") {
   }
   slot->attach("default", same);
   slot->slot.set_active({"default"});
-  (stock.second->forward(at::tanh(slot->forward(stock.x))) - stock.target)
-      .square()
-      .mean()
-      .backward();
+  (stock.second->forward(at::tanh(slot->forward(stock.x))) - stock.target).square().mean().backward();
   CHECK(difference(same->lora_A.grad(), grad_a) < 1e-7);
   CHECK(difference(same->lora_B.grad(), grad_b) < 1e-7);
 }

@@ -84,7 +84,8 @@ TEST_CASE("a table is not changed in two ways", "[tokens]") {
   CHECK_THROWS_WITH(inject(*model, options), Contains("target_modules as well"));
   options = {.rank = 2, .modules_to_save = {"embed_tokens"}, .token_indices = ids};
   CHECK_THROWS_WITH(inject(*model, options), Contains("modules_to_save as well"));
-  options = {.rank = 2, .token_indices = TokenIndices(std::vector<std::pair<std::string, std::vector<int64_t>>>{{"embedings", ids}})};
+  options = {.rank = 2,
+             .token_indices = TokenIndices(std::vector<std::pair<std::string, std::vector<int64_t>>>{{"embedings", ids}})};
   CHECK_THROWS_WITH(inject(*model, options), Contains("embed_tokens"));
   CHECK(adapters_of(*model).empty());
 

@@ -55,6 +55,15 @@ def read_safetensors(path):
     return header, tensors
 
 
+def write_safetensors(path, tensors):
+    header, offset = {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}
+        offset += len(data)
+    head = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(head)) + head + b"".join(data for _, _, data in tensors.values()))
+
+
 class CliTest(unittest.TestCase):
     """A test in a folder of its own, with a run file and rows that it may use."""
 
@@ -72,7 +81,8 @@ class CliTest(unittest.TestCase):
         "prefix": "{method: prefix, num_virtual_tokens: 3, prefix_projection: true}",
         "ptuning_v2": "{method: ptuning_v2, pre_seq_len: 3}",
         "prompt": "{method: prompt, num_virtual_tokens: 3}",
-        "ptuning": "{method: ptuning, num_virtual_tokens: 3, encoder_reparameterization_type: LSTM, encoder_hidden_size: 8}",
+        "ptuning": "{method: ptuning, num_virtual_tokens: 3, encoder_reparameterization_type: LSTM, encoder_hidden_size: 8, "
+                   "encoder_num_layers: 2, encoder_dropout: 0.2}",
         "bottleneck": "{method: bottleneck, preset: houlsby, reduction_factor: 8, learn_scaling: true}",
     }
 

@@ -140,6 +140,15 @@ log: {{samples: 0}}
         self.assertEqual((self.folder / "parts/predictions.jsonl").read_text(), whole)
         self.assertFalse(part.exists())
 
+    def test_predictions_are_not_replaced_by_those_of_an_evaluation(self):
+        self.evaluation(rows=3)
+        self.run_command("predict", "-c", "run.yaml")
+        before = (self.folder / "out/predictions.jsonl").read_text()
+        self.assertIn("predictions.jsonl exists", self.run_command("eval", "-c", "run.yaml", "--set", "eval.max_new_tokens=2", code=2))
+        self.assertEqual((self.folder / "out/predictions.jsonl").read_text(), before)
+        self.run_command("eval", "-c", "run.yaml", "--set", "eval.max_new_tokens=2", "--overwrite")
+        self.assertNotEqual((self.folder / "out/predictions.jsonl").read_text(), before)
+
     def test_evaluation_refuses_what_it_cannot_do(self):
         self.evaluation()
         for words, reason in ((("--set", "data.eval.path=null"), "data.eval.path must be given"),
@@ -278,6 +287,27 @@ log: {{samples: 0}}
         self.assertIsNone(result["text"])
         self.write_rows("rows.jsonl", [{"input_ids": [1, 12, 14] + result["token_ids"]}])
         self.assertAlmostEqual(sum(self.score(None)[0]["logprobs"][2:]), result["score"], delta=1e-4)
+
+    def test_ids_of_a_prompt_are_all_numbers(self):
+        for ids in ("", "1,", "1,,2", "-1", "x"):
+            self.assertIn("--prompt-ids", self.run_command("generate", "--model", BASE, "--prompt-ids", ids, code=2))
+
+    def test_generation_config_says_what_ends_a_text(self):
+        shutil.copytree(BASE, self.folder / "base")
+        config = json.loads((self.folder / "base/config.json").read_text())
+        generate = ("generate", "--model", "base", "--prompt-ids", "1,12,14", "--max-new-tokens", 8, "--json")
+        self.write("base/config.json", json.dumps({**config, "eos_token_id": None}))
+        (self.folder / "base/generation_config.json").unlink(missing_ok=True)
+        ids = json.loads(self.run_command(*generate))["token_ids"]
+        self.assertEqual(len(ids), 8)
+        self.write("base/generation_config.json", json.dumps({"eos_token_id": [127, ids[2]], "temperature": 0.5}))
+        result = json.loads(self.run_command(*generate))
+        self.assertEqual((result["token_ids"], result["finish_reason"]), (ids[:ids.index(ids[2]) + 1], "stop"))
+        self.run_command("convert", "--input", "base", "--output", "copy")
+        self.assertEqual(json.loads((self.folder / "copy/generation_config.json").read_text())["temperature"], 0.5)
+        self.assertIsNone(json.loads((self.folder / "copy/config.json").read_text())["eos_token_id"])
+        self.write("base/generation_config.json", json.dumps({"eos_token_id": 128}))
+        self.assertIn("below vocab_size", self.run_command(*generate, code=1))
 
     def test_guessed_tokens_change_nothing(self):
         command = ["generate", "--model", BASE, "--prompt-ids", "1,12,14,1,12,14", "--max-new-tokens", 20, "--json", "--prompt-lookup-num-tokens"]

@@ -131,7 +131,7 @@ log: {{samples: 0}}
     def run_two_steps(self, command, name, *settings):
         """Runs one of configs/ as it is, but for its model and data; returns its metrics and, with an adapter, its config."""
         self.run_command(command, "-c", SOURCE / "configs" / f"{name}.yaml", "--set", f"run.output_dir={name}", "--set", "train.max_steps=2",
-                         "--set", "log.samples=0", *settings)
+                         "--set", "log.samples=1", "--set", "generate.max_new_tokens=4", *settings)
         lines = self.metrics(name)
         self.assertEqual([line["step"] for line in lines], [1, 2])
         file = self.folder / name / "adapter/adapter_config.json"
@@ -168,6 +168,23 @@ log: {{samples: 0}}
                          "generate.max_new_tokens=4")
         predictions = [json.loads(line) for line in (self.folder / "predict/predictions.jsonl").read_text().splitlines()]
         self.assertEqual([one["prompt"] for one in predictions], ["类型#裙", "颜色#红"])
+
+    def test_special_tokens_of_model_and_tokenizer_must_agree(self):
+        base = self.folder / self.small_glm()
+        config = json.loads((base / "config.json").read_text())
+        finetune = ("finetune", "-c", SOURCE / "configs/glm-6b-lora.yaml", "--set", f"model.path={base}", "--set",
+                    "data.train.path=adgen.json", "--set", "run.output_dir=out")
+        (base / "generation_config.json").unlink()
+        for change, words in (({"eos_token_id": 1006}, "<eop>"), ({"pad_token_id": 5000}, "pad_token_id"), ({"pad_token_id": 1004}, "pad_token_id")):
+            (base / "config.json").write_text(json.dumps({**config, **change}))
+            with self.subTest(words):
+                self.assertIn(words, self.run_command(*finetune, code=1))
+        self.assertIn("found no directory", self.run_command(*finetune[:3], "--set", "model.path=nowhere", "--set", "data.train.path=adgen.json",
+                                                             "--set", "run.output_dir=out", code=1))
+
+    def test_a_prefix_takes_no_positions_of_rows(self):
+        long = ("--set", "data.max_source_length=960", "--set", "data.max_target_length=64", "--set", "data.train.path=adgen.json")
+        self.run_two_steps("finetune", "glm-6b-ptuning-v2", "--set", f"model.path={self.small_glm()}", *long)
 
     def test_a_run_file_of_chatglm_6b_runs_on_fresh_weights(self):
         self.small_glm()

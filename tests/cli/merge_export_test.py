@@ -7,7 +7,7 @@ import json
 import shutil
 import struct
 
-from command_line import BASE, CliTest, LORA, main, REFERENCE
+from command_line import BASE, CliTest, lora, LORA, main, read_safetensors, REFERENCE, RUN_FILE, write_safetensors
 
 
 class MergeExportTest(CliTest):
@@ -31,7 +31,7 @@ class MergeExportTest(CliTest):
         for name in ("prefix", "bottleneck"):
             self.with_method(self.METHODS[name])
             self.finetune("--set", f"run.output_dir={name}", "--set", "train.max_steps=1")
-            error = self.run_command("merge", "--model", BASE, "--adapter", f"{name}/adapter", "--output", "merged", code=2)
+            error = self.run_command("merge", "--model", BASE, "--adapter", f"{name}/adapter", "--output", "merged", code=1)
             self.assertIn(name, error)
             self.assertFalse((self.folder / "merged").exists())
 
@@ -142,6 +142,80 @@ class MergeExportTest(CliTest):
         self.assertIn("what is lost", self.run_command(*merge))
         whole = ["merge", "--model", BASE, "--adapter", REFERENCE / "lora_modules_to_save/final", "--output", "whole", "--json"]
         self.assertGreater(json.loads(self.run_command(*whole))["update_norms"]["lm_head.weight"], 0)
+
+    def tied_base(self):
+        """The directory of a small Llama whose head is its embeddings' table."""
+        self.write("tied.yaml", """
+run: {output_dir: tied, device: cpu}
+model: {arch: llama, vocab_size: 128, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2,
+        max_position_embeddings: 64, tie_word_embeddings: true}
+adapter: {method: none}
+data: {format: tokens, train: {path: rows.jsonl}}
+train: {max_steps: 1, micro_batch: 2}
+""")
+        self.run_command("train", "-c", "tied.yaml")
+        return self.folder / "tied/model"
+
+    def scores_of(self, *words):
+        self.run_command("score", *words, "--input", "rows.jsonl", "--output", "s.jsonl", "--overwrite", "-q")
+        return [json.loads(line)["sum_logprob"] for line in (self.folder / "s.jsonl").read_text().splitlines()]
+
+    def test_a_tied_head_that_trains_gets_numbers_of_its_own(self):
+        base = self.tied_base()
+        for name, keys in (("saved", "modules_to_save: [lm_head]"), ("target", "target_modules: [q_proj, embed_tokens, lm_head]")):
+            with self.subTest(name):
+                self.write("run.yaml", RUN_FILE.format(base=base).replace("target_modules: [q_proj, v_proj]", keys))
+                self.assertIn("model.tie_word_embeddings: false", self.finetune(code=2))
+                self.finetune("--set", "model.tie_word_embeddings=false", "--set", f"run.output_dir={name}")
+                adapted = self.scores_of("--model", base, "--adapter", f"{name}/adapter")
+                self.run_command("merge", "--model", base, "--adapter", f"{name}/adapter", "--output", f"{name}_merged")
+                self.assertFalse(json.loads((self.folder / f"{name}_merged/config.json").read_text())["tie_word_embeddings"])
+                for a, b in zip(adapted, self.scores_of("--model", f"{name}_merged"), strict=True):
+                    self.assertAlmostEqual(a, b, delta=1e-4)
+
+    def test_a_head_that_is_stored_besides_a_tied_table_is_not_lost(self):
+        base = self.tied_base()
+        tensors = read_safetensors(base / "model.safetensors")[1]
+        kind, shape, data = tensors["model.embed_tokens.weight"]
+        scores = self.scores_of("--model", base)
+        write_safetensors(base / "model.safetensors", {**tensors, "lm_head.weight": (kind, shape, data)})
+        self.assertEqual(self.scores_of("--model", base), scores)
+        write_safetensors(base / "model.safetensors", {**tensors, "lm_head.weight": (kind, shape, bytes(len(data)))})
+        untied = self.scores_of("--model", base)
+        self.assertNotEqual(untied, scores)
+        self.run_command("convert", "--input", base, "--output", "copy")
+        self.assertEqual(self.scores_of("--model", "copy"), untied)
+        self.assertFalse(json.loads((self.folder / "copy/config.json").read_text())["tie_word_embeddings"])
+
+    def test_what_a_model_directory_says_besides_its_weights_is_kept(self):
+        shutil.copytree(BASE, self.folder / "base")
+        config = json.loads((self.folder / "base/config.json").read_text())
+        self.write("base/config.json", json.dumps({**config, "attention_dropout": 0.125, "_name_or_path": "x"}))
+        self.write("base/generation_config.json", '{"temperature": 0.25}')
+        self.write("base/chat_template.jinja", "{{ messages }}")
+        self.write("base/modeling_own.py", "x = 1\n")
+        self.run_command("merge", "--model", "base", "--adapter", LORA / "final", "--output", "merged")
+        self.run_command("convert", "--input", "base", "--output", "copy", "--dtype", "bf16")
+        for made in ("merged", "copy"):
+            written = json.loads((self.folder / made / "config.json").read_text())
+            self.assertEqual((written["attention_dropout"], "_name_or_path" in written), (0.125, False))
+            self.assertEqual(json.loads((self.folder / made / "generation_config.json").read_text()), {"temperature": 0.25})
+            self.assertEqual((self.folder / made / "chat_template.jinja").read_text(), "{{ messages }}")
+            self.assertTrue((self.folder / made / "modeling_own.py").exists())
+            self.assertTrue(self.inspect(made)["digest"])
+
+    def test_options_of_convert_need_what_they_belong_to(self):
+        for words in (("--double-quant",), ("--block-size", 64), ("--new-rows", "random"), ("--pad-vocab-to-multiple-of", 64)):
+            result = lora("convert", "--input", BASE, "--output", "copy", *words, cwd=self.folder)
+            self.assertEqual(result.returncode, 2, result.stderr)
+
+    def test_damaged_names_of_tensors_are_refused_for_gguf_too(self):
+        shutil.copytree(LORA / "final", self.folder / "odd")
+        file = self.folder / "odd/adapter_model.safetensors"
+        tensors = read_safetensors(file)[1]
+        write_safetensors(file, {name + ("JUNK" if ".0.self_attn.q_proj.lora_A" in name else ""): value for name, value in tensors.items()})
+        self.assertIn("JUNK", self.export("--adapter", "odd", "--to", "gguf", "--output", "a.gguf", code=1))
+        self.assertFalse((self.folder / "a.gguf").exists())
 
     def test_a_merge_that_is_not_finite_names_the_module(self):
         adapter = self.folder / "wild"

@@ -36,6 +36,20 @@ class MethodsTest(CliTest):
                 self.assertEqual(json.loads(guessed)["token_ids"], json.loads(plain)["token_ids"])
                 self.assertIn("method", self.inspect(f"{name}/adapter")["adapter"])
 
+    def test_the_held_out_loss_of_a_run_is_that_of_what_it_saves(self):
+        # What is kept between passes must not outlive the step that changes it.
+        for name, adapter in self.METHODS.items():
+            with self.subTest(name):
+                self.with_method(adapter)
+                settings = ("--set", "data.eval.path=rows.jsonl", "--set", f"run.output_dir={name}")
+                self.finetune("--set", "train.max_steps=6", "--set", "train.eval_interval=2", *settings)
+                if name == "loftq_twice":  # its base is its own
+                    self.with_method("{}")
+                    settings = (*settings, "--set", f"model.path={name}/base")
+                self.run_command("eval", "-c", "run.yaml", *settings)
+                loss = json.loads((self.folder / name / "eval.json").read_text())["loss"]
+                self.assertAlmostEqual(self.metrics(name)[-1]["eval_loss"], loss, delta=1e-5 * loss)
+
     def test_several_methods_train_together_and_go_on_bit_by_bit(self):
         freeze = ("--set", "freeze.train=['layers.1.input_layernorm']")
         for name, adapter in self.SEVERAL.items():
@@ -74,7 +88,7 @@ class MethodsTest(CliTest):
         twice = ("--model", BASE, "--adapter", names[0], "--adapter", names[0])
         self.assertIn("one prefix may be active at a time", self.run_command("generate", *twice, "--prompt-ids", "1", code=2))
         self.assertIn("no weight can hold", self.run_command("merge", "--model", BASE, "--adapter", names[1], "--adapter", names[0], "--output", "m",
-                                                 code=2))
+                                                 code=1))
         self.assertFalse((self.folder / "m").exists())
 
     def test_methods_that_exclude_each_other_are_refused(self):
@@ -177,6 +191,41 @@ class MethodsTest(CliTest):
         self.finetune("--set", "run.output_dir=network")
         self.with_method("{method: ptuning, init_from: network/adapter}")
         self.assertIn("network", self.finetune(code=2))
+
+    def test_a_saved_adapter_brings_what_the_run_file_does_not_say(self):
+        for name in ("adalora", "ia3", "prompt", "bottleneck", "tokens_alone"):
+            with self.subTest(name):
+                self.with_method(self.METHODS[name])
+                self.finetune("--set", f"run.output_dir={name}")
+                self.with_method(f"{{init_from: {name}/adapter}}")
+                self.finetune("--set", f"run.output_dir={name}_on", "--set", "train.max_steps=1")
+        self.with_method("{r: 4, target_modules: [q_proj, v_proj]}")
+        self.finetune("--set", "run.output_dir=first")
+
+        def on(keys, output, code=0):
+            self.with_method(f"{{init_from: first/adapter, {keys}}}")
+            return self.finetune("--set", f"run.output_dir={output}", "--set", "train.max_steps=2", code=code)
+        on("target_modules: [v_proj, q_proj]", "order")
+        on("lora_dropout: 0.5", "dropped")
+        config = json.loads((self.folder / "dropped/adapter/adapter_config.json").read_text())
+        self.assertEqual(config["lora_dropout"], 0.5)
+        self.assertNotEqual(self.metrics("dropped")[0]["loss"], self.metrics("order")[0]["loss"])
+        for keys in ("init_lora_weights: pissa", "exclude_modules: [k_proj]", "layers_to_transform: [0]", "r: 8"):
+            self.assertIn(f"adapter.{keys.split(':')[0]}", on(keys, "other", code=2))
+
+    def test_an_adapter_that_does_not_fit_is_named(self):
+        shutil.copytree(LORA / "final", self.folder / "other")
+        file = self.folder / "other/adapter_config.json"
+        config = json.loads(file.read_text())
+        for change, words in (({"target_modules": ["query_key_value"]}, "query_key_value"), ({"r": 2}, "of another shape"),
+                              ({"lora_alpha": 1e308}, "lora_alpha"), ({"init_lora_weights": "corda"}, "corda")):
+            file.write_text(json.dumps({**config, **change}))
+            error = self.run_command("score", "--model", BASE, "--adapter", "other", "--input", "rows.jsonl", "--output", "s.jsonl", code=1)
+            self.assertIn(words, error)
+            self.assertIn("other", error)
+        file.write_text(json.dumps({**config, "odd\nerror: key": 1}))
+        result = lora("score", "--model", BASE, "--adapter", "other", "--input", "rows.jsonl", "--output", "s.jsonl", cwd=self.folder)
+        self.assertEqual((result.returncode, "\nerror: key" in result.stderr), (0, False), result.stderr)
 
     def test_the_run_files_of_the_methods_run(self):
         if not (SOURCE / "quickstart/base/model.safetensors").exists():

@@ -9,16 +9,7 @@ import struct
 import subprocess
 import time
 
-from command_line import BASE, CliTest, lora, main, PROGRAM, read_safetensors, RUN_FILE, SOURCE
-
-
-def write_safetensors(path, tensors):
-    header, offset = {}, 0
-    for name, (dtype, shape, data) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}
-        offset += len(data)
-    head = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(head)) + head + b"".join(data for _, _, data in tensors.values()))
+from command_line import BASE, CliTest, lora, main, PROGRAM, read_safetensors, RUN_FILE, SOURCE, write_safetensors
 
 
 def sentencepiece_pieces(path):

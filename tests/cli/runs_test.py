@@ -251,6 +251,9 @@ train: {max_steps: 2, micro_batch: 2}
             with self.subTest(setting):
                 self.assertIn(named, self.finetune("--set", setting, code=2))
         self.run_command("finetune", "-c", "none.yaml", code=2)
+        for quote in "\"'":
+            self.write("quote.yaml", RUN_FILE.format(base=BASE) + f"log: {{samples: 0}}\ntokenizer:\n  path: {quote}t\n")
+            self.assertIn("must be YAML", self.run_command("finetune", "-c", "quote.yaml", code=2))
         self.run_command("finetune", code=2)
 
     def test_bad_data_and_models_fail(self):

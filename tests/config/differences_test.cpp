@@ -8,8 +8,7 @@ using lora::config::result_changing_differences;
 
 namespace {
 
-std::vector<ConfigDifference> change(const std::string& override_text,
-                                     const std::string& schedule = "constant") {
+std::vector<ConfigDifference> change(const std::string& override_text, const std::string& schedule = "constant") {
   const std::string text = kMinimal + "train: {lr_schedule: {type: " + schedule + "}}\n";
   return result_changing_differences(parse(text), parse(text, {override_text}));
 }
@@ -21,13 +20,11 @@ TEST_CASE("equal configurations do not differ", "[config]") {
 }
 
 TEST_CASE("changes of the result are listed with both values", "[config]") {
-  CHECK(change("train.optimizer.lr=1e-3") ==
-        std::vector<ConfigDifference>{{"train.optimizer.lr", "0.0002", "0.001"}});
+  CHECK(change("train.optimizer.lr=1e-3") == std::vector<ConfigDifference>{{"train.optimizer.lr", "0.0002", "0.001"}});
   CHECK(change("adapter.r=4") == std::vector<ConfigDifference>{{"adapter.r", "null", "4"}});
   CHECK(change("adapter.target_modules=[q_proj]") ==
         std::vector<ConfigDifference>{{"adapter.target_modules", "null", "[q_proj]"}});
-  CHECK(change("train.amp.loss_scale=8") ==
-        std::vector<ConfigDifference>{{"train.amp.loss_scale", "dynamic", "8"}});
+  CHECK(change("train.amp.loss_scale=8") == std::vector<ConfigDifference>{{"train.amp.loss_scale", "dynamic", "8"}});
   CHECK(change("data.train.path=/other.json") ==
         std::vector<ConfigDifference>{{"data.train.path", "/runs/a/train.json", "/other.json"}});
   CHECK(change("run.seed=1") == std::vector<ConfigDifference>{{"run.seed", "0", "1"}});
@@ -60,13 +57,11 @@ TEST_CASE("adapters beside the first: their keys, names and order count", "[conf
 }
 
 TEST_CASE("changes that leave the result alone are not listed", "[config]") {
-  const std::string harmless =
-      GENERATE("run.output_dir=/moved", "run.resume=none", "run.device=cpu", "run.threads=4",
-               "log.metrics=m.jsonl", "log.report=false", "log.samples=0",
-               "checkpoint.every_steps=5", "checkpoint.keep=7", "checkpoint.save_optimizer=false",
-               "data.loader.workers=3",
-               "data.loader.workers=auto", "data.cache_dir=/fast/tokens", "data.loader.prefetch=9", "train.log_interval=1",
-               "generate.prompt_lookup_num_tokens=0");
+  const std::string harmless = GENERATE("run.output_dir=/moved", "run.resume=none", "run.device=cpu", "run.threads=4",
+                                        "log.metrics=m.jsonl", "log.report=false", "log.samples=0", "checkpoint.every_steps=5",
+                                        "checkpoint.keep=7", "checkpoint.save_optimizer=false", "data.loader.workers=3",
+                                        "data.loader.workers=auto", "data.cache_dir=/fast/tokens", "data.loader.prefetch=9",
+                                        "train.log_interval=1", "generate.prompt_lookup_num_tokens=0");
   CAPTURE(harmless);
   CHECK(change(harmless).empty());
   CHECK(change(harmless, "cosine").empty());
@@ -89,8 +84,7 @@ TEST_CASE("a change from or to a schedule that looks ahead makes the length coun
   const auto constant = parse(kMinimal);
   const auto cosine = parse(kMinimal, {"train.lr_schedule.type=cosine", "train.max_steps=9"});
   CHECK(result_changing_differences(constant, cosine) ==
-        std::vector<ConfigDifference>{{"train.max_steps", "-1", "9"},
-                                      {"train.lr_schedule.type", "constant", "cosine"}});
+        std::vector<ConfigDifference>{{"train.max_steps", "-1", "9"}, {"train.lr_schedule.type", "constant", "cosine"}});
   CHECK(result_changing_differences(cosine, constant).size() == 2);
 }
 

@@ -37,8 +37,7 @@ RunConfig unusual() {
   c.adapter.loftq_config = {8, 2};
   c.adapter.bias = "none";
   c.adapter.target_modules = Names(std::string(".*\\.(q|v)_proj$"));
-  c.adapter.exclude_modules =
-      Names(std::vector<std::string>{"- a", "true", "12", " lead", "line\nbreak", "#x", "a: b"});
+  c.adapter.exclude_modules = Names(std::vector<std::string>{"- a", "true", "12", " lead", "line\nbreak", "#x", "a: b"});
   c.adapter.modules_to_save = std::vector<std::string>{"null", "~", "no"};
   c.adapter.layers_pattern = std::vector<std::string>{"h"};
   c.adapter.layers_to_transform = std::vector<int64_t>{5, 0};
@@ -81,8 +80,12 @@ RunConfig unusual() {
   c.freeze.train = std::vector<std::string>{"^bias$"};
   c.freeze.freeze = std::vector<std::string>{"a b", "\t", "c\\d"};
   c.data.format = "sharegpt";
-  c.data.prompt_template = lora::formats::PromptTemplate{.prefix = "", .system = "a: \"{content}\"\n# {x", .user = "{bos}{content}\\",
-                                                         .default_system = "true", .system_in_user = true, .strip = true};
+  c.data.prompt_template = lora::formats::PromptTemplate{.prefix = "",
+                                                         .system = "a: \"{content}\"\n# {x",
+                                                         .user = "{bos}{content}\\",
+                                                         .default_system = "true",
+                                                         .system_in_user = true,
+                                                         .strip = true};
   c.data.train = {"/t.json", false};
   c.data.eval.path = "/e.json";
   c.data.max_source_length = 1;
@@ -107,8 +110,7 @@ RunConfig unusual() {
   c.train.grad_accum = 3;
   c.train.clip_norm = 0;
   c.train.amp = {"fp16", 1e-300, {1e30, 1.0000000000000002, 1e-5, 7}};
-  c.train.optimizer = {"sgd", 5e-324, {0, 0.9999999999999999}, 1e22, 123456789.125, 0.5, {},
-                       false, false, 16.0};
+  c.train.optimizer = {"sgd", 5e-324, {0, 0.9999999999999999}, 1e22, 123456789.125, 0.5, {}, false, false, 16.0};
   c.train.lr_schedule = {"polynomial", 9, 5e-324, 2.5, false};
   c.train.loss_reduction = "all_positions";
   c.train.on_nonfinite = "stop";
@@ -146,18 +148,15 @@ RunConfig fresh() {
 
 TEST_CASE("a dumped configuration reads back as the same", "[config]") {
   const RunConfig config =
-      GENERATE(parse(kMinimal), parse(kMinimal + "adapter: {method: none, target_modules: [a]}"),
-               fresh(), unusual());
+      GENERATE(parse(kMinimal), parse(kMinimal + "adapter: {method: none, target_modules: [a]}"), fresh(), unusual());
   const std::string text = dump_run_config(config);
   CAPTURE(text);
-  const RunConfig again =
-      lora::config::parse_run_config(text, "config.yaml", "/elsewhere", {}, "/cwd", "finetune");
+  const RunConfig again = lora::config::parse_run_config(text, "config.yaml", "/elsewhere", {}, "/cwd", "finetune");
   CHECK(again == config);
   CHECK(dump_run_config(again) == text);
 }
 
-TEST_CASE("the round trip above tests every key: each has another value than its default",
-          "[config]") {
+TEST_CASE("the round trip above tests every key: each has another value than its default", "[config]") {
   const auto loaded = flatten(unusual()), made = flatten(fresh());
   const auto text_of = [](const auto& keys, const std::string& name) {
     return std::find_if(keys.begin(), keys.end(), [&](const auto& key) { return key.key == name; })->text;
@@ -169,16 +168,14 @@ TEST_CASE("the round trip above tests every key: each has another value than its
 }
 
 TEST_CASE("names of any characters survive the round trip", "[config]") {
-  const std::vector<std::string> pieces = {
-      "a", " ",  "#", ":", ": ", " #", "\"", "'", "\\", "\n",   "\t",
-      "-", "- ", "?", "[", "]",  "{",  "}",  ",", "&",  "*",    "!",
-      "|", ">",  "%", "@", "`",  "~",  "0",  ".", "e",  "\x01", "\xC3\xA9"};
+  const std::vector<std::string> pieces = {"a", " ",  "#", ":", ": ", " #", "\"", "'", "\\", "\n",   "\t",
+                                           "-", "- ", "?", "[", "]",  "{",  "}",  ",", "&",  "*",    "!",
+                                           "|", ">",  "%", "@", "`",  "~",  "0",  ".", "e",  "\x01", "\xC3\xA9"};
   lora::SplitMix64 random(7);
   std::vector<std::string> names;
   for (int i = 0; i < 500; ++i) {
     std::string name;
-    for (uint64_t length = 1 + random.below(6); length > 0; --length)
-      name += pieces[random.below(pieces.size())];
+    for (uint64_t length = 1 + random.below(6); length > 0; --length) name += pieces[random.below(pieces.size())];
     names.push_back(name);
   }
   RunConfig config = unusual();
@@ -190,9 +187,8 @@ TEST_CASE("names of any characters survive the round trip", "[config]") {
 TEST_CASE("a dump writes every default out", "[config]") {
   const std::string text = dump_run_config(parse(kMinimal));
   for (const std::string line :
-       {"run:\n  mode: finetune\n  output_dir: /runs/a/out\n", "  resume: auto\n",
-        "  method: lora\n", "  train:\n    path: /runs/a/train.json\n    shuffle: true\n",
-        "    loss_scale: dynamic\n", "    betas: [0.9, 0.999]\n",
+       {"run:\n  mode: finetune\n  output_dir: /runs/a/out\n", "  resume: auto\n", "  method: lora\n",
+        "  train:\n    path: /runs/a/train.json\n    shuffle: true\n", "    loss_scale: dynamic\n", "    betas: [0.9, 0.999]\n",
         "    no_decay: [\"bias$\", norm]\n", "  metrics: metrics.jsonl\n", "  max_steps: -1\n"}) {
     CHECK_THAT(text, Contains(line));
   }

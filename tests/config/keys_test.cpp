@@ -18,16 +18,16 @@ TEST_CASE("an unknown key names the nearest one", "[config]") {
       {"train: {seed: 3}", "train.seed", "run.seed"},
       {"parallel: {tensors: 2}", "parallel.tensors", "parallel.tensor"},
       {"log: {tensor_board: true}", "log.tensor_board", "log.tensorboard"},
+      {"train: {batch_size: 4}", "train.batch_size", "train.micro_batch"},
+      {"learning_rate: 1.0e-4", "learning_rate", "train.optimizer.lr"},
+      {"runner_config: {epochs: 1}", "runner_config", "train"},
   }));
-  CHECK_THAT(error_of(kMinimal + line),
-             Equals("[run.yaml:6] unknown key " + key + "; did you mean " + suggestion + "?"));
+  CHECK_THAT(error_of(kMinimal + line), Equals("[run.yaml:6] unknown key " + key + "; did you mean " + suggestion + "?"));
 }
 
 TEST_CASE("the line of an unknown key is its own, whatever follows it", "[config]") {
-  CHECK_THAT(error_of(kMinimal + "trian:\n\n  epochs: 1\n"),
-             Contains("[run.yaml:6] unknown key trian"));
-  CHECK_THAT(error_of(kMinimal + "train:\n  no_decay:\n    - norm\n"),
-             Contains("[run.yaml:7] unknown key train.no_decay"));
+  CHECK_THAT(error_of(kMinimal + "trian:\n\n  epochs: 1\n"), Contains("[run.yaml:6] unknown key trian"));
+  CHECK_THAT(error_of(kMinimal + "train:\n  no_decay:\n    - norm\n"), Contains("[run.yaml:7] unknown key train.no_decay"));
 }
 
 TEST_CASE("an unknown field of the model names the nearest field", "[config]") {
@@ -38,7 +38,8 @@ TEST_CASE("an unknown field of the model names the nearest field", "[config]") {
 TEST_CASE("keys of adapters beside the first are the first one's, whatever their names", "[config]") {
   const auto error = [](const std::string& keys) { return error_of(kMinimal + "adapter: {also: {side: {" + keys + "}}}"); };
   CHECK(error("method: prefix, pre_seq_len: 4").empty());
-  CHECK_THAT(error("lora_alhpa: 16"), Contains("unknown key adapter.also.NAME.lora_alhpa; did you mean adapter.also.NAME.lora_alpha?"));
+  CHECK_THAT(error("lora_alhpa: 16"),
+             Contains("unknown key adapter.also.NAME.lora_alhpa; did you mean adapter.also.NAME.lora_alpha?"));
   CHECK_THAT(error("lr: 1.0"), Contains("did you mean train.optimizer.lr?"));
   CHECK_THAT(error("quantization: {bits: 4}"), Contains("unknown key adapter.also.NAME.quantization"));
   CHECK_THAT(error("also: {more: {r: 2}}"), Contains("unknown key adapter.also.NAME.also"));
@@ -46,13 +47,11 @@ TEST_CASE("keys of adapters beside the first are the first one's, whatever their
 }
 
 TEST_CASE("a key with several homes names them all", "[config]") {
-  CHECK_THAT(error_of(kMinimal + "train: {dtype: bf16}"),
-             Contains("did you mean model.dtype or train.amp.dtype?"));
+  CHECK_THAT(error_of(kMinimal + "train: {dtype: bf16}"), Contains("did you mean model.dtype or train.amp.dtype?"));
 }
 
 TEST_CASE("keys are nested, not dotted", "[config]") {
-  CHECK_THAT(error_of(kMinimal + "train.epochs: 3"),
-             Contains("[run.yaml:6]") && Contains("no dot") && Contains("train.epochs"));
+  CHECK_THAT(error_of(kMinimal + "train.epochs: 3"), Contains("[run.yaml:6]") && Contains("no dot") && Contains("train.epochs"));
 }
 
 TEST_CASE("hostile key names stay on one line", "[config]") {
@@ -63,6 +62,5 @@ TEST_CASE("hostile key names stay on one line", "[config]") {
 }
 
 TEST_CASE("a duplicate key is refused", "[config]") {
-  CHECK_THAT(error_of(kMinimal + "run: {output_dir: other}"),
-             Contains("run.yaml:6") && Contains("run"));
+  CHECK_THAT(error_of(kMinimal + "run: {output_dir: other}"), Contains("run.yaml:6") && Contains("run"));
 }

@@ -16,8 +16,7 @@ inline const std::string kMinimal =
     "  format: alpaca\n"
     "  train: {path: train.json}\n";
 
-inline lora::config::RunConfig parse(std::string_view text,
-                                     const std::vector<std::string>& overrides = {},
+inline lora::config::RunConfig parse(std::string_view text, const std::vector<std::string>& overrides = {},
                                      std::string_view command = "finetune") {
   return lora::config::parse_run_config(text, "run.yaml", "/runs/a", overrides, "/cwd", command);
 }

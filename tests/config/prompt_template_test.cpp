@@ -12,7 +12,8 @@ using lora::formats::PromptTemplate;
 TEST_CASE("a template is named, or given by its texts", "[config]") {
   CHECK_FALSE(parse(kMinimal).data.prompt_template);
   CHECK(parse(kMinimal + "  template: vicuna\n").data.prompt_template == prompt_template("vicuna"));
-  const auto own = parse(kMinimal + "  template: {system: \"<{content}>\", user: \"{content}?\", prefix: \"\", strip: true}\n").data.prompt_template;
+  const auto own = parse(kMinimal + "  template: {system: \"<{content}>\", user: \"{content}?\", prefix: \"\", strip: true}\n")
+                       .data.prompt_template;
   CHECK(own == PromptTemplate{.prefix = "", .system = "<{content}>", .user = "{content}?", .strip = true});
   CHECK(parse(kMinimal, {"data.template=llama2"}).data.prompt_template == prompt_template("llama2"));
   CHECK(parse(kMinimal + "  template: vicuna\n", {"data.template=null"}).data.prompt_template == std::nullopt);
@@ -22,7 +23,8 @@ TEST_CASE("a template is named, or given by its texts", "[config]") {
 
 TEST_CASE("a template that is none is refused by its line", "[config]") {
   const auto error = [](const std::string& value) { return error_of(kMinimal + "  template: " + value); };
-  CHECK_THAT(error("vicunna"), Contains("[run.yaml:6] data.template must be llama2, vicuna, alpaca, chatglm") && Contains("did you mean vicuna?"));
+  CHECK_THAT(error("vicunna"),
+             Contains("[run.yaml:6] data.template must be llama2, vicuna, alpaca, chatglm") && Contains("did you mean vicuna?"));
   CHECK_THAT(error("[vicuna]"), Contains("data.template must be"));
   CHECK_THAT(error("{usr: \"{content}\"}"), Contains("[run.yaml:6] unknown key data.template.usr; did you mean user?"));
   CHECK_THAT(error("{user: hello}"), Contains("[run.yaml:6] template.user must hold {content} once"));

@@ -21,9 +21,7 @@ namespace {
 /// A folder that goes with the test.
 class ScratchFolder {
  public:
-  ScratchFolder()
-      : path_(std::filesystem::temp_directory_path() /
-              ("lora-config-" + std::to_string(std::rand()))) {
+  ScratchFolder() : path_(std::filesystem::temp_directory_path() / ("lora-config-" + std::to_string(std::rand()))) {
     std::filesystem::create_directories(path_);
   }
   ~ScratchFolder() { std::filesystem::remove_all(path_); }
@@ -162,18 +160,15 @@ TEST_CASE("a run file on disk: its folder is the base, messages name it", "[conf
   std::ofstream(file) << kMinimal;
   CHECK(load_run_config(file, {}, "/cwd", "finetune").model.path == folder.path() / "base");
   std::ofstream(file) << kMinimal << "train: {epochs: 0}";
-  CHECK_THROWS_WITH(load_run_config(file, {}, "/cwd", "finetune"),
-                    Contains("[" + file.string() + ":6] train.epochs"));
+  CHECK_THROWS_WITH(load_run_config(file, {}, "/cwd", "finetune"), Contains("[" + file.string() + ":6] train.epochs"));
 }
 
 TEST_CASE("a run file that cannot be read is wrong usage", "[config]") {
   const ScratchFolder folder;
-  CHECK_THROWS_AS(load_run_config(folder.path() / "missing.yaml", {}, "/cwd", "finetune"),
-                  lora::ConfigError);
+  CHECK_THROWS_AS(load_run_config(folder.path() / "missing.yaml", {}, "/cwd", "finetune"), lora::ConfigError);
   CHECK_THROWS_AS(load_run_config(folder.path(), {}, "/cwd", "finetune"), lora::ConfigError);
   std::ofstream(folder.path() / "huge.yaml") << std::string((1u << 20) + 1, '#');
-  CHECK_THROWS_AS(load_run_config(folder.path() / "huge.yaml", {}, "/cwd", "finetune"),
-                  lora::ConfigError);
+  CHECK_THROWS_AS(load_run_config(folder.path() / "huge.yaml", {}, "/cwd", "finetune"), lora::ConfigError);
 }
 
 TEST_CASE("the run files that come with the program", "[config]") {
@@ -183,11 +178,9 @@ TEST_CASE("the run files that come with the program", "[config]") {
     return;
   }
   const Path folder = Path(source) / "configs";
-  CHECK(load_run_config(folder / "finetune_instruction.yaml", {}, "/cwd", "finetune").data.format ==
-        "alpaca");
+  CHECK(load_run_config(folder / "finetune_instruction.yaml", {}, "/cwd", "finetune").data.format == "alpaca");
   CHECK(load_run_config(folder / "pretrain_text.yaml", {}, "/cwd", "train").data.format == "text");
-  const RunConfig scratch =
-      load_run_config(folder / "train_from_scratch.yaml", {}, "/cwd", "train");
+  const RunConfig scratch = load_run_config(folder / "train_from_scratch.yaml", {}, "/cwd", "train");
   CHECK(scratch.model.arch == "llama");
   CHECK(scratch.model.preset == "tiny");
   CHECK_FALSE(scratch.model.path);

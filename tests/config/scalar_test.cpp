@@ -12,22 +12,16 @@ using lora::config::yaml_text;
 
 TEST_CASE("integers are decimal", "[config]") {
   int64_t value = -1;
-  const auto [text, expected] =
-      GENERATE(table<std::string, int64_t>({{"0", 0},
-                                            {"10", 10},
-                                            {"-3", -3},
-                                            {"+7", 7},
-                                            {"9223372036854775807", INT64_MAX},
-                                            {"-9223372036854775808", INT64_MIN}}));
+  const auto [text, expected] = GENERATE(table<std::string, int64_t>(
+      {{"0", 0}, {"10", 10}, {"-3", -3}, {"+7", 7}, {"9223372036854775807", INT64_MAX}, {"-9223372036854775808", INT64_MIN}}));
   CHECK(parse_integer(text, value) == NumberFault::kNone);
   CHECK(value == expected);
 }
 
 TEST_CASE("what is no integer", "[config]") {
   int64_t value = 0;
-  const std::string text =
-      GENERATE("", "-", "+", "010", "-010", "00", "0x10", "0o7", "0b1", "1_000", "1.0", "1e3",
-               "1.5", " 1", "1 ", "--1", "1:30", "one", ".inf", "true", "\xC2\xB9");
+  const std::string text = GENERATE("", "-", "+", "010", "-010", "00", "0x10", "0o7", "0b1", "1_000", "1.0", "1e3", "1.5", " 1",
+                                    "1 ", "--1", "1:30", "one", ".inf", "true", "\xC2\xB9");
   CHECK(parse_integer(text, value) == NumberFault::kNotANumber);
 }
 
@@ -54,8 +48,8 @@ TEST_CASE("decimals, with or without an exponent", "[config]") {
 
 TEST_CASE("what is no decimal", "[config]") {
   double value = 0;
-  const std::string text = GENERATE("", ".", "e5", ".e5", "1e", "1e+", "010.5", "0x1p3", "1_0.5",
-                                    ".inf", "-.inf", ".nan", "inf", "nan", "1.2.3", "1,5", "1e5.0");
+  const std::string text = GENERATE("", ".", "e5", ".e5", "1e", "1e+", "010.5", "0x1p3", "1_0.5", ".inf", "-.inf", ".nan", "inf",
+                                    "nan", "1.2.3", "1,5", "1e5.0");
   CHECK(parse_decimal(text, value) == NumberFault::kNotANumber);
 }
 
@@ -76,18 +70,17 @@ TEST_CASE("obvious words stay without quotes, everything else gets them", "[conf
 }
 
 TEST_CASE("text written as YAML reads back as the same text", "[config]") {
-  const std::string text = GENERATE(
-      "a: b", "a #b", "#a", " leading", "trailing ", "line\nbreak", "tab\there", "quote\"d", "it's",
-      "back\\slash", "[a", "{a", "a, b", "- a", "* a", "&a", "!a", "%a", "@a", "`a", "|", ">", "?",
-      "~", "null", "true", "No", "010", "0x10", "1e3", ".inf", "<<", "=",
-      "\xE6\x97\xA5\xE6\x9C\xAC", "\xF0\x9F\x92\xA1 x", "\x7f", "\x01", "\r\n",
-      "a\xC2\x85"
-      "b",
-      "a\xE2\x80\xA8"
-      "b",
-      "\xEF\xBB\xBF"
-      "bom",
-      ".*\\.(q|v)_proj$", "---", "...");
+  const std::string text =
+      GENERATE("a: b", "a #b", "#a", " leading", "trailing ", "line\nbreak", "tab\there", "quote\"d", "it's", "back\\slash", "[a",
+               "{a", "a, b", "- a", "* a", "&a", "!a", "%a", "@a", "`a", "|", ">", "?", "~", "null", "true", "No", "010", "0x10",
+               "1e3", ".inf", "<<", "=", "\xE6\x97\xA5\xE6\x9C\xAC", "\xF0\x9F\x92\xA1 x", "\x7f", "\x01", "\r\n",
+               "a\xC2\x85"
+               "b",
+               "a\xE2\x80\xA8"
+               "b",
+               "\xEF\xBB\xBF"
+               "bom",
+               ".*\\.(q|v)_proj$", "---", "...");
   CAPTURE(text);
   const auto node = lora::formats::parse_yaml("[" + yaml_text(text) + "]", "test");
   REQUIRE(node.items.size() == 1);

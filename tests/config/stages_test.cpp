@@ -3,9 +3,9 @@
 #include "config/parse.h"
 #include "support.h"
 
+using Catch::Matchers::Contains;
 using lora::config::parse_staged_config;
 using lora::config::StagedConfig;
-using Catch::Matchers::Contains;
 
 namespace {
 
@@ -20,11 +20,13 @@ const std::string kStaged = kMinimal +
                             "    adapter: {r: 4}\n"
                             "    train: {max_steps: 5}\n";
 
-StagedConfig staged(const std::string& text, const std::vector<std::string>& overrides = {}, std::string_view command = "finetune") {
+StagedConfig staged(const std::string& text, const std::vector<std::string>& overrides = {},
+                    std::string_view command = "finetune") {
   return parse_staged_config(text, "run.yaml", "/runs/a", overrides, "/cwd", command);
 }
 
-std::string error_of_stages(const std::string& text, const std::vector<std::string>& overrides = {}, std::string_view command = "finetune") {
+std::string error_of_stages(const std::string& text, const std::vector<std::string>& overrides = {},
+                            std::string_view command = "finetune") {
   try {
     staged(text, overrides, command);
   } catch (const lora::ConfigError& error) {
@@ -104,8 +106,10 @@ TEST_CASE("stages that cannot be are refused with their line", "[config][stages]
   says("  - {name: a}\n  - {name: b, adapter: {init_from: x}}\n", "found init_from");
   says("  - {name: a, freeze: {train: [norm]}}\n  - {name: b}\n", "freeze.train in a");
   says("  - {name: a}\n  - {name: b, adapter: {method: ia3}}\n", "what stage a trains must have a place in stage b");
-  says("  - {name: a, adapter: {method: trainable_tokens, trainable_token_indices: [1]}}\n"
-       "  - {name: b, adapter: {trainable_token_indices: [2]}}\n", "must be those of stage a");
+  says(
+      "  - {name: a, adapter: {method: trainable_tokens, trainable_token_indices: [1]}}\n"
+      "  - {name: b, adapter: {trainable_token_indices: [2]}}\n",
+      "must be those of stage a");
   CHECK_THAT(error_of_stages(kMinimal + "stages: {}\n"), Contains("must be a list of stages"));
   CHECK_THAT(error_of_stages(kStaged, {}, "train"), Contains("lora finetune alone") || Contains("lora train"));
   CHECK_THAT(error_of(kStaged), Contains("config.yaml in the folder of a stage"));
@@ -114,7 +118,8 @@ TEST_CASE("stages that cannot be are refused with their line", "[config][stages]
 
 TEST_CASE("trainable tokens alone need a list, and tokens_from needs tokens", "[config][tokens]") {
   CHECK_THAT(error_of(kMinimal + "adapter: {method: trainable_tokens}\n"), Contains("trainable_token_indices"));
-  CHECK_THAT(error_of(kMinimal + "adapter: {method: trainable_tokens, trainable_token_indices: {lm_head: [1]}}\n"), Contains("one list"));
+  CHECK_THAT(error_of(kMinimal + "adapter: {method: trainable_tokens, trainable_token_indices: {lm_head: [1]}}\n"),
+             Contains("one list"));
   CHECK_THAT(error_of(kMinimal + "adapter: {trainable_token_indices: []}\n"), Contains("must name a token"));
   CHECK_THAT(error_of(kMinimal + "adapter: {trainable_token_indices: [-1]}\n"), Contains("run.yaml:6"));
   CHECK_THAT(error_of(kMinimal + "adapter: {trainable_token_indices: {lm_head: 3}}\n"), Contains("lm_head must be a list"));

@@ -10,11 +10,10 @@ using lora::testing::message_of;
 
 TEST_CASE("every dtype has the name and width of the safetensors format", "[core]") {
   const std::pair<const char*, size_t> expected[] = {
-      {"BOOL", 8},        {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8},
-      {"I8", 8},          {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8},
-      {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16},    {"F16", 16},    {"BF16", 16},
-      {"I32", 32},        {"U32", 32},    {"F32", 32},    {"C64", 64},    {"F64", 64},
-      {"I64", 64},        {"U64", 64}};
+      {"BOOL", 8},    {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6},     {"U8", 8},          {"I8", 8},
+      {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},
+      {"U16", 16},    {"F16", 16},    {"BF16", 16},   {"I32", 32},        {"U32", 32},        {"F32", 32},
+      {"C64", 64},    {"F64", 64},    {"I64", 64},    {"U64", 64}};
   int position = 0;
   for (const auto& [name, bits] : expected) {
     INFO(name);
@@ -40,8 +39,7 @@ TEST_CASE("compute dtypes are read in the words of users and of PyTorch", "[core
     CHECK(lora::parse_float_dtype(name, "model.dtype") == DType::kF16);
   }
   for (const char* name : {"", "F32", "int8", "torch.", "fp8"}) {
-    const auto text =
-        message_of<lora::ConfigError>([&] { lora::parse_float_dtype(name, "model.dtype"); });
+    const auto text = message_of<lora::ConfigError>([&] { lora::parse_float_dtype(name, "model.dtype"); });
     CHECK(text.starts_with("[model.dtype]"));
   }
 }

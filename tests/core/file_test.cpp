@@ -21,9 +21,7 @@ using lora::testing::ScratchFolder;
 
 namespace {
 
-void put(const Path& path, std::string_view text) {
-  std::ofstream(path) << text;
-}
+void put(const Path& path, std::string_view text) { std::ofstream(path) << text; }
 
 size_t count_entries(const Path& folder) {
   return static_cast<size_t>(std::distance(std::filesystem::directory_iterator(folder), {}));
@@ -37,9 +35,7 @@ pid_t ended_process() {
   return child;
 }
 
-Path temporary_name(const Path& target, pid_t pid) {
-  return target.string() + ".tmp-" + std::to_string(pid) + "-0";
-}
+Path temporary_name(const Path& target, pid_t pid) { return target.string() + ".tmp-" + std::to_string(pid) + "-0"; }
 
 }  // namespace
 
@@ -60,8 +56,7 @@ TEST_CASE("files are read whole or refused with the system's reason", "[core]") 
 
   const Path pipe = scratch.path() / "pipe";
   REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
-  message_of<IoError>(
-      [&] { lora::read_file(pipe); });  // would block for ever if it were opened plainly
+  message_of<IoError>([&] { lora::read_file(pipe); });  // would block for ever if it were opened plainly
 }
 
 TEST_CASE("output files truncate or append", "[core]") {
@@ -132,8 +127,7 @@ TEST_CASE("an atomic directory appears with commit only", "[core]") {
   {
     lora::AtomicDirectory directory(target);
     CHECK(directory.path().parent_path() == scratch.path() / "deep");
-    CHECK(directory.path().filename().string().starts_with("step-1.tmp-" +
-                                                           std::to_string(::getpid()) + "-"));
+    CHECK(directory.path().filename().string().starts_with("step-1.tmp-" + std::to_string(::getpid()) + "-"));
     put(directory.path() / "a", "1");
     CHECK_FALSE(std::filesystem::exists(target));
   }
@@ -201,8 +195,7 @@ TEST_CASE("only leftovers of ended processes are removed", "[core]") {
 
   std::vector<Path> kept = {temporary_name(base, ::getpid()), temporary_name(base, 1), base};
   const std::string dead = std::to_string(ended_process());
-  for (const char* name : {"x.tmp-", "x.tmp-abc-1", "x.tmp--5-1", "x.tmp-0-1",
-                           "x.tmp-99999999999999999999-1", "tmp-1-1"}) {
+  for (const char* name : {"x.tmp-", "x.tmp-abc-1", "x.tmp--5-1", "x.tmp-0-1", "x.tmp-99999999999999999999-1", "tmp-1-1"}) {
     kept.push_back(scratch.path() / name);
   }
   kept.push_back(scratch.path() / ("x.tmp-" + dead));
@@ -240,4 +233,35 @@ TEST_CASE("pieces are written and digested like their whole", "[core]") {
   lora::write_file_atomically(scratch / "f", pieces);
   CHECK(lora::read_file(scratch / "f") == whole);
   CHECK(lora::digest_of_pieces(pieces) == lora::digest(std::as_bytes(std::span(whole))));
+}
+
+TEST_CASE("streams are written to, and links keep leading where they led", "[core]") {
+  const ScratchFolder folder;
+  const Path pipe = folder / "pipe";
+  REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
+  std::string read;
+  std::thread reader([&] {
+    std::ifstream stream(pipe);
+    read.assign(std::istreambuf_iterator<char>(stream), {});
+  });
+  lora::write_file_atomically(pipe, "text");
+  reader.join();
+  CHECK(read == "text");
+  CHECK(lora::is_stream(pipe));
+  CHECK_THROWS_AS(lora::AtomicDirectory(pipe), IoError);
+
+  put(folder / "target", "old");
+  std::filesystem::create_symlink(folder / "target", folder / "link");
+  lora::write_file_atomically(folder / "link", "new");
+  CHECK(std::filesystem::is_symlink(folder / "link"));
+  CHECK(lora::read_file(folder / "target") == "new");
+  std::filesystem::create_directory(folder / "far");
+  std::filesystem::create_directory_symlink(folder / "far", folder / "near");
+  {
+    lora::AtomicDirectory directory(folder / "near");
+    put(directory.path() / "file", "x");
+    directory.commit();
+  }
+  CHECK(std::filesystem::is_symlink(folder / "near"));
+  CHECK(std::filesystem::exists(folder / "far/file"));
 }

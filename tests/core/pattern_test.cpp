@@ -18,9 +18,7 @@ namespace {
 
 constexpr const char* kQuery = "model.layers.1.self_attn.q_proj";
 
-bool is_target(TargetRule rule, std::string_view path) {
-  return TargetMatcher(std::move(rule)).matches(path);
-}
+bool is_target(TargetRule rule, std::string_view path) { return TargetMatcher(std::move(rule)).matches(path); }
 
 }  // namespace
 
@@ -39,24 +37,20 @@ TEST_CASE("patterns match whole names or parts as Python's re does", "[core]") {
   CHECK_FALSE(NamePattern("^model", "test").matches_part("a.model"));
   CHECK(NamePattern("a|bc", "test").matches_all("bc"));
   CHECK_FALSE(NamePattern("a|ab", "test").matches_all("abc"));
-  CHECK(NamePattern(R"(layers\.(?:[0-9]|1[0-5])\..*(?!k)[qv]_proj)", "test")
-            .matches_all("layers.12.attn.v_proj"));
+  CHECK(NamePattern(R"(layers\.(?:[0-9]|1[0-5])\..*(?!k)[qv]_proj)", "test").matches_all("layers.12.attn.v_proj"));
   CHECK(NamePattern(R"(.*\.\d{1,2}\.[^.]*?)", "test").matches_all("h.12.attn"));
   CHECK_FALSE(NamePattern(R"(.*\.\d{1,2}\.[^.]*?)", "test").matches_all("h.123.attn"));
 }
 
 TEST_CASE("what Python alone knows is refused", "[core]") {
-  for (const char* expression :
-       {"(?<=a)b", "(?<!a)b", "(?P<n>a)",    "(?P=n)",   "(?i)a",     "(?s:a)",
-        "(?>a)",   R"(\Aa)",  R"(a\Z)",      R"((a)\1)", "a*+",       "a++",
-        "a?+",     "a{1,2}+", "a**",         R"(\x41)",  R"(\u0041)", R"(\p)",
-        "[]a]",    "[^]a]",   "[[:alpha:]]", R"([\x41])"}) {
+  for (const char* expression : {"(?<=a)b",   "(?<!a)b",  "(?P<n>a)", "(?P=n)", "(?i)a",       "(?s:a)",   "(?>a)", R"(\Aa)",
+                                 R"(a\Z)",    R"((a)\1)", "a*+",      "a++",    "a?+",         "a{1,2}+",  "a**",   R"(\x41)",
+                                 R"(\u0041)", R"(\p)",    "[]a]",     "[^]a]",  "[[:alpha:]]", R"([\x41])"}) {
     INFO(expression);
     const auto text = message_of<ConfigError>([&] { NamePattern(expression, "freeze.train"); });
     CHECK(text.starts_with("[freeze.train]"));
   }
-  for (const char* expression :
-       {"(", "a)", "a)|(b", "[a", "*a", "a\\", "a{2,1}", "a{", "(?", "[b-a]"}) {
+  for (const char* expression : {"(", "a)", "a)|(b", "[a", "*a", "a\\", "a{2,1}", "a{", "(?", "[b-a]"}) {
     INFO(expression);
     message_of<ConfigError>([&] { NamePattern(expression, "freeze.train"); });
     message_of<ConfigError>([&] { NamePattern::of_last_components(expression, "rank_pattern"); });
@@ -121,8 +115,7 @@ TEST_CASE("targets given as a string are an expression over the whole path", "[c
 }
 
 TEST_CASE("excluded modules are never adapted", "[core]") {
-  const TargetRule by_list{.targets = Names{"q_proj"},
-                           .exclude = Names{"layers.1.self_attn.q_proj"}};
+  const TargetRule by_list{.targets = Names{"q_proj"}, .exclude = Names{"layers.1.self_attn.q_proj"}};
   CHECK_FALSE(is_target(by_list, kQuery));
   CHECK(is_target(by_list, "model.layers.0.self_attn.q_proj"));
   CHECK(is_target(by_list, "model.layers.11.self_attn.q_proj"));
@@ -134,8 +127,7 @@ TEST_CASE("excluded modules are never adapted", "[core]") {
 }
 
 TEST_CASE("modules that are saved whole are never adapted", "[core]") {
-  const TargetRule rule{.targets = Names{"q_proj", "lm_head", "dense"},
-                        .modules_to_save = {"lm_head", "score"}};
+  const TargetRule rule{.targets = Names{"q_proj", "lm_head", "dense"}, .modules_to_save = {"lm_head", "score"}};
   CHECK_FALSE(is_target(rule, "lm_head"));
   CHECK_FALSE(is_target(rule, "model.lm_head"));
   CHECK_FALSE(is_target(rule, "score.dense"));
@@ -158,15 +150,12 @@ TEST_CASE("layers_to_transform keeps the listed layers of suffix matches", "[cor
   CHECK(is_target(rule, "a.b.x1.c.3.q_proj"));
   CHECK_FALSE(is_target(rule, "a.b.18446744073709551617.q_proj"));
   // An exact name skips the filter.
-  CHECK(is_target({.targets = Names{"model.layers.0.q_proj"}, .layers_to_transform = {{1}}},
-                  "model.layers.0.q_proj"));
+  CHECK(is_target({.targets = Names{"model.layers.0.q_proj"}, .layers_to_transform = {{1}}}, "model.layers.0.q_proj"));
 }
 
 TEST_CASE("layers_pattern says what the layer number follows", "[core]") {
   const auto rule = [](Names containers) {
-    return TargetRule{.targets = Names{"q_proj"},
-                      .layers_to_transform = {{1}},
-                      .layers_pattern = std::move(containers)};
+    return TargetRule{.targets = Names{"q_proj"}, .layers_to_transform = {{1}}, .layers_pattern = std::move(containers)};
   };
   CHECK(is_target(rule({"layers"}), kQuery));
   CHECK(is_target(rule({"layers"}), "layers.1.q_proj"));
@@ -181,14 +170,10 @@ TEST_CASE("layers_pattern says what the layer number follows", "[core]") {
 }
 
 TEST_CASE("rules that contradict themselves are refused", "[core]") {
-  message_of<ConfigError>(
-      [] { TargetMatcher({.targets = ".*q_proj", .layers_to_transform = {{1}}}); });
-  message_of<ConfigError>(
-      [] { TargetMatcher({.targets = Names{"q_proj"}, .layers_pattern = {"layers"}}); });
-  for (const TargetRule& rule :
-       {TargetRule{.targets = "("}, TargetRule{.exclude = "("},
-        TargetRule{.modules_to_save = {"("}},
-        TargetRule{.layers_to_transform = {{1}}, .layers_pattern = {"("}}}) {
+  message_of<ConfigError>([] { TargetMatcher({.targets = ".*q_proj", .layers_to_transform = {{1}}}); });
+  message_of<ConfigError>([] { TargetMatcher({.targets = Names{"q_proj"}, .layers_pattern = {"layers"}}); });
+  for (const TargetRule& rule : {TargetRule{.targets = "("}, TargetRule{.exclude = "("}, TargetRule{.modules_to_save = {"("}},
+                                 TargetRule{.layers_to_transform = {{1}}, .layers_pattern = {"("}}}) {
     message_of<ConfigError>([&] { TargetMatcher matcher(rule); });
   }
 }
@@ -197,8 +182,9 @@ TEST_CASE("keys without a regular expression mean what they mean as one", "[core
   for (const std::string key : {"q_proj", "self_attn.q_proj", "model.layers.1.q_proj", "a.b", ".", "..", "proj", "1"}) {
     // A group changes nothing but how it is found.
     const PatternMap<double> plain({{key, 0.5}}, "alpha_pattern"), expression({{"(?:" + key + ")", 0.5}}, "alpha_pattern");
-    for (const std::string path : {"q_proj", "xq_proj", "model.layers.1.q_proj", "model.layers.11.q_proj", "model.layers.1.self_attn.q_proj",
-                                   "model.layers.1.self_attnxq_proj", "axb", "x.axb", "xaxb", "a.b.c", "", ".", "a", "a.", ".1", "a\nb"}) {
+    for (const std::string path :
+         {"q_proj", "xq_proj", "model.layers.1.q_proj", "model.layers.11.q_proj", "model.layers.1.self_attn.q_proj",
+          "model.layers.1.self_attnxq_proj", "axb", "x.axb", "xaxb", "a.b.c", "", ".", "a", "a.", ".1", "a\nb"}) {
       INFO(key << ", " << path);
       CHECK(plain.find(path) == expression.find(path));
     }
@@ -206,8 +192,7 @@ TEST_CASE("keys without a regular expression mean what they mean as one", "[core
 }
 
 TEST_CASE("the first matching key of a pattern map wins", "[core]") {
-  const PatternMap<int64_t> ranks({{"q_proj", 5}, {R"(layers\.1\.mlp\.up_proj)", 3}, {"up_proj|o_proj", 7}},
-                         "rank_pattern");
+  const PatternMap<int64_t> ranks({{"q_proj", 5}, {R"(layers\.1\.mlp\.up_proj)", 3}, {"up_proj|o_proj", 7}}, "rank_pattern");
   CHECK(ranks.find(kQuery) == 5);
   CHECK(ranks.find("q_proj") == 5);
   CHECK(ranks.find("model.layers.1.mlp.up_proj") == 3);

@@ -8,15 +8,14 @@
 #include "support.h"
 
 TEST_CASE("UTF-8 is recognised by the table of the Unicode standard", "[core]") {
-  for (const char* good : {"", "plain", "\xC2\x80", "\xE0\xA0\x80", "\xED\x9F\xBF", "\xEE\x80\x80",
-                           "\xF0\x90\x80\x80", "\xF4\x8F\xBF\xBF"}) {
+  for (const char* good :
+       {"", "plain", "\xC2\x80", "\xE0\xA0\x80", "\xED\x9F\xBF", "\xEE\x80\x80", "\xF0\x90\x80\x80", "\xF4\x8F\xBF\xBF"}) {
     CHECK(lora::is_utf8(good));
   }
   CHECK(lora::is_utf8(std::string("a\0b", 3)));
   for (const char* bad :
-       {"\x80", "\xC0\xAF", "\xC1\xBF", "\xE0\x9F\xBF", "\xED\xA0\x80", "\xF0\x8F\xBF\xBF",
-        "\xF4\x90\x80\x80", "\xF5\x80\x80\x80", "\xFF", "\xC2", "\xE2\x82", "\xF0\x9F\x92",
-        "\xC2\x41", "\xE2\x41\x82", "\xF0\x9F\x41\x80"}) {
+       {"\x80", "\xC0\xAF", "\xC1\xBF", "\xE0\x9F\xBF", "\xED\xA0\x80", "\xF0\x8F\xBF\xBF", "\xF4\x90\x80\x80",
+        "\xF5\x80\x80\x80", "\xFF", "\xC2", "\xE2\x82", "\xF0\x9F\x92", "\xC2\x41", "\xE2\x41\x82", "\xF0\x9F\x41\x80"}) {
     CHECK_FALSE(lora::is_utf8(bad));
   }
   CHECK(lora::find_invalid_utf8("ab\xFF"
@@ -35,8 +34,7 @@ TEST_CASE("bytes that are not UTF-8 become replacement characters", "[core]") {
 }
 
 TEST_CASE("control characters are shown, tabs and line feeds kept", "[core]") {
-  CHECK(lora::escape_control("a\x1b[31mb\r\x7f\t\n\xC3\xA9") ==
-        "a\\x1b[31mb\\x0d\\x7f\t\n\xC3\xA9");
+  CHECK(lora::escape_control("a\x1b[31mb\r\x7f\t\n\xC3\xA9") == "a\\x1b[31mb\\x0d\\x7f\t\n\xC3\xA9");
 }
 
 TEST_CASE("the nearest names come first", "[core]") {
@@ -49,13 +47,11 @@ TEST_CASE("the nearest names come first", "[core]") {
   CHECK(lora::nearest_names(std::string(1'000'000, 'x'), known, 1).size() == 1);
   // kitten -> sitting takes 3 edits, kitten -> mitts 3 as well: equal distances keep their order.
   const std::vector<std::string> equal = {"sitting", "mitts", "kitte"};
-  CHECK(lora::nearest_names("kitten", equal) ==
-        std::vector<std::string>{"kitte", "sitting", "mitts"});
+  CHECK(lora::nearest_names("kitten", equal) == std::vector<std::string>{"kitte", "sitting", "mitts"});
 }
 
 TEST_CASE("HTML is escaped for elements and attributes", "[core]") {
-  CHECK(lora::escape_html("<a href=\"x\">'&'</a>") ==
-        "&lt;a href=&quot;x&quot;&gt;&#39;&amp;&#39;&lt;/a&gt;");
+  CHECK(lora::escape_html("<a href=\"x\">'&'</a>") == "&lt;a href=&quot;x&quot;&gt;&#39;&amp;&#39;&lt;/a&gt;");
 }
 
 TEST_CASE("numbers are written for people", "[core]") {
@@ -83,8 +79,8 @@ TEST_CASE("sizes are read in decimal and binary units", "[core]") {
   CHECK(parse("512 MiB") == 512ull << 20);
   CHECK(parse("1KiB") == 1024);
   CHECK(parse("4194304TiB") == 1ull << 62);
-  for (const char* text : {"", "0", "GB", "-1", "+1", "1.5GB", "1gb", "1 G B", "1GBGB", " 1", "1e3",
-                           "4194305TiB", "18446744073709551616", "99999999999999999999TB"}) {
+  for (const char* text : {"", "0", "GB", "-1", "+1", "1.5GB", "1gb", "1 G B", "1GBGB", " 1", "1e3", "4194305TiB",
+                           "18446744073709551616", "99999999999999999999TB"}) {
     INFO(text);
     const auto message = lora::testing::message_of<lora::ConfigError>([&] { parse(text); });
     CHECK(message.starts_with("[--shard-size]"));

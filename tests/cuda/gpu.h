@@ -11,12 +11,12 @@
 
 #include "catch.h"
 
-#define LORA_SKIP_WITHOUT_GPU()                       \
-  do {                                                \
-    if (!at::hasCUDA()) {                             \
-      WARN("skipped: no GPU is present");             \
-      return;                                         \
-    }                                                 \
+#define LORA_SKIP_WITHOUT_GPU()           \
+  do {                                    \
+    if (!at::hasCUDA()) {                 \
+      WARN("skipped: no GPU is present"); \
+      return;                             \
+    }                                     \
   } while (false)
 
 namespace lora::testing {
@@ -46,7 +46,8 @@ inline std::vector<at::Tensor> results_and_gradients(const Function& f, const st
   at::Tensor sum;
   for (size_t i = 0; i < results.size(); ++i) {
     const auto weights = at::sin(at::arange(results[i].numel(), at::kDouble) + static_cast<double>(i))
-                             .view(results[i].sizes()).to(results[i].device());
+                             .view(results[i].sizes())
+                             .to(results[i].device());
     const at::Tensor term = (results[i].to(at::kDouble) * weights).sum();
     sum = sum.defined() ? sum + term : term;
   }

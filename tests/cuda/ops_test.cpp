@@ -184,8 +184,13 @@ TEST_CASE("gpu: AdamW of many parameters at once", "[cuda]") {
   LORA_SKIP_WITHOUT_GPU();
   at::manual_seed(8);
   const double rate = 1e-2, decay = 0.1;
-  const ops::rows::AdamWStep step{.learning_rate = rate, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = decay,
-                                  .correction1 = 1, .correction2 = 1};
+  const ops::rows::AdamWStep step{.learning_rate = rate,
+                                  .beta1 = 0.9,
+                                  .beta2 = 0.999,
+                                  .eps = 1e-8,
+                                  .weight_decay = decay,
+                                  .correction1 = 1,
+                                  .correction2 = 1};
   for (const auto dtype : {at::kBFloat16, at::kHalf}) {
     for (const auto gradient_dtype : {dtype, at::kFloat}) {
       std::vector<ops::rows::AdamWTensors> ours;

@@ -24,10 +24,14 @@ constexpr int64_t kVocabulary = 50;
 
 std::shared_ptr<llama::LlamaForCausalLMImpl> small_model() {
   at::manual_seed(1);
-  const auto config = llama::fresh_llama_config(
-      std::nullopt, {{"vocab_size", "50"}, {"hidden_size", "64"}, {"intermediate_size", "96"}, {"num_hidden_layers", "2"},
-                     {"num_attention_heads", "4"}, {"num_key_value_heads", "2"}, {"max_position_embeddings", "64"},
-                     {"initializer_range", "0.2"}});
+  const auto config = llama::fresh_llama_config(std::nullopt, {{"vocab_size", "50"},
+                                                               {"hidden_size", "64"},
+                                                               {"intermediate_size", "96"},
+                                                               {"num_hidden_layers", "2"},
+                                                               {"num_attention_heads", "4"},
+                                                               {"num_key_value_heads", "2"},
+                                                               {"max_position_embeddings", "64"},
+                                                               {"initializer_range", "0.2"}});
   return std::make_shared<llama::LlamaForCausalLMImpl>(config);
 }
 
@@ -186,8 +190,8 @@ TEST_CASE("gpu: the machine's numbers", "[cuda]") {
   LORA_SKIP_WITHOUT_GPU();
   CHECK(train::matmul_flops_per_second(kGpu, at::kBFloat16) > 1e13);
   const auto before = peak_bytes(kGpu);
-  const auto block = at::empty({before > 0 ? static_cast<int64_t>(before) + (1 << 20) : 1 << 20},
-                               at::TensorOptions(kGpu).dtype(at::kByte));
+  const auto block =
+      at::empty({before > 0 ? static_cast<int64_t>(before) + (1 << 20) : 1 << 20}, at::TensorOptions(kGpu).dtype(at::kByte));
   CHECK(peak_bytes(kGpu) > before);
   CHECK(describe_machine(kGpu).find("cuda:0 (") != std::string::npos);
 }

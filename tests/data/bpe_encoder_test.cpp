@@ -78,10 +78,38 @@ std::string train(const Settings& changes) {
 
 /// Text of short pieces that the models know in part.
 std::string random_text(SplitMix64& random) {
-  static const std::vector<std::string> parts = {
-      "a", "b", "aa", "ab", "aaaa", " ", "  ", "颜", "色", "颜色", "é", "😀", "c ", "▁", "\n", "\t", "1", "23", "x",
-      "中", "\xf0\x9f\x98\x81", "ø", "the", " cat", "sat", "裤子", "版型", "<s>", "<0x41>", "</s>", "\x7f",
-      std::string(1, '\0')};
+  static const std::vector<std::string> parts = {"a",
+                                                 "b",
+                                                 "aa",
+                                                 "ab",
+                                                 "aaaa",
+                                                 " ",
+                                                 "  ",
+                                                 "颜",
+                                                 "色",
+                                                 "颜色",
+                                                 "é",
+                                                 "😀",
+                                                 "c ",
+                                                 "▁",
+                                                 "\n",
+                                                 "\t",
+                                                 "1",
+                                                 "23",
+                                                 "x",
+                                                 "中",
+                                                 "\xf0\x9f\x98\x81",
+                                                 "ø",
+                                                 "the",
+                                                 " cat",
+                                                 "sat",
+                                                 "裤子",
+                                                 "版型",
+                                                 "<s>",
+                                                 "<0x41>",
+                                                 "</s>",
+                                                 "\x7f",
+                                                 std::string(1, '\0')};
   std::string text;
   for (uint64_t count = random.below(60); count > 0; --count) text += parts[random.below(parts.size())];
   return text;
@@ -91,13 +119,13 @@ std::string random_text(SplitMix64& random) {
 
 TEST_CASE("the encoder gives the library's ids", "[data]") {
   const auto settings =
-      GENERATE(Settings{}, Settings{{"byte_fallback", "true"}, {"vocab_size", "380"}},
-               Settings{{"add_dummy_prefix", "false"}}, Settings{{"split_by_whitespace", "false"}},
-               Settings{{"character_coverage", "0.98"}, {"vocab_size", "60"}}, Settings{{"user_defined_symbols", "ab,颜,abab,é"}});
+      GENERATE(Settings{}, Settings{{"byte_fallback", "true"}, {"vocab_size", "380"}}, Settings{{"add_dummy_prefix", "false"}},
+               Settings{{"split_by_whitespace", "false"}}, Settings{{"character_coverage", "0.98"}, {"vocab_size", "60"}},
+               Settings{{"user_defined_symbols", "ab,颜,abab,é"}});
   const Both both(train(settings));
   REQUIRE(both.encoder);
-  for (const char* text : {"", " ", "  ", "a", "a ", " a", "aaaaaaaaaaaaaaaaa", "ababababab", "颜色颜色颜", "\n",
-                           "xyz中", "▁a"}) {
+  for (const char* text :
+       {"", " ", "  ", "a", "a ", " a", "aaaaaaaaaaaaaaaaa", "ababababab", "颜色颜色颜", "\n", "xyz中", "▁a"}) {
     both.compare(text);
   }
   SplitMix64 random(5);

@@ -32,9 +32,8 @@ std::string target_text(const data::Example& example) {
 
 TEST_CASE("turns are laid out and masked as the Llama-2 template asks", "[data]") {
   const testing::ByteTokenizer tokenizer;
-  const data::Example example = data::encode_chat(
-      {{"user", " hi \n"}, {"assistant", "\tyes "}, {"user", "bye"}, {"assistant", "ok"}},
-      tokenizer);
+  const data::Example example =
+      data::encode_chat({{"user", " hi \n"}, {"assistant", "\tyes "}, {"user", "bye"}, {"assistant", "ok"}}, tokenizer);
   CHECK(all_text(example) == "<s>[INST] hi [/INST] yes </s><s>[INST] bye [/INST] ok </s>");
   CHECK(target_text(example) == "__________________ yes </s>___________________ ok </s>");
   CHECK(example.num_targets() == 11);
@@ -42,8 +41,7 @@ TEST_CASE("turns are laid out and masked as the Llama-2 template asks", "[data]"
 
 TEST_CASE("the system text is folded into the first user message", "[data]") {
   const testing::ByteTokenizer tokenizer;
-  const data::Example example = data::encode_chat(
-      {{"system", "be brief"}, {"user", "hi"}, {"assistant", "yes"}}, tokenizer);
+  const data::Example example = data::encode_chat({{"system", "be brief"}, {"user", "hi"}, {"assistant", "yes"}}, tokenizer);
   CHECK(all_text(example) == "<s>[INST] <<SYS>>\nbe brief\n<</SYS>>\n\nhi [/INST] yes </s>");
 }
 
@@ -56,8 +54,7 @@ TEST_CASE("a last question without an answer ends the prompt", "[data]") {
 
 TEST_CASE("with SentencePiece a turn equals the turn encoded in one piece", "[data]") {
   const auto tokenizer = testing::small_tokenizer();
-  const data::Example example = data::encode_chat(
-      {{"user", "who sat on the mat"}, {"assistant", "a small cat"}}, *tokenizer);
+  const data::Example example = data::encode_chat({{"user", "who sat on the mat"}, {"assistant", "a small cat"}}, *tokenizer);
   std::vector<int64_t> whole = tokenizer->encode("[INST] who sat on the mat [/INST] a small cat ");
   whole.insert(whole.begin(), tokenizer->bos_id());
   whole.push_back(tokenizer->eos_id());
@@ -66,9 +63,7 @@ TEST_CASE("with SentencePiece a turn equals the turn encoded in one piece", "[da
 
 TEST_CASE("conversations that are none are refused", "[data]") {
   const testing::ByteTokenizer tokenizer;
-  const auto encode = [&](const std::vector<Message>& messages) {
-    return data::encode_chat(messages, tokenizer);
-  };
+  const auto encode = [&](const std::vector<Message>& messages) { return data::encode_chat(messages, tokenizer); };
   CHECK_THROWS_AS(encode({}), DataError);
   CHECK_THROWS_AS(encode({{"system", "x"}}), DataError);
   CHECK_THROWS_AS(encode({{"assistant", "x"}}), DataError);
@@ -88,7 +83,8 @@ TEST_CASE("vicuna's template is one text of turns that end tokens part", "[data]
   const std::string polite =
       "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
       "answers to the user's questions.";
-  const auto example = data::encode_chat({{"user", "hi"}, {"assistant", "yes"}, {"user", "bye"}, {"assistant", "ok"}}, tokenizer, form);
+  const auto example =
+      data::encode_chat({{"user", "hi"}, {"assistant", "yes"}, {"user", "bye"}, {"assistant", "ok"}}, tokenizer, form);
   CHECK(all_text(example) == "<s>" + polite + " USER: hi ASSISTANT: yes</s>USER: bye ASSISTANT: ok</s>");
   CHECK(example.num_targets() == 5 + 4);
   const auto brief = data::encode_chat({{"system", "Be brief."}, {"user", "hi"}}, tokenizer, form);
@@ -100,7 +96,8 @@ TEST_CASE("chatglm's template numbers rounds and teaches the last answer, with a
   const testing::ByteTokenizer tokenizer;
   const auto form = formats::prompt_template("chatglm");
   CHECK(all_text(data::encode_chat({{"user", "hi"}, {"assistant", "yes"}}, tokenizer, form)) == "<s>hiyes</s>");
-  const auto second = data::encode_chat({{"user", "hi"}, {"assistant", "yes"}, {"user", "bye"}, {"assistant", "ok"}}, tokenizer, form);
+  const auto second =
+      data::encode_chat({{"user", "hi"}, {"assistant", "yes"}, {"user", "bye"}, {"assistant", "ok"}}, tokenizer, form);
   CHECK(tokenizer.decode(std::vector<int64_t>(second.input_ids.begin(), second.input_ids.end())) ==
         "[Round 0]\n问：hi\n答：yes\n[Round 1]\n问：bye\n答：ok");
   CHECK(second.num_targets() == 3);
@@ -108,9 +105,13 @@ TEST_CASE("chatglm's template numbers rounds and teaches the last answer, with a
 
 TEST_CASE("a template of one's own says where every text and token stands", "[data]") {
   const testing::ByteTokenizer tokenizer;
-  const formats::PromptTemplate form{.prefix = "{bos}<", .system = "S={content};", .user = "{round}:{content}?{eos}",
-                                     .assistant = "{bos}{content}!{eos}~", .default_system = "be {content}"};
-  const auto example = data::encode_chat({{"user", " {content} "}, {"assistant", "A"}, {"user", "B"}, {"assistant", "C"}}, tokenizer, form);
+  const formats::PromptTemplate form{.prefix = "{bos}<",
+                                     .system = "S={content};",
+                                     .user = "{round}:{content}?{eos}",
+                                     .assistant = "{bos}{content}!{eos}~",
+                                     .default_system = "be {content}"};
+  const auto example =
+      data::encode_chat({{"user", " {content} "}, {"assistant", "A"}, {"user", "B"}, {"assistant", "C"}}, tokenizer, form);
   // What somebody says is never a place; what follows the end token is not learned; white space stays without `strip`.
   CHECK(all_text(example) == "<s><S=be {content};0: {content} ?</s><s>A!</s>~1:B?</s><s>C!</s>~");
   CHECK(target_text(example) == "________________________________<s>A!</s>______<s>C!</s>_");

@@ -13,8 +13,7 @@ TEST_CASE("rows are padded on the right and counted", "[data]") {
   const std::vector<const data::Example*> rows = {&a, &b};
   const Batch batch = data::collate(rows, 99);
   CHECK(at::equal(batch.input_ids_BS, at::tensor({5, 6, 7, 8, 99, 99}, at::kLong).view({2, 3})));
-  CHECK(
-      at::equal(batch.labels_BS, at::tensor({-100, 6, 7, 8, -100, -100}, at::kLong).view({2, 3})));
+  CHECK(at::equal(batch.labels_BS, at::tensor({-100, 6, 7, 8, -100, -100}, at::kLong).view({2, 3})));
   CHECK_FALSE(batch.attention_mask_BS.defined());
   CHECK_FALSE(batch.position_ids_BS.defined());
   CHECK(batch.rows == std::vector<int64_t>{4, 9});
@@ -25,7 +24,9 @@ TEST_CASE("rows are padded on the right and counted", "[data]") {
 TEST_CASE("rows are filled up to a multiple, within the limit where they keep to it themselves", "[data]") {
   const data::Example a{.input_ids = {5, 6, 7}, .labels = {5, 6, 7}};
   const std::vector<const data::Example*> rows = {&a};
-  const auto length = [&](int64_t multiple, int64_t limit) { return data::collate(rows, 0, multiple, limit).input_ids_BS.size(1); };
+  const auto length = [&](int64_t multiple, int64_t limit) {
+    return data::collate(rows, 0, multiple, limit).input_ids_BS.size(1);
+  };
   CHECK(length(1, 0) == 3);
   CHECK(length(8, 0) == 8);
   CHECK(length(8, 8) == 8);

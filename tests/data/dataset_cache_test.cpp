@@ -147,7 +147,10 @@ TEST_CASE("whatever changes the tokens makes another cache file", "[data]") {
   change([](auto& o) { o.vocab_size = 200; });
   change([](auto& o) { o.prompt_column = "prompt"; });
   change([](auto& o) { o.prompt_column = "none"; });
-  change([](auto& o) { o.prompt_column = "none"; o.response_column = "completion"; });
+  change([](auto& o) {
+    o.prompt_column = "none";
+    o.response_column = "completion";
+  });
   change([](auto& o) { o.response_column = "completion"; });
   change([](auto& o) { o.keep_text_pairs = 0; });
   change([](auto& o) { o.prompt_template = formats::prompt_template("llama2"); });

@@ -34,8 +34,7 @@ Ids labels_of(std::string_view text) {
 }
 
 struct Folder : testing::ScratchFolder {
-  Dataset load(std::string_view text, const DatasetOptions& options,
-               std::string_view name = "x.jsonl") const {
+  Dataset load(std::string_view text, const DatasetOptions& options, std::string_view name = "x.jsonl") const {
     const testing::ByteTokenizer tokenizer;
     return data::load_dataset(write(name, text), options, &tokenizer);
   }
@@ -49,9 +48,8 @@ TEST_CASE("adgen rows are prompt and answer, each within its limit", "[data]") {
                            "\n\n"
                            R"({"content": "abcdefgh", "summary": "uvwxyz"})"
                            "\r\n";
-  const Dataset dataset = folder.load(
-      text,
-      {.format = "adgen", .max_source_length = 5, .max_target_length = 4, .keep_text_pairs = 1});
+  const Dataset dataset =
+      folder.load(text, {.format = "adgen", .max_source_length = 5, .max_target_length = 4, .keep_text_pairs = 1});
   REQUIRE(dataset.size() == 2);
   CHECK(dataset.example(0).input_ids == ids_of("^abcde$"));
   CHECK(dataset.example(0).labels == labels_of("___cde$"));
@@ -70,8 +68,7 @@ TEST_CASE("adgen rows are prompt and answer, each within its limit", "[data]") {
 
 TEST_CASE("other columns, and the short form for adgen", "[data]") {
   const Folder folder;
-  const Dataset renamed = folder.load(R"({"q": "a", "a": "b", "more": [1]})",
-                                      {.prompt_column = "q", .response_column = "a"});
+  const Dataset renamed = folder.load(R"({"q": "a", "a": "b", "more": [1]})", {.prompt_column = "q", .response_column = "a"});
   CHECK(renamed.example(0).input_ids == ids_of("^ab$"));
   const testing::ByteTokenizer tokenizer;
   const Path file = folder.write("adgen.json", R"({"content": "abc", "summary": "defg"})");
@@ -82,30 +79,22 @@ TEST_CASE("other columns, and the short form for adgen", "[data]") {
 TEST_CASE("completion rows share one limit and are cut at the end", "[data]") {
   const Folder folder;
   const std::string text = R"({"prompt": "ab", "completion": "cdefg"})";
-  CHECK(folder.load(text, {.format = "completion"}).example(0).labels ==
-        labels_of("___cdefg$"));
+  CHECK(folder.load(text, {.format = "completion"}).example(0).labels == labels_of("___cdefg$"));
   const Dataset cut = folder.load(text, {.format = "completion", .max_length = 5});
   CHECK(cut.example(0).input_ids == ids_of("^abcd"));
   CHECK(cut.num_truncated == 1);
   CHECK_THROWS_AS(folder.load(text, {.format = "completion", .max_length = 3}), DataError);
-  CHECK_THROWS_AS(
-      folder.load(text, {.format = "completion", .max_length = 5, .truncate_long = false}),
-      DataError);
-  CHECK_THROWS_AS(folder.load(R"({"content": "ab", "summary": "cdefg"})",
-                              {.max_target_length = 5, .truncate_long = false}),
+  CHECK_THROWS_AS(folder.load(text, {.format = "completion", .max_length = 5, .truncate_long = false}), DataError);
+  CHECK_THROWS_AS(folder.load(R"({"content": "ab", "summary": "cdefg"})", {.max_target_length = 5, .truncate_long = false}),
                   DataError);
 }
 
 TEST_CASE("alpaca rows go through the chat template", "[data]") {
   const Folder folder;
-  const auto first = [&](const std::string& text) {
-    return folder.load(text, {.format = "alpaca"}).example(0).input_ids;
-  };
+  const auto first = [&](const std::string& text) { return folder.load(text, {.format = "alpaca"}).example(0).input_ids; };
   CHECK(first(R"({"instruction": "do", "output": "ok"})") == ids_of("^[INST] do [/INST] ok $"));
-  CHECK(first(R"({"instruction": "do", "input": "", "output": "ok", "system": ""})") ==
-        ids_of("^[INST] do [/INST] ok $"));
-  CHECK(first(R"({"instruction": "do", "input": "this", "output": "ok"})") ==
-        ids_of("^[INST] do\nthis [/INST] ok $"));
+  CHECK(first(R"({"instruction": "do", "input": "", "output": "ok", "system": ""})") == ids_of("^[INST] do [/INST] ok $"));
+  CHECK(first(R"({"instruction": "do", "input": "this", "output": "ok"})") == ids_of("^[INST] do\nthis [/INST] ok $"));
   CHECK(first(R"({"instruction": "c", "output": "d", "system": "S", "history": [["a", "b"]]})") ==
         ids_of("^[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST] b $^[INST] c [/INST] d $"));
 }
@@ -113,22 +102,19 @@ TEST_CASE("alpaca rows go through the chat template", "[data]") {
 TEST_CASE("chat rows of both kinds", "[data]") {
   const Folder folder;
   const Ids expected = ids_of("^[INST] a [/INST] b $^[INST] c [/INST] d $");
-  const Dataset messages = folder.load(
-      R"({"messages": [{"role":"user","content":"a"},{"role":"assistant","content":"b"},)"
-      R"({"role":"user","content":"c"},{"role":"assistant","content":"d"}]})",
-      {.format = "chat", .keep_text_pairs = 5});
+  const Dataset messages = folder.load(R"({"messages": [{"role":"user","content":"a"},{"role":"assistant","content":"b"},)"
+                                       R"({"role":"user","content":"c"},{"role":"assistant","content":"d"}]})",
+                                       {.format = "chat", .keep_text_pairs = 5});
   CHECK(messages.example(0).input_ids == expected);
   CHECK(messages.text_pairs.at(0).prompt == "c");
   CHECK(messages.text_pairs.at(0).response == "d");
-  const Dataset conversations =
-      folder.load(R"({"conversations": [{"from":"human","value":"a"},{"from":"gpt","value":"b"},)"
-                  R"({"from":"user","value":"c"},{"from":"assistant","value":"d"}]})",
-                  {.format = "chat"});
+  const Dataset conversations = folder.load(R"({"conversations": [{"from":"human","value":"a"},{"from":"gpt","value":"b"},)"
+                                            R"({"from":"user","value":"c"},{"from":"assistant","value":"d"}]})",
+                                            {.format = "chat"});
   CHECK(conversations.example(0).input_ids == expected);
-  const Dataset system =
-      folder.load(R"({"messages": [{"role":"system","content":"S"},{"role":"user","content":"a"},)"
-                  R"({"role":"assistant","content":"b"}]})",
-                  {.format = "chat"});
+  const Dataset system = folder.load(R"({"messages": [{"role":"system","content":"S"},{"role":"user","content":"a"},)"
+                                     R"({"role":"assistant","content":"b"}]})",
+                                     {.format = "chat"});
   CHECK(system.example(0).input_ids == ids_of("^[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST] b $"));
 }
 
@@ -136,7 +122,8 @@ TEST_CASE("conversations are written in the template that is asked for", "[data]
   const Folder folder;
   const std::string row =
       R"({"conversations": [{"from":"human","value":"a"},{"from":"gpt","value":"b"},{"from":"human","value":"c"},{"from":"gpt","value":"dd"}]})";
-  DatasetOptions options{.format = "sharegpt", .prompt_template = formats::PromptTemplate{.user = "Q{round}{content}:"}, .keep_text_pairs = 1};
+  DatasetOptions options{
+      .format = "sharegpt", .prompt_template = formats::PromptTemplate{.user = "Q{round}{content}:"}, .keep_text_pairs = 1};
   const Dataset whole = folder.load(row, options);
   CHECK(whole.example(0).input_ids == ids_of("^Q0a:b$Q1c:dd$"));
   CHECK(whole.example(0).labels == labels_of("_____b$____dd$"));
@@ -153,15 +140,17 @@ TEST_CASE("the input of an alpaca row stands where the template has it", "[data]
   const Folder folder;
   const auto text = [&](const std::string& row) {
     const testing::ByteTokenizer tokenizer;
-    const auto ids = folder.load(row, {.format = "alpaca", .prompt_template = formats::prompt_template("alpaca")}).example(0).input_ids;
+    const auto ids =
+        folder.load(row, {.format = "alpaca", .prompt_template = formats::prompt_template("alpaca")}).example(0).input_ids;
     return tokenizer.decode(std::vector<int64_t>(ids.begin(), ids.end()));
   };
   CHECK(text(R"({"instruction": "do", "output": "ok"})") ==
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\ndo\n\n### Response:\nok");
-  CHECK(text(R"({"instruction": "do", "input": "this", "output": "ok"})") ==
-        "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
-        "appropriately completes the request.\n\n### Instruction:\ndo\n\n### Input:\nthis\n\n### Response:\nok");
+  CHECK(
+      text(R"({"instruction": "do", "input": "this", "output": "ok"})") ==
+      "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
+      "appropriately completes the request.\n\n### Instruction:\ndo\n\n### Input:\nthis\n\n### Response:\nok");
   CHECK(text(R"({"instruction": "do", "input": "this", "output": "ok", "system": "S"})").starts_with("S\n\n### Instruction:"));
 }
 
@@ -181,25 +170,20 @@ TEST_CASE("token rows are taken as they are", "[data]") {
   CHECK(dataset.example(1).labels == Ids{9, 0});
   CHECK(dataset.example(2).num_targets() == 0);
   for (const char* bad :
-       {R"({"input_ids": []})", R"({"input_ids": [10]})", R"({"input_ids": [-1]})",
-        R"({"input_ids": [1.0]})", R"({"input_ids": ["1"]})", R"({"input_ids": [true]})",
-        R"({"input_ids": 3})", R"({"labels": [1]})", R"({"input_ids": [99999999999]})",
-        R"({"input_ids": [18446744073709551615]})", R"({"input_ids": [-9223372036854775808]})",
-        R"({"input_ids": [-100]})", R"({"input_ids": [1, 2], "labels": [1]})",
-        R"({"input_ids": [1, 2], "labels": [1, 3]})", R"({"input_ids": [1, 2], "labels": [1, -1]})",
-        R"({"input_ids": [1, 2], "labels": [1, 2, 3]})", R"([1, 2])", R"(7)"}) {
+       {R"({"input_ids": []})", R"({"input_ids": [10]})", R"({"input_ids": [-1]})", R"({"input_ids": [1.0]})",
+        R"({"input_ids": ["1"]})", R"({"input_ids": [true]})", R"({"input_ids": 3})", R"({"labels": [1]})",
+        R"({"input_ids": [99999999999]})", R"({"input_ids": [18446744073709551615]})", R"({"input_ids": [-9223372036854775808]})",
+        R"({"input_ids": [-100]})", R"({"input_ids": [1, 2], "labels": [1]})", R"({"input_ids": [1, 2], "labels": [1, 3]})",
+        R"({"input_ids": [1, 2], "labels": [1, -1]})", R"({"input_ids": [1, 2], "labels": [1, 2, 3]})", R"([1, 2])", R"(7)"}) {
     INFO(bad);
     CHECK_THROWS_AS(load(std::string("{\"input_ids\": [1]}\n") + bad, options), DataError);
   }
   const Dataset cut = load(R"({"input_ids": [1, 2, 3, 4]})", {.format = "tokens", .max_length = 3});
   CHECK(cut.example(0).input_ids == Ids{1, 2, 3});
   CHECK(cut.num_truncated == 1);
-  CHECK_THROWS_AS(load(R"({"input_ids": [1, 2, 3, 4]})",
-                       {.format = "tokens", .max_length = 3, .truncate_long = false}),
+  CHECK_THROWS_AS(load(R"({"input_ids": [1, 2, 3, 4]})", {.format = "tokens", .max_length = 3, .truncate_long = false}),
                   DataError);
-  CHECK_THROWS_AS(load(R"({"input_ids": [1, 2, 3, 99]})",
-                       {.format = "tokens", .max_length = 3, .vocab_size = 10}),
-                  DataError);
+  CHECK_THROWS_AS(load(R"({"input_ids": [1, 2, 3, 99]})", {.format = "tokens", .max_length = 3, .vocab_size = 10}), DataError);
 }
 
 TEST_CASE("a JSON array of rows is read like lines", "[data]") {
@@ -223,8 +207,7 @@ TEST_CASE("the first bad row stops with file and line, or is left out and counte
     text += R"({"prompt": "a"})"
             "\n";
   text += R"({"prompt": "c", "completion": "d"})";
-  const std::string message =
-      testing::message_of<DataError>([&] { folder.load(text, {.format = "completion"}); });
+  const std::string message = testing::message_of<DataError>([&] { folder.load(text, {.format = "completion"}); });
   CHECK(message.find("x.jsonl:2") != std::string::npos);
   const Dataset dataset = folder.load(text, {.format = "completion", .skip_bad_rows = true});
   CHECK(dataset.size() == 2);
@@ -255,8 +238,7 @@ TEST_CASE("rows with a field missing, empty or of another type are bad", "[data]
       {"alpaca", R"({"instruction": "[INST]", "output": "y"})"},
       {"chat", R"({"messages": []})"},
       {"chat", R"({"messages": [{"role": "user", "content": "x"}]})"},
-      {"chat",
-       R"({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]})"},
+      {"chat", R"({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]})"},
       {"chat", R"({"messages": [{"role": "user"}]})"},
       {"chat", R"({"messages": ["x"]})"},
       {"chat", R"({"messages": {"role": "user"}})"},
@@ -284,8 +266,7 @@ TEST_CASE("ids of the tokenizer beyond the model's vocabulary are refused", "[da
 
 TEST_CASE("documents are joined and cut into blocks", "[data]") {
   const Folder folder;
-  const Dataset dataset = folder.load("{\"text\": \"abc\"}\n{\"text\": \"defg\"}\n",
-                                      {.format = "text", .max_length = 4});
+  const Dataset dataset = folder.load("{\"text\": \"abc\"}\n{\"text\": \"defg\"}\n", {.format = "text", .max_length = 4});
   REQUIRE(dataset.size() == 3);  // ^abc $^de fg$
   CHECK(dataset.example(0).input_ids == ids_of("^abc"));
   CHECK(dataset.example(1).input_ids == ids_of("$^de"));
@@ -299,8 +280,8 @@ TEST_CASE("documents are joined and cut into blocks", "[data]") {
   const Dataset plain = folder.load("ab\ncd\n", {.format = "text"}, "x.txt");
   CHECK(plain.example(0).input_ids == ids_of("^ab\ncd\n$"));
   CHECK(plain.num_rows == 1);
-  const std::string message = testing::message_of<DataError>(
-      [&] { folder.load("ok\nbad \xff byte\n", {.format = "text"}, "x.txt"); });
+  const std::string message =
+      testing::message_of<DataError>([&] { folder.load("ok\nbad \xff byte\n", {.format = "text"}, "x.txt"); });
   CHECK(message.find("x.txt:2") != std::string::npos);
   CHECK_THROWS_AS(folder.load("{\"text\": \"\"}", {.format = "text"}), DataError);
 }
@@ -329,8 +310,7 @@ TEST_CASE("real data sets are read whole", "[data]") {
   if (!folder) return;
   const auto tokenizer = data::load_sentencepiece(*folder / "stories260K/tok512.model");
   const Dataset adgen = data::load_dataset(
-      *folder / "adgen/dev.json",
-      {.max_source_length = 64, .max_target_length = 64, .vocab_size = 512}, tokenizer.get());
+      *folder / "adgen/dev.json", {.max_source_length = 64, .max_target_length = 64, .vocab_size = 512}, tokenizer.get());
   CHECK(adgen.size() == 1070);
   for (int64_t row = 0; row < adgen.size(); ++row) {
     const data::Example example = adgen.example(row);
@@ -339,8 +319,7 @@ TEST_CASE("real data sets are read whole", "[data]") {
     CHECK(example.labels.back() == tokenizer->eos_id());
   }
   const Path novel = *folder / "public_domain_text/tinyshakespeare.txt";
-  const Dataset text =
-      data::load_dataset(novel, {.format = "text", .max_length = 256}, tokenizer.get());
+  const Dataset text = data::load_dataset(novel, {.format = "text", .max_length = 256}, tokenizer.get());
   std::vector<int64_t> ids;
   for (int64_t row = 0; row < text.size(); ++row) {
     const data::Example example = text.example(row);
@@ -376,8 +355,8 @@ TEST_CASE("any number of threads gives the same rows and the same bad rows", "[d
   const Dataset one = folder.load(text, options);
   at::set_num_threads(4);
   const Dataset four = folder.load(text, options);
-  CHECK(testing::message_of<DataError>([&] { folder.load(text, {.format = "completion"}); })
-            .find("x.jsonl:4") != std::string::npos);
+  CHECK(testing::message_of<DataError>([&] { folder.load(text, {.format = "completion"}); }).find("x.jsonl:4") !=
+        std::string::npos);
   at::set_num_threads(threads);
   CHECK(one.size() == 4286);
   CHECK(one.bad_row_reasons == four.bad_row_reasons);

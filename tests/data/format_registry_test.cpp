@@ -37,7 +37,8 @@ FormattedRow read_tokens(const Row& row, const Tokenizer*) {
   for (const int64_t id : row.integers("ids")) example.input_ids.push_back(static_cast<int32_t>(id));
   if (row.has("targets")) {
     example.labels.assign(example.input_ids.size(), static_cast<int32_t>(kIgnoreLabel));
-    for (const int64_t i : row.integers("targets")) example.labels.at(static_cast<size_t>(i)) = example.input_ids.at(static_cast<size_t>(i));
+    for (const int64_t i : row.integers("targets"))
+      example.labels.at(static_cast<size_t>(i)) = example.input_ids.at(static_cast<size_t>(i));
   }
   return example;
 }
@@ -47,7 +48,8 @@ void register_once() {
   static const bool done = [] {
     data::register_data_format({.name = "pairs", .version = "1", .read = read_pairs});
     data::register_data_format({.name = "turns", .version = "1", .read = read_turns});
-    data::register_data_format({.name = "ids", .version = "1", .read = read_tokens, .has_answers = false, .needs_tokenizer = false});
+    data::register_data_format(
+        {.name = "ids", .version = "1", .read = read_tokens, .has_answers = false, .needs_tokenizer = false});
     data::register_data_format({.name = "answered_ids", .version = "1", .read = read_tokens});
     return true;
   }();
@@ -71,13 +73,15 @@ TEST_CASE("registered formats: names are unique, and what every format needs is 
   const auto before = data::data_format_names();
   CHECK(before.front() == "adgen");
   CHECK(before.back() == "answered_ids");
-  CHECK(contains(message_of<ConfigError>([] { data::register_data_format({.name = "pairs", .version = "1", .read = read_pairs}); }),
-                 "found a second \"pairs\"; taken are adgen, alpaca"));
+  CHECK(
+      contains(message_of<ConfigError>([] { data::register_data_format({.name = "pairs", .version = "1", .read = read_pairs}); }),
+               "found a second \"pairs\"; taken are adgen, alpaca"));
   CHECK_THROWS_AS(data::register_data_format({.name = "chat", .version = "1", .read = read_pairs}), ConfigError);
   CHECK_THROWS_AS(data::register_data_format({.name = "", .version = "1", .read = read_pairs}), ConfigError);
   CHECK_THROWS_AS(data::register_data_format({.name = "other", .version = "", .read = read_pairs}), ConfigError);
   CHECK_THROWS_AS(data::register_data_format({.name = "other", .version = "1", .read = {}}), ConfigError);
-  CHECK_THROWS_AS(data::register_data_format({.name = "other", .version = "1", .read = read_pairs, .needs_tokenizer = false}), ConfigError);
+  CHECK_THROWS_AS(data::register_data_format({.name = "other", .version = "1", .read = read_pairs, .needs_tokenizer = false}),
+                  ConfigError);
   CHECK(data::data_format_names() == before);
   CHECK(data::has_answers("pairs"));
   CHECK_FALSE(data::has_answers("ids"));
@@ -102,7 +106,8 @@ TEST_CASE("registered formats: texts become completion rows, conversations chat 
 
 TEST_CASE("registered formats: tokens are taken as they are, cut and checked", "[formats]") {
   const Folder folder;
-  const auto rows = folder.load("{\"ids\": [5, 6, 7], \"targets\": [2]}\n{\"ids\": [5, 6, 7, 8, 9]}\n", {.format = "ids", .max_length = 4});
+  const auto rows =
+      folder.load("{\"ids\": [5, 6, 7], \"targets\": [2]}\n{\"ids\": [5, 6, 7, 8, 9]}\n", {.format = "ids", .max_length = 4});
   CHECK(rows.example(0).labels == std::vector<int32_t>{-100, -100, 7});
   CHECK(rows.example(1).input_ids == std::vector<int32_t>{5, 6, 7, 8});
   CHECK(rows.example(1).labels == rows.example(1).input_ids);
@@ -112,7 +117,8 @@ TEST_CASE("registered formats: tokens are taken as they are, cut and checked", "
     CHECK_THROWS_AS(folder.load(bad, {.format = "ids", .vocab_size = 50}), DataError);
   }
   // With answers, the last one and what it follows are texts.
-  const auto answered = folder.load(R"({"ids": [68, 69, 70, 71, 72], "targets": [1, 3, 4]})", {.format = "answered_ids", .keep_text_pairs = 1});
+  const auto answered =
+      folder.load(R"({"ids": [68, 69, 70, 71, 72], "targets": [1, 3, 4]})", {.format = "answered_ids", .keep_text_pairs = 1});
   CHECK(answered.text_pairs.at(0).prompt == "ABC");
   CHECK(answered.text_pairs.at(0).response == "DE");
 }
@@ -125,7 +131,8 @@ TEST_CASE("registered formats: bad rows have their numbers, whatever the functio
   CHECK((kept.num_rows == 3 && kept.num_bad_rows == 2 && kept.size() == 1));
   // vector::at throws what the standard library has.
   const std::string outside = R"({"ids": [5, 6], "targets": [9]})";
-  CHECK(contains(message_of<DataError>([&] { folder.load(outside, {.format = "ids"}); }), "x.jsonl:1] format ids must be able to read the row"));
+  CHECK(contains(message_of<DataError>([&] { folder.load(outside, {.format = "ids"}); }),
+                 "x.jsonl:1] format ids must be able to read the row"));
   CHECK(contains(message_of<DataError>([&] { folder.load(R"({"q": "a", "a": " "})", {.format = "pairs"}); }), "x.jsonl:1]"));
 }
 
@@ -149,7 +156,8 @@ TEST_CASE("registered formats: kept tokens are those of one name and version", "
 }
 
 TEST_CASE("a row gives typed values and says what is wrong with others", "[formats]") {
-  const auto json = formats::parse_json(R"({"s": "x", "e": "", "n": 2.5, "i": 7, "is": [1, 2], "ss": ["a"], "rs": [{"k": 1}], "z": null})", "row");
+  const auto json = formats::parse_json(
+      R"({"s": "x", "e": "", "n": 2.5, "i": 7, "is": [1, 2], "ss": ["a"], "rs": [{"k": 1}], "z": null})", "row");
   const Row row = data::row_of(json);
   CHECK((row.has("s") && !row.has("z") && !row.has("none")));
   CHECK((row.text("s") == "x" && row.text_or("e", "y").empty() && row.text_or("z", "y") == "y"));

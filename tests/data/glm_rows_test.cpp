@@ -122,8 +122,7 @@ TEST_CASE("a row for generating is cut by characters and filled up", "[data][glm
   prompt.insert(prompt.end(), {kGmask, kSop});
   CHECK(row.input_ids == prompt);  // eight tokens are more than the four: not filled up, not cut
   CHECK(row.reference_ids == Wide{'a', 'b', ask[0], ask[1], ask[2], kGmask, kSop});
-  CHECK(data::encode_glm_adgen_eval({"pq", "a"}, kTokenizer, 6, 5).input_ids ==
-        Wide{'p', 'q', kGmask, kSop, kPad, kPad});
+  CHECK(data::encode_glm_adgen_eval({"pq", "a"}, kTokenizer, 6, 5).input_ids == Wide{'p', 'q', kGmask, kSop, kPad, kPad});
 }
 
 TEST_CASE("chat prompts of ChatGLM number their rounds", "[data][glm]") {
@@ -139,8 +138,7 @@ TEST_CASE("the last answer of a conversation is what it teaches", "[data][glm]")
   CHECK(first.labels == Ids{kNo, kNo, kNo, 'a', kEop});
   CHECK(chat({{"user", "q"}, {"assistant", "a"}, {"user", "left out"}}).input_ids == first.input_ids);
   const auto second = chat({{"system", "be"}, {"user", "q"}, {"assistant", "a"}, {"user", "r"}, {"assistant", "b"}});
-  CHECK(second.input_ids ==
-        joined({bytes("[Round 0]\n问：be\nq\n答：a\n[Round 1]\n问：r\n答："), {kGmask, kSop, 'b', kEop}}));
+  CHECK(second.input_ids == joined({bytes("[Round 0]\n问：be\nq\n答：a\n[Round 1]\n问：r\n答："), {kGmask, kSop, 'b', kEop}}));
   CHECK(second.num_targets() == 2);
   CHECK(chat({{"user", "q"}}).input_ids == Ids{'q', kGmask, kSop});
   CHECK_THROWS_AS(chat({{"assistant", "a"}}), DataError);
@@ -149,7 +147,8 @@ TEST_CASE("the last answer of a conversation is what it teaches", "[data][glm]")
 
 TEST_CASE("a ChatGLM takes other templates, whose last answer is what they teach", "[data][glm]") {
   const formats::PromptTemplate form{.user = "Q{content}A", .assistant = " {content}{eos}~"};
-  const auto row = data::encode_chat({{"user", "q"}, {"assistant", "a"}, {"user", "r"}, {"assistant", "b"}, {"user", "left out"}}, kTokenizer, form);
+  const auto row = data::encode_chat({{"user", "q"}, {"assistant", "a"}, {"user", "r"}, {"assistant", "b"}, {"user", "left out"}},
+                                     kTokenizer, form);
   CHECK(row.input_ids == joined({bytes("QqA a~QrA"), {kGmask, kSop, ' ', 'b', kEop}}));
   CHECK(row.num_targets() == 3);
   CHECK(data::encode_chat({{"user", "q"}}, kTokenizer, form).input_ids == joined({bytes("QqA"), {kGmask, kSop}}));
@@ -173,8 +172,8 @@ TEST_CASE("rows that a ChatGLM cannot place are refused by their number", "[data
     const Path file = folder.write("rows.jsonl", "{\"input_ids\": [5, 7, 8, 5, 9]}\n" + row + "\n");
     return testing::message_of<DataError>([&] { data::load_dataset(file, {.format = "tokens"}, &kTokenizer); });
   };
-  CHECK(refused(R"({"input_ids": [5, 7, 8, 5, 8, 9]})")
-            .find("rows.jsonl:2] a row of a ChatGLM must have one <sop>; found 2") != std::string::npos);
+  CHECK(refused(R"({"input_ids": [5, 7, 8, 5, 8, 9]})").find("rows.jsonl:2] a row of a ChatGLM must have one <sop>; found 2") !=
+        std::string::npos);
   CHECK(refused(R"({"input_ids": [5, 7, 5, 9]})").find("one <sop>; found 0") != std::string::npos);
   CHECK(refused(R"({"input_ids": [5, 8, 7, 9]})").find("before its <sop>") != std::string::npos);
   CHECK(refused(R"({"input_ids": [7, 8, 9], "labels": [-100, -100, -100]})").find("a target") != std::string::npos);

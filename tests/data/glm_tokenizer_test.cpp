@@ -41,8 +41,7 @@ TEST_CASE("both layouts of ChatGLM's tokenizer give what the rules give", "[data
       INFO(text.at("text"));
       const auto ids = tokenizer->encode(text.at("text").get<std::string>());
       CHECK(ids == text.at("ids").get<Ids>());
-      CHECK(tokenizer->encode_without_prefix(text.at("text").get<std::string>()) ==
-            text.at("ids_without_prefix").get<Ids>());
+      CHECK(tokenizer->encode_without_prefix(text.at("text").get<std::string>()) == text.at("ids_without_prefix").get<Ids>());
       CHECK(tokenizer->decode(ids) == text.at("decoded").get<std::string>());
     }
   }
@@ -51,8 +50,7 @@ TEST_CASE("both layouts of ChatGLM's tokenizer give what the rules give", "[data
 TEST_CASE("the number of image tokens is the configuration's, else the layout's", "[data][glm]") {
   const testing::ScratchFolder scratch;
   for (const auto& [layout, pieces, default_shift] : {std::tuple{"v1", 1344, 20000}, std::tuple{"v2", 1344, 0}}) {
-    const Path file =
-        scratch.write(std::string(layout) + "/ice_text.model", read_file(folder() / layout / "ice_text.model"));
+    const Path file = scratch.write(std::string(layout) + "/ice_text.model", read_file(folder() / layout / "ice_text.model"));
     CHECK(data::load_glm_tokenizer(file)->vocab_size() == pieces + default_shift);
     scratch.write(std::string(layout) + "/tokenizer_config.json", R"({"num_image_tokens": 7})");
     CHECK(data::load_glm_tokenizer(file)->vocab_size() == pieces + 7);

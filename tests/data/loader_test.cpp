@@ -84,8 +84,7 @@ TEST_CASE("a loader continues after the steps already done", "[data]") {
   const auto expected = drain(whole);
   options.first_step = 13;
   Loader rest(dataset, options);
-  CHECK(drain(rest, 13) ==
-        std::vector<std::vector<int64_t>>(expected.begin() + 13, expected.end()));
+  CHECK(drain(rest, 13) == std::vector<std::vector<int64_t>>(expected.begin() + 13, expected.end()));
   options.first_step = 25;
   Loader done(dataset, options);
   CHECK_FALSE(done.next().has_value());
@@ -116,12 +115,11 @@ TEST_CASE("a loader can be moved and dropped at any time", "[data]") {
   broken.examples[20].input_ids.clear();
   SplitMix64 random(1);
   for (int round = 0; round < 1000; ++round) {
-    Loader loader(round % 4 == 3 ? broken : dataset,
-                  {.batch_size = 2,
-                   .seed = random.next(),
-                   .workers = static_cast<int64_t>(random.below(5)),
-                   .prefetch = static_cast<int64_t>(1 + random.below(4)),
-                   .num_steps = static_cast<int64_t>(random.below(40))});
+    Loader loader(round % 4 == 3 ? broken : dataset, {.batch_size = 2,
+                                                      .seed = random.next(),
+                                                      .workers = static_cast<int64_t>(random.below(5)),
+                                                      .prefetch = static_cast<int64_t>(1 + random.below(4)),
+                                                      .num_steps = static_cast<int64_t>(random.below(40))});
     Loader moved = std::move(loader);
     try {
       for (uint64_t calls = random.below(45); calls > 0; --calls) moved.next();

@@ -53,7 +53,8 @@ TEST_CASE("new tokens get the next ids, and old texts keep theirs", "[data][toke
   CHECK(ids_of("the<ad>cat").at(1) == first);
   CHECK(ids_of("the zebras").back() == first + 2);  // the longest
   CHECK(after->decode(ids_of("the <ad> zebra 颜色宽松")) == "the <ad> zebra 颜色宽松");
-  for (const char* text : {"the cat sat", "zeb ra", "<a d>", "颜色 宽松", "singing 裤子 \n 12"}) CHECK(ids_of(text) == before->encode(text));
+  for (const char* text : {"the cat sat", "zeb ra", "<a d>", "颜色 宽松", "singing 裤子 \n 12"})
+    CHECK(ids_of(text) == before->encode(text));
   CHECK(after->bos_id() == before->bos_id());
   CHECK(after->piece(3) == before->piece(3));
   // What they were: without the space that comes before a text.
@@ -70,8 +71,9 @@ TEST_CASE("the fast encoder gives the library's ids with tokens that a user defi
   sentencepiece::SentencePieceProcessor library;
   REQUIRE(library.LoadFromSerializedProto(extended.model).ok());
   const auto ours = data::load_sentencepiece(folder.write("new.model", extended.model));
-  static const std::vector<std::string> parts = {"<ad>", "zebra", "zebras", "<a", "d>", "catz", "cat", "z", "c", "a", " ", "颜色", "颜色宽松", "宽松",
-                                                 "é", "e", "x", "xx", "the", " cat", "\n", "😀", "12", "▁"};
+  static const std::vector<std::string> parts = {"<ad>", "zebra", "zebras", "<a",   "d>",       "catz", "cat", "z",
+                                                 "c",    "a",     " ",      "颜色", "颜色宽松", "宽松", "é",   "e",
+                                                 "x",    "xx",    "the",    " cat", "\n",       "😀",    "12",  "▁"};
   SplitMix64 random(8);
   for (int round = 0; round < 3000; ++round) {
     std::string text;

@@ -12,8 +12,7 @@ data::Dataset rows_of(const std::vector<std::string>& answers) {
   const testing::ByteTokenizer tokenizer;
   data::Dataset dataset;
   for (const auto& answer : answers) {
-    data::Example example{
-        .input_ids = {static_cast<int32_t>('?') + 3}, .labels = {kIgnoreLabel}, .row = dataset.size() + 1};
+    data::Example example{.input_ids = {static_cast<int32_t>('?') + 3}, .labels = {kIgnoreLabel}, .row = dataset.size() + 1};
     for (const int64_t id : tokenizer.encode(answer)) {
       example.input_ids.push_back(static_cast<int32_t>(id));
       example.labels.push_back(static_cast<int32_t>(id));
@@ -35,8 +34,8 @@ TEST_CASE("answers with thirteen characters in common are found", "[data][overla
   const testing::ByteTokenizer tokenizer;
   const auto training = rows_of({"begin abcdefghijklm end", "一二三四五六七八九十甲乙丙", "short"});
   // Row 0 has 13 characters in common, row 1 twelve; Chinese characters count once each; short answers share nothing.
-  const auto evaluation = rows_of({"x abcdefghijklm x", "xabcdefghijklx", "abcdefghijklm",
-                                   "又一二三四五六七八九十甲乙丙又", "一二三四五六七八九十甲乙", "short"});
+  const auto evaluation = rows_of({"x abcdefghijklm x", "xabcdefghijklx", "abcdefghijklm", "又一二三四五六七八九十甲乙丙又",
+                                   "一二三四五六七八九十甲乙", "short"});
   CHECK(data::find_sharing_rows(training, evaluation, tokenizer) == Rows{0, 2, 3});
   CHECK(data::find_overlap(training, evaluation, &tokenizer).equal == Rows{5});
   CHECK(data::find_overlap(training, evaluation, nullptr).sharing.empty());

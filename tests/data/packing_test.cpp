@@ -81,7 +81,8 @@ TEST_CASE("a packing loader gives every row once an epoch", "[data]") {
   while (const auto step = loader.next()) {
     for (const Batch& batch : step->micro_batches) {
       CHECK(batch.input_ids_BS.size(0) == 1);
-      CHECK(batch.input_ids_BS.size(1) == std::accumulate(batch.segment_lengths.begin(), batch.segment_lengths.end(), int64_t{0}));
+      CHECK(batch.input_ids_BS.size(1) ==
+            std::accumulate(batch.segment_lengths.begin(), batch.segment_lengths.end(), int64_t{0}));
       rows.insert(rows.end(), batch.rows.begin(), batch.rows.end());
     }
   }

@@ -120,8 +120,7 @@ TEST_CASE("text that was stopped goes on, too", "[data][records]") {
   CHECK_THROWS_AS(data::write_records(source, folder / "cut", stopped, &kTokenizer), Stop);
   CHECK(data::write_records(source, folder / "cut", whole, &kTokenizer).rows_from_before > 0);
   CHECK(files_of(folder / "cut") == files_of(folder / "whole"));
-  check_equal(data::open_records(folder / "whole", {}, &kTokenizer),
-              data::load_dataset(source, whole.rows, &kTokenizer));
+  check_equal(data::open_records(folder / "whole", {}, &kTokenizer), data::load_dataset(source, whole.rows, &kTokenizer));
 }
 
 TEST_CASE("records of other data, settings and tokenizers are refused", "[data][records]") {
@@ -149,6 +148,5 @@ TEST_CASE("rows that are left out are not written", "[data][records]") {
   data::write_records(source, folder / "set", without, &kTokenizer);
   const auto rows = data::open_records(folder / "set", {}, &kTokenizer);
   CHECK(rows.size() == 18 - 3);
-  for (int64_t row = 0; row < rows.size(); ++row)
-    CHECK(!std::ranges::binary_search(without.leave_out, rows.number(row)));
+  for (int64_t row = 0; row < rows.size(); ++row) CHECK(!std::ranges::binary_search(without.leave_out, rows.number(row)));
 }

@@ -50,13 +50,8 @@ std::vector<int64_t> counted(int64_t count) {
 TEST_CASE("every row is used exactly once per epoch, on any number of ranks", "[data]") {
   const int64_t ranks = GENERATE(1, 2, 3, 8, 64);
   const bool shuffle = GENERATE(false, true);
-  const SamplerOptions options{.num_rows = 1003,
-                               .micro_batch = 3,
-                               .grad_accum = 2,
-                               .ranks = ranks,
-                               .shuffle = shuffle,
-                               .drop_last = false,
-                               .seed = 5};
+  const SamplerOptions options{
+      .num_rows = 1003, .micro_batch = 3, .grad_accum = 2, .ranks = ranks, .shuffle = shuffle, .drop_last = false, .seed = 5};
   for (const int64_t epoch : {0, 1, 7}) {
     std::vector<int64_t> rows = epoch_rows(options, epoch);
     if (!shuffle) CHECK(rows == counted(1003));
@@ -66,8 +61,7 @@ TEST_CASE("every row is used exactly once per epoch, on any number of ranks", "[
   }
 }
 
-TEST_CASE("the order depends on seed and epoch alone, not on ranks or what was asked before",
-          "[data]") {
+TEST_CASE("the order depends on seed and epoch alone, not on ranks or what was asked before", "[data]") {
   SamplerOptions options{.num_rows = 96, .micro_batch = 2, .seed = 11};
   const std::vector<int64_t> first = epoch_rows(options, 0);
   CHECK(epoch_rows(options, 1) != first);
@@ -85,10 +79,8 @@ TEST_CASE("the order depends on seed and epoch alone, not on ranks or what was a
   for (int64_t step = 35; step >= 0; --step) CHECK(backwards.rows_of(step) == expected[step]);
 }
 
-TEST_CASE("without shuffling rank k takes the k-th contiguous micro-batch of each slice",
-          "[data]") {
-  SamplerOptions options{
-      .num_rows = 24, .micro_batch = 2, .grad_accum = 2, .ranks = 3, .rank = 1, .shuffle = false};
+TEST_CASE("without shuffling rank k takes the k-th contiguous micro-batch of each slice", "[data]") {
+  SamplerOptions options{.num_rows = 24, .micro_batch = 2, .grad_accum = 2, .ranks = 3, .rank = 1, .shuffle = false};
   CHECK(Sampler(options).steps_per_epoch() == 2);
   CHECK(Sampler(options).rows_of(0) == Rows{{2, 3}, {8, 9}});
   CHECK(Sampler(options).rows_of(1) == Rows{{14, 15}, {20, 21}});
@@ -113,11 +105,7 @@ TEST_CASE("the last, smaller step is left out or short", "[data]") {
 
 TEST_CASE("fewer rows than a step makes one short step, whatever drop_last says", "[data]") {
   for (const bool drop_last : {false, true}) {
-    const Sampler sampler({.num_rows = 3,
-                           .micro_batch = 2,
-                           .grad_accum = 4,
-                           .shuffle = false,
-                           .drop_last = drop_last});
+    const Sampler sampler({.num_rows = 3, .micro_batch = 2, .grad_accum = 4, .shuffle = false, .drop_last = drop_last});
     CHECK(sampler.steps_per_epoch() == 1);
     CHECK(sampler.rows_of(5) == Rows{{0, 1}, {2}});
   }

@@ -20,10 +20,9 @@ class GeneratedSentences : public sentencepiece::SentenceIterator {
 
  private:
   void make() {
-    static const std::vector<std::string> words = {
-        "the",    "small",   "cat",  "sat",  "on",   "a",    "red",  "mat",  "and",
-        "looked", "at",      "dogs", "who",  "ran",  "over", "hill", "with", "blue",
-        "hats",   "singing", "裤子", "颜色", "版型", "宽松", "风格"};
+    static const std::vector<std::string> words = {"the",    "small",   "cat",  "sat",  "on",   "a",    "red",  "mat",  "and",
+                                                   "looked", "at",      "dogs", "who",  "ran",  "over", "hill", "with", "blue",
+                                                   "hats",   "singing", "裤子", "颜色", "版型", "宽松", "风格"};
     sentence_.clear();
     for (int i = 0; i < 12; ++i) {
       if (i > 0) sentence_ += ' ';
@@ -42,18 +41,17 @@ class GeneratedSentences : public sentencepiece::SentenceIterator {
 std::string train_small_model(const std::string& normalization) {
   GeneratedSentences sentences;
   std::string model;
-  const auto status =
-      sentencepiece::SentencePieceTrainer::Train({{"model_type", "bpe"},
-                                                  {"vocab_size", "420"},
-                                                  {"byte_fallback", "true"},
-                                                  {"split_digits", "true"},
-                                                  {"normalization_rule_name", normalization},
-                                                  {"remove_extra_whitespaces", "false"},
-                                                  {"add_dummy_prefix", "true"},
-                                                  {"hard_vocab_limit", "false"},
-                                                  {"num_threads", "1"},
-                                                  {"minloglevel", "2"}},
-                                                 &sentences, &model);
+  const auto status = sentencepiece::SentencePieceTrainer::Train({{"model_type", "bpe"},
+                                                                  {"vocab_size", "420"},
+                                                                  {"byte_fallback", "true"},
+                                                                  {"split_digits", "true"},
+                                                                  {"normalization_rule_name", normalization},
+                                                                  {"remove_extra_whitespaces", "false"},
+                                                                  {"add_dummy_prefix", "true"},
+                                                                  {"hard_vocab_limit", "false"},
+                                                                  {"num_threads", "1"},
+                                                                  {"minloglevel", "2"}},
+                                                                 &sentences, &model);
   if (!status.ok()) throw std::runtime_error(status.ToString());
   return model;
 }

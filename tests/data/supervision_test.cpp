@@ -33,8 +33,7 @@ TEST_CASE("the first token of a row is shown as masked, whatever its label", "[d
 
 TEST_CASE("a row is shown as text with its mask", "[data]") {
   const testing::ScratchFolder folder;
-  const Path file =
-      folder.write("x.jsonl", R"({"content": "the red\nmat", "summary": "裤子 ran"})");
+  const Path file = folder.write("x.jsonl", R"({"content": "the red\nmat", "summary": "裤子 ran"})");
   const auto tokenizer = testing::small_tokenizer();
   const data::Dataset dataset = data::adgen(file, *tokenizer);
   CHECK(data::check_supervision(dataset, tokenizer.get(), tokenizer->eos_id()).shown ==

@@ -61,8 +61,7 @@ TEST_CASE("text without a place to cut is encoded whole", "[data]") {
 
 TEST_CASE("a tokenizer that normalises text still gives the same ids in segments", "[data]") {
   const testing::ScratchFolder folder;
-  const auto tokenizer = data::load_sentencepiece(
-      folder.write("tokenizer.model", testing::train_small_model("nmt_nfkc")));
+  const auto tokenizer = data::load_sentencepiece(folder.write("tokenizer.model", testing::train_small_model("nmt_nfkc")));
   for (uint64_t seed = 0; seed < 5; ++seed) {
     const std::string text = random_text(seed);
     CHECK(data::encode_long_text(*tokenizer, text, 100) == tokenizer->encode(text));

@@ -14,8 +14,8 @@ using namespace lora;
 TEST_CASE("text survives encoding and decoding", "[data]") {
   const auto tokenizer = testing::small_tokenizer();
   CHECK(tokenizer->vocab_size() > 300);
-  for (const std::string text : {"the cat sat", "", " two  spaces ", "line\nend\tand tab",
-                                 "颜色裤子 and ❤ 🚀", "12345", "\n", "unseen WORDS?"}) {
+  for (const std::string text :
+       {"the cat sat", "", " two  spaces ", "line\nend\tand tab", "颜色裤子 and ❤ 🚀", "12345", "\n", "unseen WORDS?"}) {
     INFO(text);
     const auto ids = tokenizer->encode(text);
     CHECK(tokenizer->decode(ids) == text);
@@ -42,8 +42,7 @@ TEST_CASE("control tokens are known and give no text", "[data]") {
 
 TEST_CASE("ids outside the vocabulary are refused", "[data]") {
   const auto tokenizer = testing::small_tokenizer();
-  for (const int64_t id :
-       {int64_t{-1}, tokenizer->vocab_size(), int64_t{1} << 32, (int64_t{1} << 32) + 5}) {
+  for (const int64_t id : {int64_t{-1}, tokenizer->vocab_size(), int64_t{1} << 32, (int64_t{1} << 32) + 5}) {
     CHECK_THROWS_AS(tokenizer->decode(std::vector<int64_t>{5, id}), DataError);
     CHECK_THROWS_AS(tokenizer->piece(id), DataError);
   }
@@ -56,9 +55,7 @@ TEST_CASE("files that are no SentencePiece model are refused by name", "[data]")
   CHECK_THROWS_AS(data::load_sentencepiece(folder.write("empty", "")), FormatError);
   CHECK_THROWS_AS(data::load_sentencepiece(folder.write("text", "hello there")), FormatError);
   const Path json = folder.write("tokenizer.json", R"(  {"version": "1.0"})");
-  CHECK(testing::message_of<FormatError>([&] {
-          data::load_sentencepiece(json);
-        }).find("tokenizer.json") != std::string::npos);
+  CHECK(testing::message_of<FormatError>([&] { data::load_sentencepiece(json); }).find("tokenizer.json") != std::string::npos);
 }
 
 TEST_CASE("a directory's tokenizer is found, or none", "[data]") {
@@ -115,8 +112,7 @@ TEST_CASE("a published tokenizer gives the published ids", "[data]") {
   CHECK(tokenizer->vocab_size() == 512);
   std::vector<int64_t> ids = tokenizer->encode("Once upon a time, there was a little girl");
   ids.insert(ids.begin(), tokenizer->bos_id());
-  CHECK(std::vector<int64_t>(prompt.begin(), prompt.begin() + 10) ==
-        std::vector<int64_t>(ids.begin(), ids.begin() + 10));
+  CHECK(std::vector<int64_t>(prompt.begin(), prompt.begin() + 10) == std::vector<int64_t>(ids.begin(), ids.begin() + 10));
   CHECK(tokenizer->decode(generated) == golden.at("greedy_text").get<std::string>());
   // And the text gives the ids back.
   ids = tokenizer->encode(golden.at("greedy_text").get<std::string>());

@@ -32,10 +32,9 @@ TEST_CASE("workers are added until steps no longer wait", "[data]") {
 TEST_CASE("short waits, and the first one, are no reason for more workers", "[data]") {
   WorkerGrowth growth;
   CHECK_FALSE(growth.is_due(30, 30, 1));
-  for (int step = 0; step < 100; ++step) CHECK_FALSE(growth.is_due(0.0009, 0.001, 1));   // under a millisecond
-  for (int step = 0; step < 100; ++step) CHECK_FALSE(growth.is_due(0.0019, 0.1, 1));     // under 2 %
-  CHECK(growth.is_due(0.1, 0.2, 1) + growth.is_due(0.1, 0.2, 1) + growth.is_due(0.1, 0.2, 1) +
-            growth.is_due(0.1, 0.2, 1) == 1);
+  for (int step = 0; step < 100; ++step) CHECK_FALSE(growth.is_due(0.0009, 0.001, 1));  // under a millisecond
+  for (int step = 0; step < 100; ++step) CHECK_FALSE(growth.is_due(0.0019, 0.1, 1));    // under 2 %
+  CHECK(growth.is_due(0.1, 0.2, 1) + growth.is_due(0.1, 0.2, 1) + growth.is_due(0.1, 0.2, 1) + growth.is_due(0.1, 0.2, 1) == 1);
 }
 
 TEST_CASE("a worker that helped nobody is the last for a while", "[data]") {

@@ -16,9 +16,7 @@ using Strings = std::vector<std::string>;
 
 namespace {
 
-Strings cut(const DictSegmenter& segmenter, std::string_view text) {
-  return strings_of(segmenter.cut(text));
-}
+Strings cut(const DictSegmenter& segmenter, std::string_view text) { return strings_of(segmenter.cut(text)); }
 
 /// A segmenter of a dictionary with this text.
 DictSegmenter segmenter_of(std::string_view dictionary) {
@@ -34,9 +32,7 @@ std::string error_of(std::string_view dictionary) {
   return message.substr(name);
 }
 
-bool contains(const std::string& text, std::string_view part) {
-  return text.find(part) != std::string::npos;
-}
+bool contains(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 
@@ -66,8 +62,7 @@ TEST_CASE("of a word given twice the last frequency counts, 0 takes it away", "[
 }
 
 TEST_CASE("the format: byte-order mark, line ends, tags, empty lines, signs", "[dict]") {
-  const DictSegmenter segmenter =
-      segmenter_of("\xEF\xBB\xBF白色 5 n\r\n\n  \n 上衣 5 \nT恤 3 some more");
+  const DictSegmenter segmenter = segmenter_of("\xEF\xBB\xBF白色 5 n\r\n\n  \n 上衣 5 \nT恤 3 some more");
   CHECK(cut(segmenter, "白色上衣T恤") == Strings{"白色", "上衣", "T恤"});
 }
 
@@ -77,8 +72,7 @@ TEST_CASE("bytes that are not UTF-8 and NUL are tokens of their own", "[dict]") 
   CHECK(cut(segmenter, {"ab\0cd", 5}) == Strings{"ab", std::string(1, '\0'), "cd"});
 }
 
-TEST_CASE("whatever the bytes are, the tokens are the text, and the numbers those of repaired text",
-          "[dict]") {
+TEST_CASE("whatever the bytes are, the tokens are the text, and the numbers those of repaired text", "[dict]") {
   const DictSegmenter segmenter(lora::testing::eval_reference("dictionary.txt"));
   const Strings pieces = {"白色", "\xE7", "\x99",         "\xBD",     "\xF0\x9F", "😀",      "ab",
                           "\r",   "\n",   "\xED\xA0\x80", "\xC0\xAF", "\xFF",     "连衣裙", " "};
@@ -104,9 +98,8 @@ TEST_CASE("long texts take time in proportion", "[dict]") {
 }
 
 TEST_CASE("lines that are not a word and a frequency are errors with file and line", "[dict]") {
-  for (const std::string line : {"白色", "白色 ", "白色  5", "白色\t5", "白色 n", "白色 -5",
-                                 "白色 +5", "白色 5.5", "白色 1e3", "白色 5n", "白色 0x10",
-                                 "白色 1000000000000001", "白色 99999999999999999999999"}) {
+  for (const std::string line : {"白色", "白色 ", "白色  5", "白色\t5", "白色 n", "白色 -5", "白色 +5", "白色 5.5", "白色 1e3",
+                                 "白色 5n", "白色 0x10", "白色 1000000000000001", "白色 99999999999999999999999"}) {
     INFO(line);
     const std::string message = error_of("上衣 3\n\n" + line + "\n甲 1\n");
     CHECK(message.starts_with("words.txt:3]"));
@@ -117,8 +110,7 @@ TEST_CASE("lines that are not a word and a frequency are errors with file and li
 
 TEST_CASE("words from a hostile file are refused", "[dict]") {
   CHECK(contains(error_of("白\xFF 5\n"), "words.txt:1] a dictionary must be UTF-8; byte 3"));
-  CHECK(contains(error_of(std::string("a 1\nb\0c 5\n", 10)),
-                 "words.txt:2] a word must have no control characters"));
+  CHECK(contains(error_of(std::string("a 1\nb\0c 5\n", 10)), "words.txt:2] a word must have no control characters"));
   CHECK(contains(error_of("a\x1b[31m 5\n"), "\\x1b"));
   CHECK(contains(error_of("a\tb 5\n"), "control characters"));
   CHECK(contains(error_of("a\x7f 5\n"), "control characters"));
@@ -130,8 +122,7 @@ TEST_CASE("words from a hostile file are refused", "[dict]") {
 }
 
 TEST_CASE("a dictionary without words, with too much of them and one that is no file", "[dict]") {
-  for (const char* nothing : {"", "\n\n", "白色 0\n上衣 0\n"})
-    CHECK(contains(error_of(nothing), "found none"));
+  for (const char* nothing : {"", "\n\n", "白色 0\n上衣 0\n"}) CHECK(contains(error_of(nothing), "found none"));
   std::string heavy;
   for (int i = 0; i < 10; ++i) heavy += "白色 1000000000000000\n";
   CHECK(error_of(heavy).starts_with("words.txt:10]"));

@@ -11,13 +11,9 @@
 
 namespace lora::testing {
 
-inline Path eval_reference(std::string_view name) {
-  return reference_folder() / "eval" / name;
-}
+inline Path eval_reference(std::string_view name) { return reference_folder() / "eval" / name; }
 
-inline formats::Json read_json(const Path& path) {
-  return formats::parse_json(read_file(path), path.string());
-}
+inline formats::Json read_json(const Path& path) { return formats::parse_json(read_file(path), path.string()); }
 
 /// Tokens that stay where the JSON value is.
 inline std::vector<std::string_view> views_of(const formats::Json& tokens) {
@@ -27,8 +23,6 @@ inline std::vector<std::string_view> views_of(const formats::Json& tokens) {
 }
 
 /// Copies, for comparing.
-inline std::vector<std::string> strings_of(const std::vector<std::string_view>& tokens) {
-  return {tokens.begin(), tokens.end()};
-}
+inline std::vector<std::string> strings_of(const std::vector<std::string_view>& tokens) { return {tokens.begin(), tokens.end()}; }
 
 }  // namespace lora::testing

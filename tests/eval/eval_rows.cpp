@@ -25,8 +25,7 @@ Rows read_rows() {
   Rows rows;
   for (std::string line; std::getline(std::cin, line);) {
     const Json row = lora::formats::parse_json(line, fmt::format("stdin:{}", rows.size() + 1));
-    rows.emplace_back(row.at("prediction").get<std::string>(),
-                      row.at("reference").get<std::string>());
+    rows.emplace_back(row.at("prediction").get<std::string>(), row.at("reference").get<std::string>());
   }
   return rows;
 }
@@ -43,8 +42,7 @@ std::vector<Json> scored_one_by_one(const Rows& rows, const lora::eval::MetricOp
     lora::eval::MetricSet metrics({}, names, options);
     metrics.add(prediction, reference);
     Json result;
-    result["tokens"] = Json::array(
-        {Json(options.segmenter->cut(prediction)), Json(options.segmenter->cut(reference))});
+    result["tokens"] = Json::array({Json(options.segmenter->cut(prediction)), Json(options.segmenter->cut(reference))});
     for (const auto& [name, value] : metrics.scores()) result["scores"][name] = value;
     results.push_back(std::move(result));
   }
@@ -55,8 +53,7 @@ void measure(const Rows& rows, const lora::eval::MetricOptions& options) {
   lora::Stopwatch cutting;
   size_t num_tokens = 0;
   for (const auto& [prediction, reference] : rows) {
-    num_tokens +=
-        options.segmenter->cut(prediction).size() + options.segmenter->cut(reference).size();
+    num_tokens += options.segmenter->cut(prediction).size() + options.segmenter->cut(reference).size();
   }
   say_speed(fmt::format("{} tokens", num_tokens).c_str(), rows.size(), cutting.seconds());
   const std::vector<std::string> names = {"rouge", "bleu4", "exact_match"};
@@ -70,8 +67,7 @@ void measure(const Rows& rows, const lora::eval::MetricOptions& options) {
 
 void run(const std::string& segmenter, const std::string& dictionary) {
   lora::Stopwatch loading;
-  const lora::eval::MetricOptions options = {.segmenter =
-                                                 lora::eval::make_segmenter(segmenter, dictionary)};
+  const lora::eval::MetricOptions options = {.segmenter = lora::eval::make_segmenter(segmenter, dictionary)};
   fmt::print(stderr, "segmenter made in {:.3f} s\n", loading.seconds());
   const Rows rows = read_rows();
   measure(rows, options);

@@ -28,8 +28,7 @@ Strings names_of(const std::vector<Score>& scores) {
 }
 
 MetricOptions with_dictionary() {
-  return {.segmenter =
-              lora::eval::make_segmenter("dict", lora::testing::eval_reference("dictionary.txt"))};
+  return {.segmenter = lora::eval::make_segmenter("dict", lora::testing::eval_reference("dictionary.txt"))};
 }
 
 double only_score(lora::eval::Metric& metric) {
@@ -51,8 +50,7 @@ TEST_CASE("rows are rounded percents, the result is their mean", "[metric]") {
   MetricSet all({}, names, options);
   std::map<std::string, double> sums;
   for (const auto& row : rows) {
-    const auto prediction = row["prediction"].get<std::string>(),
-               reference = row["reference"].get<std::string>();
+    const auto prediction = row["prediction"].get<std::string>(), reference = row["reference"].get<std::string>();
     MetricSet one({}, names, options);
     one.add(prediction, reference);
     all.add(prediction, reference);
@@ -74,11 +72,9 @@ TEST_CASE("pairs of an advertisement data set with jieba's own tokens", "[metric
   const auto rows = lora::testing::read_json(*file);
   REQUIRE(rows.size() == 20);
   for (const auto& row : rows) {
-    const auto hypothesis = lora::testing::views_of(row["hyp_tokens"]),
-               reference = lora::testing::views_of(row["ref_tokens"]);
+    const auto hypothesis = lora::testing::views_of(row["hyp_tokens"]), reference = lora::testing::views_of(row["ref_tokens"]);
     const auto scores = lora::eval::rouge(hypothesis, reference);
-    const double bleu =
-        lora::eval::bleu4(row["hyp"].get<std::string>(), row["ref"].get<std::string>());
+    const double bleu = lora::eval::bleu4(row["hyp"].get<std::string>(), row["ref"].get<std::string>());
     check_rounded(scores.rouge_1.f, row["scores"]["rouge-1"]);
     check_rounded(scores.rouge_2.f, row["scores"]["rouge-2"]);
     check_rounded(scores.rouge_l.f, row["scores"]["rouge-l"]);
@@ -118,9 +114,8 @@ TEST_CASE("scores are in the registry's order, names are checked", "[metric]") {
   MetricRegistry registry;
   CHECK(registry.names() == Strings{"rouge", "bleu4", "exact_match"});
   registry.register_metric("length", [](const MetricOptions&) {
-    return lora::eval::mean_of_rows({"length"}, [](auto prediction, auto) {
-      return std::vector<double>{static_cast<double>(prediction.size())};
-    });
+    return lora::eval::mean_of_rows(
+        {"length"}, [](auto prediction, auto) { return std::vector<double>{static_cast<double>(prediction.size())}; });
   });
   const Strings names = {"length", "bleu4", "rouge"};
   MetricSet metrics(registry, names);
@@ -130,20 +125,19 @@ TEST_CASE("scores are in the registry's order, names are checked", "[metric]") {
   CHECK(metrics.scores().back().value == 400);
 
   const auto unknown = message_of<lora::ConfigError>([&] { registry.make("blue4"); });
-  CHECK(unknown.find("rouge, bleu4, exact_match, length; found \"blue4\"; did you mean bleu4?") !=
-        std::string::npos);
+  CHECK(unknown.find("rouge, bleu4, exact_match, length; found \"blue4\"; did you mean bleu4?") != std::string::npos);
   const auto taken = message_of<lora::ConfigError>([&] { registry.register_metric("rouge", {}); });
   CHECK(taken.find("found \"rouge\"") != std::string::npos);
   CHECK_THROWS_AS(registry.register_metric("", {}), lora::ConfigError);
   const Strings twice = {"rouge", "rouge"};
-  CHECK(message_of<lora::ConfigError>([&] { MetricSet(registry, twice); }).find("twice") !=
-        std::string::npos);
+  CHECK(message_of<lora::ConfigError>([&] { MetricSet(registry, twice); }).find("twice") != std::string::npos);
 }
 
 TEST_CASE("a registered metric is in every registry that is made afterwards", "[metric]") {
   const MetricRegistry before;
   lora::eval::register_metric("registered_length", [](const MetricOptions&) {
-    return lora::eval::mean_of_rows({"length"}, [](auto prediction, auto) { return std::vector<double>{0.01 * static_cast<double>(prediction.size())}; });
+    return lora::eval::mean_of_rows(
+        {"length"}, [](auto prediction, auto) { return std::vector<double>{0.01 * static_cast<double>(prediction.size())}; });
   });
   CHECK(before.names() == Strings{"rouge", "bleu4", "exact_match"});
   CHECK(MetricRegistry().names() == Strings{"rouge", "bleu4", "exact_match", "registered_length"});
@@ -151,18 +145,17 @@ TEST_CASE("a registered metric is in every registry that is made afterwards", "[
   metric->add("abc", "");
   CHECK(metric->scores().front().value == 3);
   const auto make = [](const MetricOptions&) { return lora::eval::mean_of_rows({"x"}, {}); };
-  for (const char* name : {"", "rouge", "registered_length"}) CHECK_THROWS_AS(lora::eval::register_metric(name, make), lora::ConfigError);
+  for (const char* name : {"", "rouge", "registered_length"})
+    CHECK_THROWS_AS(lora::eval::register_metric(name, make), lora::ConfigError);
   CHECK_THROWS_AS(lora::eval::register_metric("nothing", {}), lora::ConfigError);
   CHECK(MetricRegistry().names().size() == 4);
-  CHECK(message_of<lora::ConfigError>([] { MetricRegistry().make("registered"); }).find("did you mean registered_length?") != std::string::npos);
+  CHECK(message_of<lora::ConfigError>([] { MetricRegistry().make("registered"); }).find("did you mean registered_length?") !=
+        std::string::npos);
 }
 
 TEST_CASE("a metric of rows gives a number for each of its names", "[metric]") {
-  const auto metric =
-      lora::eval::mean_of_rows({"a", "b"}, [](auto, auto) { return std::vector<double>{1}; });
-  CHECK(message_of<lora::ConfigError>([&] {
-          metric->add("", "");
-        }).find("must give 2 numbers; found 1") != std::string::npos);
+  const auto metric = lora::eval::mean_of_rows({"a", "b"}, [](auto, auto) { return std::vector<double>{1}; });
+  CHECK(message_of<lora::ConfigError>([&] { metric->add("", ""); }).find("must give 2 numbers; found 1") != std::string::npos);
 }
 
 TEST_CASE("rows beyond the limits are errors and do not count", "[metric]") {

@@ -22,9 +22,7 @@ void check_score(const RougeScore& score, const lora::formats::Json& expected) {
   CHECK(score.f == Approx(expected["f"].get<double>()).epsilon(0).margin(1e-15));
 }
 
-bool is_zero(const RougeScore& score) {
-  return score.precision == 0 && score.recall == 0 && score.f == 0;
-}
+bool is_zero(const RougeScore& score) { return score.precision == 0 && score.recall == 0 && score.f == 0; }
 
 }  // namespace
 
@@ -33,11 +31,9 @@ TEST_CASE("ROUGE on words is that of rouge_chinese", "[rouge]") {
   const auto rows = lora::testing::read_json(lora::testing::eval_reference("scores.json"));
   REQUIRE(rows.size() > 20);
   for (const auto& row : rows) {
-    const auto prediction = row["prediction"].get<std::string>(),
-               reference = row["reference"].get<std::string>();
+    const auto prediction = row["prediction"].get<std::string>(), reference = row["reference"].get<std::string>();
     INFO(prediction << " | " << reference);
-    Tokens hypothesis_tokens = segmenter.cut(prediction),
-           reference_tokens = segmenter.cut(reference);
+    Tokens hypothesis_tokens = segmenter.cut(prediction), reference_tokens = segmenter.cut(reference);
     std::erase(hypothesis_tokens, " ");
     std::erase(reference_tokens, " ");
     const auto scores = rouge(hypothesis_tokens, reference_tokens);
@@ -73,8 +69,8 @@ TEST_CASE("ROUGE is 0 where a side has no tokens, rouge-2 where it has one", "[r
 
 TEST_CASE("rows beyond the limit of ROUGE-L are refused before any work", "[rouge]") {
   const Tokens many(1u << 17, "a");
-  const std::string message = lora::testing::message_of<lora::DataError>(
-      [&] { rouge(many, Tokens(many.begin(), many.begin() + (1u << 15) + 1)); });
+  const std::string message =
+      lora::testing::message_of<lora::DataError>([&] { rouge(many, Tokens(many.begin(), many.begin() + (1u << 15) + 1)); });
   CHECK(message.find("2^32") != std::string::npos);
   const auto allowed = rouge(Tokens(30'000, "a"), Tokens(20'000, "a"));
   CHECK(allowed.rouge_l.recall == 1);
@@ -86,8 +82,7 @@ TEST_CASE("the longest common subsequence is that of the table", "[rouge]") {
     std::vector<std::vector<size_t>> table(a.size() + 1, std::vector<size_t>(b.size() + 1));
     for (size_t i = 0; i < a.size(); ++i) {
       for (size_t j = 0; j < b.size(); ++j) {
-        table[i + 1][j + 1] =
-            a[i] == b[j] ? table[i][j] + 1 : std::max(table[i][j + 1], table[i + 1][j]);
+        table[i + 1][j + 1] = a[i] == b[j] ? table[i][j] + 1 : std::max(table[i][j + 1], table[i + 1][j]);
       }
     }
     return table[a.size()][b.size()];

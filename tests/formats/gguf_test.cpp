@@ -18,17 +18,11 @@ namespace {
 
 const std::vector<std::string> kCases = {"lora", "lora_gqa", "rslora", "lora_all_linear_patterns"};
 
-lora::Path fixture(const std::string& name) {
-  return lora::testing::reference_folder() / "peft/gguf_lora" / name;
-}
+lora::Path fixture(const std::string& name) { return lora::testing::reference_folder() / "peft/gguf_lora" / name; }
 
-std::span<const std::byte> bytes_of(const std::string& text) {
-  return std::as_bytes(std::span(text));
-}
+std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
 
-GgufHeader parse(const std::string& file, const GgufLimits& limits = {}) {
-  return parse_gguf(bytes_of(file), "a.gguf", limits);
-}
+GgufHeader parse(const std::string& file, const GgufLimits& limits = {}) { return parse_gguf(bytes_of(file), "a.gguf", limits); }
 
 std::string refusal(const std::string& file, const GgufLimits& limits = {}) {
   const auto text = message_of<FormatError>([&] { parse(file, limits); });
@@ -41,9 +35,7 @@ std::string raw(T value) {
   return {reinterpret_cast<const char*>(&value), sizeof value};
 }
 
-std::string text(const std::string& value) {
-  return raw<uint64_t>(value.size()) + value;
-}
+std::string text(const std::string& value) { return raw<uint64_t>(value.size()) + value; }
 
 /// A file from its parts, written out by hand.
 struct Parts {
@@ -55,8 +47,7 @@ struct Parts {
     ++num_keys;
     keys += text(name) + raw(type) + value;
   }
-  void tensor(const std::string& name, const std::vector<uint64_t>& sizes, uint32_t type,
-              uint64_t offset) {
+  void tensor(const std::string& name, const std::vector<uint64_t>& sizes, uint32_t type, uint64_t offset) {
     ++num_tensors;
     tensors += text(name) + raw<uint32_t>(static_cast<uint32_t>(sizes.size()));
     for (const uint64_t size : sizes) tensors += raw(size);
@@ -128,9 +119,7 @@ TEST_CASE("a GGUF header that was read is written again byte by byte", "[formats
 
 TEST_CASE("values of every type of GGUF come back", "[formats]") {
   GgufHeader header;
-  const auto add = [&](const std::string& key, GgufValue value) {
-    header.metadata.emplace_back(key, std::move(value));
-  };
+  const auto add = [&](const std::string& key, GgufValue value) { header.metadata.emplace_back(key, std::move(value)); };
   add("u8", {uint8_t{200}});
   add("i8", {int8_t{-3}});
   add("u16", {uint16_t{60000}});
@@ -144,9 +133,8 @@ TEST_CASE("values of every type of GGUF come back", "[formats]") {
   add("i64", {int64_t{-1}});
   add("f64", {1e-300});
   add("array", {GgufArray{.item_type = 8, .items = {{std::string("x")}, {std::string()}}}});
-  add("nested", {GgufArray{.item_type = 9,
-                           .items = {{GgufArray{.item_type = 4, .items = {{uint32_t{7}}}}},
-                                     {GgufArray{.item_type = 6}}}}});
+  add("nested",
+      {GgufArray{.item_type = 9, .items = {{GgufArray{.item_type = 4, .items = {{uint32_t{7}}}}}, {GgufArray{.item_type = 6}}}}});
   header.alignment = 64;
   add("general.alignment", {uint32_t{64}});
   header.tensors = {{.name = "t", .type = 1, .shape = {2, 3, 5}}, {.name = "scalar", .type = 28}};
@@ -170,8 +158,7 @@ TEST_CASE("values of every type of GGUF come back", "[formats]") {
           found.value);
     }
     if (key != "nested" && key != "array")
-      CHECK((gguf_type_name(static_cast<uint32_t>(value.value.index())) == key ||
-             key == "general.alignment"));
+      CHECK((gguf_type_name(static_cast<uint32_t>(value.value.index())) == key || key == "general.alignment"));
   }
   CHECK(*read.find("array")->as<GgufArray>()->items.at(0).as<std::string>() == "x");
   const auto& nested = read.find("nested")->as<GgufArray>()->items;
@@ -185,9 +172,7 @@ TEST_CASE("values of every type of GGUF come back", "[formats]") {
 }
 
 TEST_CASE("sizes of GGUF tensors count whole blocks", "[formats]") {
-  const auto bytes = [](uint32_t type, std::vector<int64_t> shape) {
-    return ggml_tensor_bytes(type, shape);
-  };
+  const auto bytes = [](uint32_t type, std::vector<int64_t> shape) { return ggml_tensor_bytes(type, shape); };
   CHECK(bytes(0, {2, 3}) == 24);
   CHECK(bytes(30, {}) == 2);
   CHECK(bytes(12, {4, 512}) == 4 * 2 * 144);
@@ -203,28 +188,22 @@ TEST_CASE("sizes of GGUF tensors count whole blocks", "[formats]") {
 TEST_CASE("GGUF files that lie are refused with the byte", "[formats]") {
   CHECK(parse(two_tensors().file()).tensors.size() == 2);
   CHECK(refusal("").starts_with("[a.gguf] byte 0"));
-  CHECK(refusal("GGML" + two_tensors().file().substr(4)).find("found \"GGML\"") !=
-        std::string::npos);
+  CHECK(refusal("GGML" + two_tensors().file().substr(4)).find("found \"GGML\"") != std::string::npos);
   CHECK(refusal_of([](Parts& parts) { parts.version = 1; }).find("found 1") != std::string::npos);
-  CHECK(refusal_of([](Parts& parts) { parts.version = 3u << 24; }).find("big-endian") !=
-        std::string::npos);
+  CHECK(refusal_of([](Parts& parts) { parts.version = 3u << 24; }).find("big-endian") != std::string::npos);
   // Numbers that promise more than the file has, up to the largest there are.
   for (const uint64_t wrong : {uint64_t{3}, uint64_t{1} << 40, UINT64_MAX}) {
     refusal_of([&](Parts& parts) { parts.num_tensors = wrong; });
     refusal_of([&](Parts& parts) { parts.num_keys = wrong; });
-    refusal_of(
-        [&](Parts& parts) { parts.key("s", 8, raw<uint64_t>(wrong == 3 ? 400 : wrong) + "ab"); });
-    refusal_of([&](Parts& parts) {
-      parts.key("l", 9, raw<uint32_t>(10) + raw<uint64_t>(wrong == 3 ? 400 : wrong));
-    });
+    refusal_of([&](Parts& parts) { parts.key("s", 8, raw<uint64_t>(wrong == 3 ? 400 : wrong) + "ab"); });
+    refusal_of([&](Parts& parts) { parts.key("l", 9, raw<uint32_t>(10) + raw<uint64_t>(wrong == 3 ? 400 : wrong)); });
   }
   refusal_of([](Parts& parts) { parts.key("general.type", 0, "a"); });
   refusal_of([](Parts& parts) { parts.key("", 0, "a"); });
   refusal_of([](Parts& parts) { parts.key("\xff", 0, "a"); });
   refusal_of([](Parts& parts) { parts.key(std::string("a\0b", 3), 0, "a"); });
   refusal_of([](Parts& parts) { parts.key("flag", 7, "\2"); });
-  CHECK(refusal_of([](Parts& parts) { parts.key("odd", 13, "a"); }).find("found 13") !=
-        std::string::npos);
+  CHECK(refusal_of([](Parts& parts) { parts.key("odd", 13, "a"); }).find("found 13") != std::string::npos);
   refusal_of([](Parts& parts) { parts.key("odd", 9, raw<uint32_t>(13) + raw<uint64_t>(0)); });
   refusal_of([](Parts& parts) {
     std::string deep;
@@ -242,8 +221,7 @@ TEST_CASE("GGUF files that lie are refused with the byte", "[formats]") {
   refusal_of([](Parts& parts) { parts.tensor("c", {uint64_t{1} << 62, 4}, 0, 64); });
   refusal_of([](Parts& parts) { parts.tensor("c", {1}, 4, 64); });
   refusal_of([](Parts& parts) { parts.tensor("c", {33}, 8, 64); });
-  for (const uint64_t offset :
-       {uint64_t{0}, uint64_t{32}, uint64_t{48}, uint64_t{96}, UINT64_MAX - 31}) {
+  for (const uint64_t offset : {uint64_t{0}, uint64_t{32}, uint64_t{48}, uint64_t{96}, UINT64_MAX - 31}) {
     refusal_of([&](Parts& parts) { parts.tensor("c", {1}, 0, offset); });
   }
   refusal_of([](Parts& parts) { parts.tensor("c", {1}, 0, 64); });  // no data for it
@@ -257,8 +235,7 @@ TEST_CASE("GGUF files that lie are refused with the byte", "[formats]") {
 TEST_CASE("no beginning of a GGUF file passes for one, and no changed byte harms", "[formats]") {
   const std::string file = lora::read_file(fixture("lora.gguf"));
   const uint64_t data_start = parse(file).data_start;
-  for (size_t length = 0; length < file.size(); ++length)
-    CHECK_THROWS_AS(parse(file.substr(0, length)), FormatError);
+  for (size_t length = 0; length < file.size(); ++length) CHECK_THROWS_AS(parse(file.substr(0, length)), FormatError);
   for (size_t at = 0; at < data_start; ++at) {
     for (const int change : {1, 0x80, 0xFF}) {
       std::string changed = file;
@@ -277,8 +254,7 @@ TEST_CASE("a GGUF header may not take more memory than allowed", "[formats]") {
   parts.key("many", 9, raw<uint32_t>(0) + raw<uint64_t>(100) + std::string(100, '\0'));
   CHECK(parse(parts.file()).metadata.size() == 2);
   CHECK(refusal(parts.file(), {.max_items = 50}).find("at most 50") != std::string::npos);
-  CHECK(refusal(parts.file(), {.max_header_bytes = 100}).find("at most 100 bytes") !=
-        std::string::npos);
+  CHECK(refusal(parts.file(), {.max_header_bytes = 100}).find("at most 100 bytes") != std::string::npos);
 }
 
 TEST_CASE("what no reader takes back is not written", "[formats]") {

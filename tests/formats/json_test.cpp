@@ -19,16 +19,12 @@ std::string refusal(const std::string& text, const lora::formats::JsonLimits& li
   return message;
 }
 
-bool mentions(const std::string& message, const std::string& part) {
-  return message.find(part) != std::string::npos;
-}
+bool mentions(const std::string& message, const std::string& part) { return message.find(part) != std::string::npos; }
 
 }  // namespace
 
 TEST_CASE("JSON values are read", "[formats]") {
-  const auto json = parse_json(
-      " {\"a\": [1, -2, 2.5, true, null, \"x\\u00e9\"], \"b\": {\"c\": {}}, \"\": []} \n",
-      "a.json");
+  const auto json = parse_json(" {\"a\": [1, -2, 2.5, true, null, \"x\\u00e9\"], \"b\": {\"c\": {}}, \"\": []} \n", "a.json");
   CHECK(json["a"][0].is_number_unsigned());
   CHECK(json["a"][1] == -2);
   CHECK(json["a"][2] == 2.5);
@@ -50,8 +46,8 @@ TEST_CASE("ordered JSON keeps the order of the file", "[formats]") {
 }
 
 TEST_CASE("malformed JSON is refused with the byte offset", "[formats]") {
-  for (const char* text : {"", " ", "{", "[1,]", "{\"a\"}", "{a:1}", "nul", "01", "1e999", "'a'",
-                           "\"\\ud800\"", "\"a\nb\"", "[1 2]", "// x\n1", "NaN", "{\"a\":1,}"}) {
+  for (const char* text : {"", " ", "{", "[1,]", "{\"a\"}", "{a:1}", "nul", "01", "1e999", "'a'", "\"\\ud800\"", "\"a\nb\"",
+                           "[1 2]", "// x\n1", "NaN", "{\"a\":1,}"}) {
     INFO(text);
     CHECK(mentions(refusal(text), "at byte"));
   }

@@ -33,13 +33,9 @@ std::string version1(const std::vector<int64_t>& sizes, bool shared, int64_t ver
   return head;
 }
 
-std::span<const std::byte> bytes_of(const std::string& text) {
-  return std::as_bytes(std::span(text));
-}
+std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
 
-Llama2cFile parse(const std::string& head, uint64_t size) {
-  return parse_llama2c(bytes_of(head), size, "model.bin");
-}
+Llama2cFile parse(const std::string& head, uint64_t size) { return parse_llama2c(bytes_of(head), size, "model.bin"); }
 
 void refuse(const std::string& head, uint64_t size) {
   const auto text = message_of<FormatError>([&] { parse(head, size); });
@@ -90,10 +86,8 @@ TEST_CASE("legacy llama2.c files are laid out by their header", "[formats]") {
   CHECK(tensors.at("model.layers.0.self_attn.k_proj.weight").shape == std::vector<int64_t>{4, 8});
   CHECK(tensors.at("model.layers.0.mlp.down_proj.weight").shape == std::vector<int64_t>{8, 12});
   // w1, w2, w3 are gate, down, up.
-  CHECK(tensors.at("model.layers.0.mlp.gate_proj.weight").offset <
-        tensors.at("model.layers.0.mlp.down_proj.weight").offset);
-  CHECK(tensors.at("model.layers.0.mlp.down_proj.weight").offset <
-        tensors.at("model.layers.0.mlp.up_proj.weight").offset);
+  CHECK(tensors.at("model.layers.0.mlp.gate_proj.weight").offset < tensors.at("model.layers.0.mlp.down_proj.weight").offset);
+  CHECK(tensors.at("model.layers.0.mlp.down_proj.weight").offset < tensors.at("model.layers.0.mlp.up_proj.weight").offset);
 
   auto untied = kSizes;
   untied[5] = -10;
@@ -116,8 +110,7 @@ TEST_CASE("version 1 llama2.c files are laid out by their header", "[formats]") 
 }
 
 TEST_CASE("llama2.c headers that lie are refused", "[formats]") {
-  for (const uint64_t size :
-       {uint64_t{0}, kLegacySize - 4, kLegacySize - 1, kLegacySize + 1, UINT64_MAX}) {
+  for (const uint64_t size : {uint64_t{0}, kLegacySize - 4, kLegacySize - 1, kLegacySize + 1, UINT64_MAX}) {
     refuse(words(kSizes), size);
     CHECK_FALSE(looks_like_llama2c(bytes_of(words(kSizes)), size));
   }
@@ -180,7 +173,6 @@ TEST_CASE("the real stories260K files hold the same weights in both layouts", "[
     CHECK(tensor.shape == other.shape);
     size_t bytes = 4;
     for (const int64_t size : tensor.shape) bytes *= static_cast<size_t>(size);
-    CHECK(std::memcmp(legacy_bytes.data() + tensor.offset, version1_bytes.data() + other.offset,
-                      bytes) == 0);
+    CHECK(std::memcmp(legacy_bytes.data() + tensor.offset, version1_bytes.data() + other.offset, bytes) == 0);
   }
 }

@@ -49,7 +49,8 @@ TEST_CASE("template: every text holds its content once and nothing that means no
   CHECK(contains(refusal({.prefix = "{content}", .user = "{content}"}), "template.prefix must not hold {content}"));
   CHECK(contains(refusal({.user = "{content}{input}"}), "template.user must not hold {input}"));
   CHECK(contains(refusal({.user = "{content}", .input = "{content}"}), "template.input must hold {input} once"));
-  CHECK(contains(refusal({.system = "{bos}{content}", .user = "{content}", .system_in_user = true}), "template.system must not hold {bos}"));
+  CHECK(contains(refusal({.system = "{bos}{content}", .user = "{content}", .system_in_user = true}),
+                 "template.system must not hold {bos}"));
   CHECK_NOTHROW(formats::check_prompt_template({.user = "{content}"}, "t"));
 }
 

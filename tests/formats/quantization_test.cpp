@@ -14,9 +14,8 @@ using lora::testing::message_of;
 namespace {
 
 const std::string kPlain = R"({"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [64, 192]})";
-const std::string kNested =
-    R"({"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [64, 192], )"
-    R"("nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.2021983414888382})";
+const std::string kNested = R"({"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [64, 192], )"
+                            R"("nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.2021983414888382})";
 
 /// kNested with one text in another's place.
 std::string with(const std::string& before, const std::string& after) {
@@ -50,8 +49,8 @@ TEST_CASE("quant_state: read, and written to the byte as bitsandbytes does", "[f
   const QuantState nested = parse_quant_state(kNested, "state");
   REQUIRE(nested.nested);
   CHECK(*nested.nested == QuantState::Nested{256, DType::kF32, 0.2021983414888382});
-  for (const std::string& text : {kPlain, kNested, with("nf4", "fp4"), with("\"float32\"", "\"bfloat16\""), with("64, 192", "1, 1"),
-                                  with("0.2021983414888382", "1.0"), with("0.2021983414888382", "1e-05"),
+  for (const std::string& text : {kPlain, kNested, with("nf4", "fp4"), with("\"float32\"", "\"bfloat16\""),
+                                  with("64, 192", "1, 1"), with("0.2021983414888382", "1.0"), with("0.2021983414888382", "1e-05"),
                                   with("0.2021983414888382", "0.0001"), with("0.2021983414888382", "-3.5e+20")}) {
     CHECK(write_quant_state(parse_quant_state(text, "state")) == text);
   }
@@ -89,7 +88,8 @@ TEST_CASE("quantization_config: bitsandbytes' is read and written, as in transfo
     CHECK(Json::parse(write_quantization_config(config)) == object);
     CHECK(config.scheme() == QuantizationScheme{QuantizedType::kNf4, 64, std::string(name) == "bnb4_dq"});
   }
-  const QuantizationConfig int8{8, QuantizedType::kInt8, false, DType::kBF16, std::vector<std::string>{"lm_head", "model.layers.0"}};
+  const QuantizationConfig int8{8, QuantizedType::kInt8, false, DType::kBF16,
+                                std::vector<std::string>{"lm_head", "model.layers.0"}};
   CHECK(parse_config(write_quantization_config(int8)) == int8);
   CHECK(parse_config(R"({"load_in_4bit": true})").type == QuantizedType::kFp4);
   CHECK(parse_config(R"({"load_in_8bit": true, "quant_method": "bitsandbytes"})").type == QuantizedType::kInt8);

@@ -39,8 +39,7 @@ SourceCounts counts_at(const Row& row) {
 const RecordWriter::Options kSmall = {.set = kSet, .shard_bytes = 400, .block_bytes = 100};
 
 /// Adds rows until `stop` of them are there; a writer that was cut off is one that is not finished.
-void write(const Path& directory, const std::vector<Row>& rows, size_t stop,
-           const RecordWriter::Options& options = kSmall) {
+void write(const Path& directory, const std::vector<Row>& rows, size_t stop, const RecordWriter::Options& options = kSmall) {
   RecordWriter writer(directory, options);
   for (auto i = static_cast<size_t>(writer.num_rows()); i < std::min(stop, rows.size()); ++i) {
     writer.add(rows[i].tokens, rows[i].number, counts_at(rows[i]));
@@ -99,7 +98,7 @@ TEST_CASE("record files give back the rows that were written", "[formats][record
   CHECK(header.source == counts_at(rows.back()));
   CHECK(header.shards.size() > 3);
   for (size_t i = 0; i < header.shards.size(); ++i) {
-    CHECK(std::filesystem::file_size(record_data_file(folder / "set", i)) <= 400 + 64);
+    CHECK(std::filesystem::file_size(record_data_file(folder / "set", i)) <= 400);
     CHECK(set.shards()[i].target_starts[0] == std::min<int64_t>(1, set.shards()[i].ends[0]));
   }
   CHECK(parse_record_header(record_header_text(header), "h") == header);
@@ -154,7 +153,7 @@ TEST_CASE("directories that hold something else are left alone", "[formats][reco
   write(folder / "set", rows, 20);
   auto other = kSmall;
   other.set = kOther;
-  CHECK_THROWS_AS(RecordWriter(folder / "set", other), FormatError);
+  CHECK_THROWS_AS(RecordWriter(folder / "set", other), ConfigError);
   write(folder / "set", rows, 30);
   CHECK_THROWS_AS(RecordWriter(folder / "set", kSmall), ConfigError);
   check_equal(read_all(RecordSet(folder / "set")), rows);
@@ -181,8 +180,7 @@ TEST_CASE("parts of a set are its rows, each once", "[formats][records]") {
       const auto of_shards = read_all(set);
       CHECK(set.num_rows() >= 50 / parts);
       CHECK(set.num_rows() <= 50 / parts + 1);
-      for (int64_t i = 0; i < set.num_rows(); ++i)
-        joined.push_back(of_shards[static_cast<size_t>(set.first_row() + i)]);
+      for (int64_t i = 0; i < set.num_rows(); ++i) joined.push_back(of_shards[static_cast<size_t>(set.first_row() + i)]);
     }
     check_equal(joined, rows);
   }
@@ -247,16 +245,14 @@ TEST_CASE("files of other sets, other places and other vocabularies are refused"
   std::filesystem::remove(record_data_file(folder / "set", shards));
 
   std::filesystem::remove(folder / "set/shard-00001.index");
-  CHECK(testing::message_of<IoError>([&] { RecordSet(folder / "set"); }).find("shard-00001.index") !=
-        std::string::npos);
+  CHECK(testing::message_of<IoError>([&] { RecordSet(folder / "set"); }).find("shard-00001.index") != std::string::npos);
 }
 
 TEST_CASE("files that lie about themselves under right digests are refused", "[formats][records]") {
   // One block: head 64 bytes, block 96 (digest 32, tokens' digest 32, rows, tokens, counts), rows of 16.
   const testing::ScratchFolder folder;
   write(folder / "set", {{1, {1, 2}}, {5, {3}}}, 2, {.set = kSet});
-  const std::string data = read_file(folder / "set/shard-00000.records"),
-                    index = read_file(folder / "set/shard-00000.index");
+  const std::string data = read_file(folder / "set/shard-00000.records"), index = read_file(folder / "set/shard-00000.index");
   REQUIRE(index.size() == 64 + 96 + 32);
   const auto refused = [&](size_t at, auto value) {
     std::string changed = index;
@@ -272,10 +268,24 @@ TEST_CASE("files that lie about themselves under right digests are refused", "[f
   };
   for (const uint32_t rows : {0u, 1u, 3u, 0xffffffffu}) refused(64 + 64, rows);
   for (const uint32_t tokens : {0u, 2u, 4u, 0xffffffffu}) refused(64 + 68, tokens);
-  CHECK(refused(64 + 96, int64_t{0}).find("[i] a record file must have rows in order at byte 160") !=
-        std::string::npos);
+  CHECK(refused(64 + 96, int64_t{0}).find("[i] a record file must have rows in order at byte 160") != std::string::npos);
   refused(64 + 96, int64_t{5});
   refused(64 + 96 + 16, int64_t{-1});
   for (const uint32_t length : {0u, 1u, 3u, 0xffffffffu}) refused(64 + 96 + 8, length);
   refused(64 + 96 + 12, uint32_t{3});
+}
+
+TEST_CASE("a file of a shard that the set has not is noticed, and what a set was made with is kept", "[formats][records]") {
+  const testing::ScratchFolder folder;
+  write(folder / "set", many_rows(40), 40);
+  CHECK_NOTHROW(RecordSet(folder / "set"));
+  for (const char* name : {"shard-00999.index", "shard-00999.records"}) {
+    replace(folder / "set" / name, "");
+    CHECK_THROWS_AS(RecordSet(folder / "set"), FormatError);
+    std::filesystem::remove(folder / "set" / name);
+  }
+  RecordHeader header = RecordSet(folder / "set").header();
+  CHECK(!header.train_on_sop);
+  header.train_on_sop = true;
+  CHECK(parse_record_header(record_header_text(header), "h") == header);
 }

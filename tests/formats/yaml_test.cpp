@@ -15,9 +15,7 @@ using Kind = YamlNode::Kind;
 
 namespace {
 
-YamlNode parse(const std::string& text, const YamlLimits& limits = {}) {
-  return parse_yaml(text, "run.yaml", limits);
-}
+YamlNode parse(const std::string& text, const YamlLimits& limits = {}) { return parse_yaml(text, "run.yaml", limits); }
 
 void refuse(const std::string& text, const std::string& begins = "[run.yaml:") {
   INFO(text.substr(0, 100));
@@ -88,13 +86,11 @@ TEST_CASE("aliases and merge keys are expanded", "[formats]") {
   CHECK(shown(parse("a: &x\nb: *x\n")) == "{a:null,b:null}");
   CHECK(shown(parse("&k key: 1\nb: *k\n")) == "{key:1,b:key}");
   CHECK(shown(parse("x: &a 1\ny: &a 2\nz: *a\n")) == "{x:1,y:2,z:2}");
-  CHECK(shown(parse("base: &b {p: 1, q: 2}\nrun: {<<: *b, q: 3}\n")) ==
-        "{base:{p:1,q:2},run:{q:3,p:1}}");
+  CHECK(shown(parse("base: &b {p: 1, q: 2}\nrun: {<<: *b, q: 3}\n")) == "{base:{p:1,q:2},run:{q:3,p:1}}");
   CHECK(shown(parse("a: &a {p: 1, q: 2}\nb: &b {q: 3, r: 4}\nc: {<<: [*a, *b], s: 5}\n")) ==
         "{a:{p:1,q:2},b:{q:3,r:4},c:{s:5,p:1,q:2,r:4}}");
   CHECK(shown(parse("a: {'<<': 1}\n")) == "{a:{<<:1}}");
-  CHECK(shown(parse("a: &a {p: 1}\nb: &b {<<: *a, q: 2}\nc: {<<: *b}\n")) ==
-        "{a:{p:1},b:{q:2,p:1},c:{q:2,p:1}}");
+  CHECK(shown(parse("a: &a {p: 1}\nb: &b {<<: *a, q: 2}\nc: {<<: *b}\n")) == "{a:{p:1},b:{q:2,p:1},c:{q:2,p:1}}");
 }
 
 TEST_CASE("what has no single meaning is refused with its line", "[formats]") {
@@ -120,12 +116,10 @@ TEST_CASE("what has no single meaning is refused with its line", "[formats]") {
 }
 
 TEST_CASE("malformed YAML is refused", "[formats]") {
-  for (const char* text : {"a: [1",       "a: {b: 1",   "a: 'x",     "a: \"x",
-                           "a:\n\t- 1\n", "\ta: 1",     "a: @x",     "a: `x",
-                           "[[:",         "]",          "}",         "a: ]",
-                           "a: b: c",     "a: \"\\q\"", "- 1\nb: 2", "%YAML 9.9\n---\na: 1",
-                           "a: [1, 2]]",  "a: &x",      "&",         "*",
-                           "!<",          "a: *"}) {
+  for (const char* text :
+       {"a: [1",      "a: {b: 1", "a: 'x", "a: \"x", "a:\n\t- 1\n", "\ta: 1",     "a: @x",     "a: `x",
+        "[[:",        "]",        "}",     "a: ]",   "a: b: c",     "a: \"\\q\"", "- 1\nb: 2", "%YAML 9.9\n---\na: 1",
+        "a: [1, 2]]", "a: &x",    "&",     "*",      "!<",          "a: *"}) {
     if (std::string(text) == "a: &x") continue;  // an anchored null
     refuse(text);
   }
@@ -144,8 +138,7 @@ TEST_CASE("a bomb of aliases does not go off", "[formats]") {
   std::string bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n";
   for (int i = 1; i < 30; ++i) {
     const std::string before = "*a" + std::to_string(i - 1);
-    bomb += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [" + before +
-            repeated(", " + before, 8) + "]\n";
+    bomb += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [" + before + repeated(", " + before, 8) + "]\n";
   }
   refuse(bomb);
   // A long text repeated, where the number of values stays small.
@@ -154,8 +147,7 @@ TEST_CASE("a bomb of aliases does not go off", "[formats]") {
   refuse(repeated("&a [", 60) + repeated("x, ", 50'000) + repeated("]", 60));
   std::string deep = "a0: &a0 [x]\n";
   for (int i = 1; i < 200; ++i) {
-    deep += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [*a" + std::to_string(i - 1) +
-            "]\n";
+    deep += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [*a" + std::to_string(i - 1) + "]\n";
   }
   refuse(deep);
 }
@@ -171,8 +163,7 @@ TEST_CASE("YAML's limits hold exactly", "[formats]") {
 
 TEST_CASE("nesting and length that overwhelm a parser end quickly", "[formats]") {
   const int many = 100'000;
-  for (const char* unit :
-       {"[", "{", "[[:", "- ", "? ", "a: [", "{a: ", "&a [", "[a, ", "{[", "!a "}) {
+  for (const char* unit : {"[", "{", "[[:", "- ", "? ", "a: [", "{a: ", "&a [", "[a, ", "{[", "!a "}) {
     INFO(unit);
     refuse(repeated(unit, many));
   }

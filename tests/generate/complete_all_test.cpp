@@ -43,9 +43,14 @@ class SeenLlama : public llama::LlamaForCausalLMImpl {
  private:
   static llama::LlamaConfig config_of(const Fields& fields) {
     at::manual_seed(61);
-    Fields all = {{"vocab_size", "40"},          {"hidden_size", "72"},          {"intermediate_size", "100"},
-                  {"num_hidden_layers", "3"},    {"num_attention_heads", "6"},   {"num_key_value_heads", "2"},
-                  {"max_position_embeddings", "64"}, {"initializer_range", "0.2"}};
+    Fields all = {{"vocab_size", "40"},
+                  {"hidden_size", "72"},
+                  {"intermediate_size", "100"},
+                  {"num_hidden_layers", "3"},
+                  {"num_attention_heads", "6"},
+                  {"num_key_value_heads", "2"},
+                  {"max_position_embeddings", "64"},
+                  {"initializer_range", "0.2"}};
     all.insert(all.end(), fields.begin(), fields.end());
     return llama::fresh_llama_config(std::nullopt, all);
   }
@@ -122,9 +127,8 @@ const std::vector<int64_t> kEnds{7, 19, 33};
 std::vector<int64_t> end_of_some(nn::CausalLMImpl& model, int64_t max_new_tokens) {
   const auto free_run = complete_all(model, prompts(), options_with(max_new_tokens), {}, at::kCPU);
   for (int64_t id = 0; id < model.vocab_size(); ++id) {
-    const auto rows = std::ranges::count_if(free_run, [&](const Generation& one) {
-      return std::ranges::find(one.token_ids, id) != one.token_ids.end();
-    });
+    const auto rows = std::ranges::count_if(
+        free_run, [&](const Generation& one) { return std::ranges::find(one.token_ids, id) != one.token_ids.end(); });
     if (rows >= 3 && rows <= 8) return {id};
   }
   FAIL("no such token");
@@ -259,8 +263,7 @@ TEST_CASE("batches hold at most the sequences and tokens that they may", "[gener
   };
   // Lengths are 20, 17, 17, 12, 9, 8, 5, 5, 3, 2 and 1, to which 4 tokens come.
   CHECK(prefills({.max_sequences = 5}) == std::vector<std::vector<int64_t>>{{5, 20}, {5, 8}});
-  CHECK(prefills({.max_sequences = 64, .max_tokens = 50}) ==
-        std::vector<std::vector<int64_t>>{{2, 20}, {2, 17}, {3, 9}, {4, 5}});
+  CHECK(prefills({.max_sequences = 64, .max_tokens = 50}) == std::vector<std::vector<int64_t>>{{2, 20}, {2, 17}, {3, 9}, {4, 5}});
   CHECK(prefills({.max_sequences = 64, .max_tokens = 1}).size() == 10);  // the one of a single token looks like a step
   CHECK(prefills({.max_sequences = 15}, 3) == std::vector<std::vector<int64_t>>{{5, 20}, {5, 8}});
 }
@@ -310,7 +313,8 @@ TEST_CASE("nothing to generate runs nothing", "[generate]") {
   SeenLlama model;
   CHECK(complete_all(model, {}, options_with(3), {}, at::kCPU).empty());
   int64_t delivered = 0;
-  const auto none = complete_all(model, prompts(), options_with(0), {}, at::kCPU, [&](int64_t, const Generation&) { ++delivered; });
+  const auto none =
+      complete_all(model, prompts(), options_with(0), {}, at::kCPU, [&](int64_t, const Generation&) { ++delivered; });
   CHECK(delivered == 11);
   for (const Generation& one : none) CHECK((one.token_ids.empty() && one.finish_reason == "length"));
   const std::vector<PromptRow> full{{.row = 0, .ids = std::vector<int64_t>(64, 1)}};

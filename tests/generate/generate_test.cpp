@@ -43,8 +43,7 @@ TEST_CASE("generation with a cache equals whole passes without one", "[generate]
   TinyModelImpl model;
   const Generation expected = complete_without_cache(model, kPrompt, 7);
   // The case is worth something only when the tokens differ.
-  REQUIRE(std::ranges::adjacent_find(expected.token_ids, std::not_equal_to<>()) !=
-          expected.token_ids.end());
+  REQUIRE(std::ranges::adjacent_find(expected.token_ids, std::not_equal_to<>()) != expected.token_ids.end());
   model.forward_sizes.clear();
   const Generation result = complete(model, kPrompt, options_with(7), at::kCPU);
   CHECK(result.token_ids == expected.token_ids);

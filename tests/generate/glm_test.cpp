@@ -89,7 +89,8 @@ TEST_CASE("glm completes many prompts as each alone, whoever leaves or changes p
   const auto model = tiny_glm(33);
   std::vector<generate::PromptRow> prompts;
   for (int64_t row = 0; row < 9; ++row) prompts.push_back({.row = row + 1, .ids = prompt_of(2 + (row * 5) % 9)});
-  generate::GenerateOptions greedy_options{.max_new_tokens = 12, .stop_ids = {kEop, kSop}}, beams = greedy_options, sampled = greedy_options;
+  generate::GenerateOptions greedy_options{.max_new_tokens = 12, .stop_ids = {kEop, kSop}}, beams = greedy_options,
+                                                                                            sampled = greedy_options;
   beams.beams.num_beams = 3;
   sampled.sampling = {.temperature = 1.5, .top_k = 8};
   sampled.seed = 7;

@@ -44,9 +44,14 @@ class CountedLlama : public llama::LlamaForCausalLMImpl {
  private:
   static llama::LlamaConfig config_of(const Fields& fields) {
     at::manual_seed(51);
-    Fields all = {{"vocab_size", "40"},          {"hidden_size", "72"},          {"intermediate_size", "100"},
-                  {"num_hidden_layers", "3"},    {"num_attention_heads", "6"},   {"num_key_value_heads", "2"},
-                  {"max_position_embeddings", "200"}, {"initializer_range", "0.2"}};
+    Fields all = {{"vocab_size", "40"},
+                  {"hidden_size", "72"},
+                  {"intermediate_size", "100"},
+                  {"num_hidden_layers", "3"},
+                  {"num_attention_heads", "6"},
+                  {"num_key_value_heads", "2"},
+                  {"max_position_embeddings", "200"},
+                  {"initializer_range", "0.2"}};
     all.insert(all.end(), fields.begin(), fields.end());
     return llama::fresh_llama_config(std::nullopt, all);
   }

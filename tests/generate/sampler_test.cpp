@@ -17,9 +17,7 @@ using lora::generate::SamplingOptions;
 
 namespace {
 
-at::Tensor tensor_of(const std::vector<float>& values) {
-  return at::tensor(values, at::kFloat);
-}
+at::Tensor tensor_of(const std::vector<float>& values) { return at::tensor(values, at::kFloat); }
 
 /// Logits whose softmax is `probabilities`, shifted to show that only differences count.
 at::Tensor logits_of(const std::vector<double>& probabilities) {
@@ -33,8 +31,7 @@ int64_t greedy(const at::Tensor& logits_V) {
   return sample_token(logits_V, {}, random).id;
 }
 
-std::map<int64_t, int> draw_counts(const at::Tensor& logits_V, const SamplingOptions& options,
-                                   int draws) {
+std::map<int64_t, int> draw_counts(const at::Tensor& logits_V, const SamplingOptions& options, int draws) {
   SplitMix64 random(12345);
   std::map<int64_t, int> counts;
   for (int i = 0; i < draws; ++i) ++counts[sample_token(logits_V, options, random).id];
@@ -44,8 +41,7 @@ std::map<int64_t, int> draw_counts(const at::Tensor& logits_V, const SamplingOpt
 /// Pearson's chi-square of counts against expected probabilities must stay under the bound that
 /// chance exceeds once in 10^5 (for up to 4 degrees of freedom: 28.5); others must not occur at
 /// all.
-void check_distribution(const at::Tensor& logits_V, const SamplingOptions& options,
-                        const std::map<int64_t, double>& expected) {
+void check_distribution(const at::Tensor& logits_V, const SamplingOptions& options, const std::map<int64_t, double>& expected) {
   constexpr int kDraws = 20000;
   double chi_square = 0;
   int seen = 0;
@@ -93,8 +89,7 @@ TEST_CASE("the log-probability is the model's own, before temperature and cuts",
   options.top_p = 0.9;
   SplitMix64 random(4);
   const SampledToken token = sample_token(logits_of(kProbabilities), options, random);
-  CHECK(token.logprob ==
-        Approx(std::log(kProbabilities[static_cast<size_t>(token.id)])).margin(1e-6));
+  CHECK(token.logprob == Approx(std::log(kProbabilities[static_cast<size_t>(token.id)])).margin(1e-6));
 }
 
 TEST_CASE("half precision logits are read in fp32", "[generate]") {
@@ -107,17 +102,15 @@ TEST_CASE("half precision logits are read in fp32", "[generate]") {
 TEST_CASE("sampling follows the softmax", "[generate]") {
   SamplingOptions options;
   options.temperature = 1;
-  check_distribution(logits_of(kProbabilities), options,
-                     {{0, 0.1}, {1, 0.4}, {2, 0.05}, {3, 0.3}, {4, 0.15}});
+  check_distribution(logits_of(kProbabilities), options, {{0, 0.1}, {1, 0.4}, {2, 0.05}, {3, 0.3}, {4, 0.15}});
 }
 
 TEST_CASE("temperature sharpens the softmax", "[generate]") {
   SamplingOptions options;
   options.temperature = 0.5;  // probabilities squared: 1, 16, 0.25, 9, 2.25 hundredths
   const double sum = 0.01 + 0.16 + 0.0025 + 0.09 + 0.0225;
-  check_distribution(
-      logits_of(kProbabilities), options,
-      {{0, 0.01 / sum}, {1, 0.16 / sum}, {2, 0.0025 / sum}, {3, 0.09 / sum}, {4, 0.0225 / sum}});
+  check_distribution(logits_of(kProbabilities), options,
+                     {{0, 0.01 / sum}, {1, 0.16 / sum}, {2, 0.0025 / sum}, {3, 0.09 / sum}, {4, 0.0225 / sum}});
 }
 
 TEST_CASE("top_k keeps the k likeliest, lower ids first among equals", "[generate]") {
@@ -138,11 +131,9 @@ TEST_CASE("top_p keeps tokens until the probability before them exceeds p", "[ge
   options.top_p = 0.65;  // before the third: 0.4 + 0.3 > 0.65
   check_distribution(logits_of(kProbabilities), options, {{1, 4. / 7}, {3, 3. / 7}});
   options.top_p = 0.75;  // the token that crosses p stays
-  check_distribution(logits_of(kProbabilities), options,
-                     {{1, 0.4 / 0.85}, {3, 0.3 / 0.85}, {4, 0.15 / 0.85}});
+  check_distribution(logits_of(kProbabilities), options, {{1, 0.4 / 0.85}, {3, 0.3 / 0.85}, {4, 0.15 / 0.85}});
   options.top_p = 0.93;  // only the last is beyond it
-  check_distribution(logits_of(kProbabilities), options,
-                     {{0, 0.1 / 0.95}, {1, 0.4 / 0.95}, {3, 0.3 / 0.95}, {4, 0.15 / 0.95}});
+  check_distribution(logits_of(kProbabilities), options, {{0, 0.1 / 0.95}, {1, 0.4 / 0.95}, {3, 0.3 / 0.95}, {4, 0.15 / 0.95}});
   options.top_p = 1e-9;  // never fewer than one
   check_distribution(logits_of(kProbabilities), options, {{1, 1.0}});
 }
@@ -165,8 +156,7 @@ TEST_CASE("top_p works on what top_k left", "[generate]") {
 TEST_CASE("impossible tokens are never drawn", "[generate]") {
   SamplingOptions options;
   options.temperature = 5;
-  check_distribution(tensor_of({-kInfinity, 1, -kInfinity, 1, -kInfinity}), options,
-                     {{1, 0.5}, {3, 0.5}});
+  check_distribution(tensor_of({-kInfinity, 1, -kInfinity, 1, -kInfinity}), options, {{1, 0.5}, {3, 0.5}});
   options.temperature = 1e-300;
   check_distribution(tensor_of({0, 1, 0.5}), options, {{1, 1.0}});
 }
@@ -227,8 +217,7 @@ TEST_CASE("options out of range are refused", "[generate]") {
 }
 
 TEST_CASE("logits without a distribution are refused", "[generate]") {
-  for (const auto& logits :
-       {tensor_of({1, NAN}), tensor_of({1, kInfinity}), tensor_of({-kInfinity, -kInfinity})}) {
+  for (const auto& logits : {tensor_of({1, NAN}), tensor_of({1, kInfinity}), tensor_of({-kInfinity, -kInfinity})}) {
     for (const double temperature : {0.0, 1.0}) {
       SplitMix64 random(0);
       SamplingOptions options;

@@ -16,14 +16,11 @@ using lora::testing::TinyModelImpl;
 
 namespace {
 
-Example example_of(int64_t row, std::vector<int32_t> ids) {
-  return {ids, ids, row};
-}
+Example example_of(int64_t row, std::vector<int32_t> ids) { return {ids, ids, row}; }
 
 std::vector<Example> some_rows() {
-  std::vector<Example> rows{example_of(1, {3, 1, 4, 1, 5}), example_of(2, {9, 2}),
-                            example_of(3, {6}), example_of(4, {5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4}),
-                            example_of(5, {6, 2, 6, 4})};
+  std::vector<Example> rows{example_of(1, {3, 1, 4, 1, 5}), example_of(2, {9, 2}), example_of(3, {6}),
+                            example_of(4, {5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4}), example_of(5, {6, 2, 6, 4})};
   rows[0].labels = {-100, -100, 4, -100, 5};
   rows[4].labels = {6, -100, -100, -100};  // a first label never counts
   return rows;
@@ -98,19 +95,16 @@ TEST_CASE("a large vocabulary is scored in slices", "[generate]") {
   int64_t largest = 0;
   std::vector<RowScore> scores;
   {
-    const lora::nn::ProbeGuard probe([&](const torch::nn::Module&, const at::Tensor& output) {
-      largest = std::max(largest, output.numel() * 4);
-    });
+    const lora::nn::ProbeGuard probe(
+        [&](const torch::nn::Module&, const at::Tensor& output) { largest = std::max(largest, output.numel() * 4); });
     scores = score(model, std::span(&example, 1), 1, at::kCPU);
   }
   CHECK(largest <= int64_t{64} << 20);
   CHECK(largest > int64_t{8} << 20);  // slices, not rows
   REQUIRE(scores[0].logprobs.size() == 399);
   for (const size_t i : {0u, 166u, 167u, 168u, 334u, 335u, 398u}) {
-    const std::vector<int64_t> prefix(example.input_ids.begin(),
-                                      example.input_ids.begin() + static_cast<int64_t>(i) + 1);
-    const double expected =
-        next_logprobs(model, prefix)[static_cast<size_t>(example.input_ids[i + 1])];
+    const std::vector<int64_t> prefix(example.input_ids.begin(), example.input_ids.begin() + static_cast<int64_t>(i) + 1);
+    const double expected = next_logprobs(model, prefix)[static_cast<size_t>(example.input_ids[i + 1])];
     CHECK(scores[0].logprobs[i] == Approx(expected).margin(1e-4));
   }
 }

@@ -21,10 +21,7 @@ struct TinyShape {
 class TinyModelImpl : public nn::CausalLMImpl {
  public:
   explicit TinyModelImpl(const TinyShape& shape = {})
-      : shape_(shape),
-        tokens_(shape.vocab, shape.dim),
-        positions_(shape.positions, shape.dim),
-        head_(shape.dim, shape.vocab) {
+      : shape_(shape), tokens_(shape.vocab, shape.dim), positions_(shape.positions, shape.dim), head_(shape.dim, shape.vocab) {
     register_module("tokens", tokens_);
     register_module("positions", positions_);
     register_module("head", head_);
@@ -39,16 +36,15 @@ class TinyModelImpl : public nn::CausalLMImpl {
     with_gradients = with_gradients || at::GradMode::is_enabled();
     const int64_t past = cache == nullptr ? 0 : cache->length();
     const int64_t length = batch.input_ids_BS.size(1);
-    const at::Tensor query_BSD = tokens_->forward(batch.input_ids_BS) +
-                                 positions_->forward(at::arange(past, past + length, at::kLong));
+    const at::Tensor query_BSD =
+        tokens_->forward(batch.input_ids_BS) + positions_->forward(at::arange(past, past + length, at::kLong));
     at::Tensor key_BTD = query_BSD;
     if (cache != nullptr) {
       key_BTD = cache->append(0, query_BSD.unsqueeze(1), query_BSD.unsqueeze(1)).first.squeeze(1);
       cache->advance(length);
     }
     const at::Tensor scores_BST = query_BSD.matmul(key_BTD.transpose(1, 2));
-    const at::Tensor future_ST =
-        at::ones({length, past + length}, at::kBool).triu(/*diagonal=*/past + 1);
+    const at::Tensor future_ST = at::ones({length, past + length}, at::kBool).triu(/*diagonal=*/past + 1);
     return scores_BST.masked_fill(future_ST, -INFINITY).softmax(-1).matmul(key_BTD);
   }
   nn::Linear head() override { return head_; }
@@ -73,8 +69,7 @@ inline std::vector<double> next_logprobs(TinyModelImpl& model, const std::vector
   Batch batch;
   batch.input_ids_BS = at::tensor(ids, at::kLong).unsqueeze(0);
   const at::Tensor logits_V = model.forward(batch).select(1, -1).squeeze(0).to(at::kDouble);
-  std::vector<double> result(logits_V.const_data_ptr<double>(),
-                             logits_V.const_data_ptr<double>() + logits_V.numel());
+  std::vector<double> result(logits_V.const_data_ptr<double>(), logits_V.const_data_ptr<double>() + logits_V.numel());
   double sum = 0;
   for (const double logit : result) sum += std::exp(logit);
   for (double& logit : result) logit -= std::log(sum);

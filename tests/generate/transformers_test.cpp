@@ -62,7 +62,8 @@ GenerateOptions options_of(const formats::Json& test) {
 
 std::vector<float> scores_of(const formats::Json& values) {
   std::vector<float> scores;
-  for (const auto& value : values) scores.push_back(value.is_null() ? -std::numeric_limits<float>::infinity() : value.get<float>());
+  for (const auto& value : values)
+    scores.push_back(value.is_null() ? -std::numeric_limits<float>::infinity() : value.get<float>());
   return scores;
 }
 

@@ -37,8 +37,7 @@ TEST_CASE("an adapter directory is written and read back", "[io]") {
   CHECK(lora_config(files).r == 3);
   CHECK(lora_config(files).lora_alpha == 16);
   REQUIRE(files.tensors.size() == 2);
-  CHECK(
-      at::equal(files.tensors.at("base_model.model.q_proj.lora_A.weight"), at::full({3, 4}, 0.5)));
+  CHECK(at::equal(files.tensors.at("base_model.model.q_proj.lora_A.weight"), at::full({3, 4}, 0.5)));
 }
 
 TEST_CASE("writing again replaces the adapter and keeps what else is there", "[io]") {
@@ -81,8 +80,7 @@ TEST_CASE("an adapter of PEFT is read", "[io]") {
   const auto directory = testing::outside_data("fixtures/peft/lora/final");
   if (!directory) return;
   const io::AdapterFiles files = io::read_adapter_files(*directory);
-  const auto found =
-      files.tensors.find("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight");
+  const auto found = files.tensors.find("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight");
   REQUIRE(found != files.tensors.end());
   CHECK(found->second.size(0) == lora_config(files).r);
 }

@@ -6,10 +6,9 @@
 using namespace lora;
 
 TEST_CASE("every file type that torch holds maps there and back, with the same width", "[io]") {
-  for (const DType dtype : {DType::kBool, DType::kU8, DType::kI8, DType::kF8E5M2, DType::kF8E4M3,
-                            DType::kF8E8M0, DType::kF8E4M3FNUZ, DType::kF8E5M2FNUZ, DType::kI16,
-                            DType::kU16, DType::kF16, DType::kBF16, DType::kI32, DType::kU32,
-                            DType::kF32, DType::kC64, DType::kF64, DType::kI64, DType::kU64}) {
+  for (const DType dtype : {DType::kBool, DType::kU8, DType::kI8, DType::kF8E5M2, DType::kF8E4M3, DType::kF8E8M0,
+                            DType::kF8E4M3FNUZ, DType::kF8E5M2FNUZ, DType::kI16, DType::kU16, DType::kF16, DType::kBF16,
+                            DType::kI32, DType::kU32, DType::kF32, DType::kC64, DType::kF64, DType::kI64, DType::kU64}) {
     const c10::ScalarType type = io::to_torch(dtype, "test");
     CHECK(io::from_torch(type) == dtype);
     CHECK(c10::elementSize(type) * 8 == bits_of(dtype));

@@ -13,10 +13,7 @@ using namespace lora;
 namespace {
 
 io::TensorSource source(std::string name, const at::Tensor& tensor) {
-  return {.name = std::move(name),
-          .dtype = DType::kF32,
-          .shape = tensor.sizes().vec(),
-          .read = [tensor] { return tensor; }};
+  return {.name = std::move(name), .dtype = DType::kF32, .shape = tensor.sizes().vec(), .read = [tensor] { return tensor; }};
 }
 
 /// Five tensors of 400 bytes.
@@ -28,9 +25,7 @@ std::vector<io::TensorSource> five_tensors() {
   return tensors;
 }
 
-std::string index_of(std::string_view map) {
-  return R"({"metadata":{"total_size":8},"weight_map":)" + std::string(map) + "}";
-}
+std::string index_of(std::string_view map) { return R"({"metadata":{"total_size":8},"weight_map":)" + std::string(map) + "}"; }
 
 }  // namespace
 
@@ -65,12 +60,8 @@ TEST_CASE("a small model is one file, a large one is shards with an index", "[io
 
 TEST_CASE("an index that disagrees with its shards is refused", "[io]") {
   const testing::ScratchFolder folder;
-  const auto save = [&](const char* file, io::NamedTensors tensors) {
-    io::save_safetensors(folder / file, tensors);
-  };
-  const auto index = [&](std::string_view map) {
-    folder.write("model.safetensors.index.json", index_of(map));
-  };
+  const auto save = [&](const char* file, io::NamedTensors tensors) { io::save_safetensors(folder / file, tensors); };
+  const auto index = [&](std::string_view map) { folder.write("model.safetensors.index.json", index_of(map)); };
   save("1.safetensors", {{"a", at::ones({1})}});
   save("2.safetensors", {{"b", at::ones({1})}});
 
@@ -108,9 +99,8 @@ TEST_CASE("a directory without safetensors says what it has", "[io]") {
   CHECK_THROWS_AS(io::ModelFiles(folder / "missing"), IoError);
   CHECK_THROWS_AS(io::ModelFiles(folder.path()), IoError);
   folder.write("pytorch_model-00001-of-00002.bin", "x");
-  CHECK_THROWS_WITH(
-      io::ModelFiles(folder.path()),
-      Catch::Contains("pytorch_model-00001-of-00002.bin") && Catch::Contains("safetensors"));
+  CHECK_THROWS_WITH(io::ModelFiles(folder.path()),
+                    Catch::Contains("pytorch_model-00001-of-00002.bin") && Catch::Contains("safetensors"));
   folder.write("consolidated.00.pth", "x");
   CHECK_THROWS_WITH(io::ModelFiles(folder.path()), Catch::Contains("consolidated.00.pth"));
 }

@@ -29,12 +29,12 @@ Tensors bitsandbytes_file(const std::string& name) {
   return io::load_safetensors(testing::reference_folder() / "peft" / name / "model.safetensors");
 }
 
-at::Tensor text_tensor(const std::string& text) {
-  return at::tensor(std::vector<uint8_t>(text.begin(), text.end()), at::kByte);
-}
+at::Tensor text_tensor(const std::string& text) { return at::tensor(std::vector<uint8_t>(text.begin(), text.end()), at::kByte); }
 
 Tensors int8_file() {
-  return {{"a.weight", at::arange(-10, 10, at::kChar).view({4, 5})}, {"a.SCB", at::rand({4})}, {"a.weight_format", at::zeros({}, at::kByte)}};
+  return {{"a.weight", at::arange(-10, 10, at::kChar).view({4, 5})},
+          {"a.SCB", at::rand({4})},
+          {"a.weight_format", at::zeros({}, at::kByte)}};
 }
 
 /// Reading must fail cleanly, naming `about`.

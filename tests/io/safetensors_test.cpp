@@ -49,9 +49,8 @@ TEST_CASE("a file written by hand gives its values, its data unaligned", "[io]")
                        R"("empty":{"dtype":"F16","shape":[0,5],"data_offsets":[19,19]},)"
                        R"("scalar":{"dtype":"I64","shape":[],"data_offsets":[19,27]}})";
   if (header.size() % 2 == 0) header += ' ';
-  const Path path = folder.write(
-      "x.safetensors", file_bytes(header, raw<uint8_t>({0, 1, 7}) + raw<float>({1, -2, 0.5, 8}) +
-                                              raw<int64_t>({-9})));
+  const Path path = folder.write("x.safetensors",
+                                 file_bytes(header, raw<uint8_t>({0, 1, 7}) + raw<float>({1, -2, 0.5, 8}) + raw<int64_t>({-9})));
   const io::SafetensorsFile file(path);
   CHECK(file.header().tensors.size() == 4);
   CHECK(same(file.read("w"), at::tensor({1.0f, -2.0f, 0.5f, 8.0f}).view({2, 2})));
@@ -70,10 +69,9 @@ TEST_CASE("tensors of every type survive a file bit for bit", "[io]") {
   const at::Tensor bytes = at::arange(64, at::kByte);
   io::NamedTensors tensors;
   for (const c10::ScalarType type :
-       {at::kByte, at::kChar, at::kFloat8_e5m2, at::kFloat8_e4m3fn, at::kFloat8_e8m0fnu,
-        at::kFloat8_e4m3fnuz, at::kFloat8_e5m2fnuz, at::kShort, at::kUInt16, at::kHalf,
-        at::kBFloat16, at::kInt, at::kUInt32, at::kFloat, at::kComplexFloat, at::kDouble, at::kLong,
-        at::kUInt64}) {
+       {at::kByte, at::kChar, at::kFloat8_e5m2, at::kFloat8_e4m3fn, at::kFloat8_e8m0fnu, at::kFloat8_e4m3fnuz,
+        at::kFloat8_e5m2fnuz, at::kShort, at::kUInt16, at::kHalf, at::kBFloat16, at::kInt, at::kUInt32, at::kFloat,
+        at::kComplexFloat, at::kDouble, at::kLong, at::kUInt64}) {
     tensors.emplace_back(c10::toString(type), bytes.view(type));
   }
   tensors.emplace_back("bool", bytes.view({8, 8}) > 30);
@@ -90,9 +88,7 @@ TEST_CASE("tensors of every type survive a file bit for bit", "[io]") {
     CHECK(got.scalar_type() == tensor.scalar_type());
     CHECK(got.sizes() == tensor.sizes());
     CHECK_FALSE(got.requires_grad());
-    const auto bits = [](const at::Tensor& t) {
-      return t.detach().contiguous().view({-1}).view(at::kByte);
-    };
+    const auto bits = [](const at::Tensor& t) { return t.detach().contiguous().view({-1}).view(at::kByte); };
     if (tensor.numel() > 0) CHECK(at::equal(bits(got), bits(tensor)));
   }
   const auto metadata = io::SafetensorsFile(path).header().metadata;
@@ -119,8 +115,7 @@ TEST_CASE("read_into converts float types and refuses what does not fit", "[io]"
   CHECK(at::equal(parameter.detach(), values.to(at::kBFloat16)));
 
   CHECK_THROWS_AS(file.read_into("w", at::zeros({3, 2})), ShapeError);
-  CHECK_THROWS_WITH(file.read_into("w", at::zeros({3, 2})),
-                    Catch::Contains("[2, 3]") && Catch::Contains("[3, 2]"));
+  CHECK_THROWS_WITH(file.read_into("w", at::zeros({3, 2})), Catch::Contains("[2, 3]") && Catch::Contains("[3, 2]"));
   CHECK_THROWS_AS(file.read_into("ids", at::zeros({6})), ShapeError);
   CHECK_THROWS_AS(file.read_into("w", at::zeros({2, 3}, at::kLong)), ShapeError);
 }
@@ -148,18 +143,15 @@ TEST_CASE("files that are none are refused", "[io]") {
   CHECK_THROWS_AS(io::SafetensorsFile(folder.path()), IoError);
   CHECK_THROWS_AS(io::SafetensorsFile(folder.write("empty", "")), FormatError);
   CHECK_THROWS_AS(io::SafetensorsFile(folder.write("short", "1234")), FormatError);
-  CHECK_THROWS_AS(io::SafetensorsFile(folder.write("text", "not a tensor file at all")),
-                  FormatError);
-  const Path wide = folder.write(
-      "f4", file_bytes(R"({"x":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}})", "a"));
+  CHECK_THROWS_AS(io::SafetensorsFile(folder.write("text", "not a tensor file at all")), FormatError);
+  const Path wide = folder.write("f4", file_bytes(R"({"x":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}})", "a"));
   CHECK_THROWS_AS(io::SafetensorsFile(wide).read("x"), FormatError);
   // Legal for the format (no bytes at all), but no tensor has such strides: loading it may fail,
   // but only with an error of ours.
-  const Path absurd = folder.write(
-      "absurd",
-      file_bytes(R"({"x":{"dtype":"F32","shape":[0,4611686018427387904,4611686018427387904],)"
-                 R"("data_offsets":[0,0]}})",
-                 ""));
+  const Path absurd =
+      folder.write("absurd", file_bytes(R"({"x":{"dtype":"F32","shape":[0,4611686018427387904,4611686018427387904],)"
+                                        R"("data_offsets":[0,0]}})",
+                                        ""));
   try {
     io::load_safetensors(absurd);
   } catch (const Error&) {
@@ -169,8 +161,7 @@ TEST_CASE("files that are none are refused", "[io]") {
 TEST_CASE("every damaged byte of a small file gives a file or an error, never a crash", "[io]") {
   const testing::ScratchFolder folder;
   const Path path = folder / "x.safetensors";
-  io::save_safetensors(path,
-                       io::NamedTensors{{"a", at::ones({2, 3})}, {"b", at::ones({4}, at::kHalf)}});
+  io::save_safetensors(path, io::NamedTensors{{"a", at::ones({2, 3})}, {"b", at::ones({4}, at::kHalf)}});
   const std::string good = read_all(path);
   int refused = 0;
   for (size_t i = 0; i < good.size(); ++i) {
@@ -191,17 +182,11 @@ TEST_CASE("every damaged byte of a small file gives a file or an error, never a 
 TEST_CASE("saving refuses what a file cannot hold", "[io]") {
   const testing::ScratchFolder folder;
   const at::Tensor one = at::ones({1});
-  CHECK_THROWS_AS(io::save_safetensors(folder / "x", io::NamedTensors{{"a", one}, {"a", one}}),
-                  ShapeError);
-  CHECK_THROWS_AS(io::save_safetensors(folder / "x", io::NamedTensors{{"a", at::Tensor()}}),
-                  ShapeError);
-  CHECK_THROWS_AS(
-      io::save_safetensors(folder / "x", io::NamedTensors{{"a", at::eye(2).to_sparse()}}),
-      ShapeError);
-  CHECK_THROWS_AS(io::save_safetensors(folder / "none" / "x", io::NamedTensors{{"a", one}}),
-                  IoError);
-  const std::vector<io::TensorSource> lying = {
-      {.name = "a", .dtype = DType::kF32, .shape = {2}, .read = [&] { return one; }}};
+  CHECK_THROWS_AS(io::save_safetensors(folder / "x", io::NamedTensors{{"a", one}, {"a", one}}), ShapeError);
+  CHECK_THROWS_AS(io::save_safetensors(folder / "x", io::NamedTensors{{"a", at::Tensor()}}), ShapeError);
+  CHECK_THROWS_AS(io::save_safetensors(folder / "x", io::NamedTensors{{"a", at::eye(2).to_sparse()}}), ShapeError);
+  CHECK_THROWS_AS(io::save_safetensors(folder / "none" / "x", io::NamedTensors{{"a", one}}), IoError);
+  const std::vector<io::TensorSource> lying = {{.name = "a", .dtype = DType::kF32, .shape = {2}, .read = [&] { return one; }}};
   CHECK_THROWS_AS(io::save_safetensors(folder / "x", lying), ShapeError);
 }
 
@@ -217,8 +202,7 @@ TEST_CASE("sources are read one at a time, once, and converted", "[io]") {
   }
   io::save_safetensors(folder / "x", sources);
   CHECK(reads == 3);
-  CHECK(
-      same(io::load_safetensors(folder / "x").at("b"), at::tensor({1.5f, 2.0f}).to(at::kBFloat16)));
+  CHECK(same(io::load_safetensors(folder / "x").at("b"), at::tensor({1.5f, 2.0f}).to(at::kBFloat16)));
 }
 
 TEST_CASE("a file of the reference library is written again byte for byte", "[io]") {

@@ -26,9 +26,13 @@ using testing::ScratchFolder;
 namespace {
 
 llama::LlamaConfig small_config(int64_t layers = 2) {
-  auto config = llama::fresh_llama_config(std::nullopt, {{"vocab_size", "32"}, {"hidden_size", "16"}, {"intermediate_size", "24"},
-                                                         {"num_hidden_layers", std::to_string(layers)}, {"num_attention_heads", "4"},
-                                                         {"max_position_embeddings", "16"}, {"rms_norm_eps", "1e-6"}});
+  auto config = llama::fresh_llama_config(std::nullopt, {{"vocab_size", "32"},
+                                                         {"hidden_size", "16"},
+                                                         {"intermediate_size", "24"},
+                                                         {"num_hidden_layers", std::to_string(layers)},
+                                                         {"num_attention_heads", "4"},
+                                                         {"max_position_embeddings", "16"},
+                                                         {"rms_norm_eps", "1e-6"}});
   config.fused_qkv = true;
   return config;
 }
@@ -163,7 +167,8 @@ TEST_CASE("baichuan: fresh weights have its name, and its namesakes are refused"
 
 TEST_CASE("llama and baichuan: models of the presets have the published parameter counts", "[baichuan]") {
   const auto count = [](const models::Architecture& architecture, const std::string& preset) {
-    const auto model = architecture.make({.preset = preset, .parameters = {.dtype = at::kHalf, .device = at::kMeta, .initialize = false}});
+    const auto model =
+        architecture.make({.preset = preset, .parameters = {.dtype = at::kHalf, .device = at::kMeta, .initialize = false}});
     int64_t sum = 0;
     for (const auto& parameter : model->parameters()) sum += parameter.numel();
     return sum;
@@ -201,8 +206,8 @@ TEST_CASE("baichuan: states are chatglm.cpp's golden ones, with a cache in three
   const std::string layer = "model.layers.0.";
   // In the file's order.
   for (const auto& name : {std::string("model.embed_tokens"), layer + "input_layernorm", layer + "self_attn.W_pack",
-                           layer + "self_attn.o_proj", layer + "post_attention_layernorm", layer + "mlp.gate_proj", layer + "mlp.down_proj",
-                           layer + "mlp.up_proj", std::string("model.norm")}) {
+                           layer + "self_attn.o_proj", layer + "post_attention_layernorm", layer + "mlp.gate_proj",
+                           layer + "mlp.down_proj", layer + "mlp.up_proj", std::string("model.norm")}) {
     at::Tensor weight = parameters[name + ".weight"];
     weight.copy_(next(weight.sizes(), at::kFloat));
   }

@@ -32,15 +32,20 @@ LoraOptions on_fused(const std::string& init = "true") {
 }
 
 std::shared_ptr<llama::LlamaForCausalLMImpl> tiny_llama(bool fused) {
-  auto config = llama::fresh_llama_config(std::nullopt, {{"vocab_size", "32"}, {"hidden_size", "16"}, {"intermediate_size", "24"},
-                                                         {"num_hidden_layers", "2"}, {"num_attention_heads", "4"},
+  auto config = llama::fresh_llama_config(std::nullopt, {{"vocab_size", "32"},
+                                                         {"hidden_size", "16"},
+                                                         {"intermediate_size", "24"},
+                                                         {"num_hidden_layers", "2"},
+                                                         {"num_attention_heads", "4"},
                                                          {"max_position_embeddings", "16"}});
   config.fused_qkv = fused;
   seed_generators(5);
   return std::make_shared<llama::LlamaForCausalLMImpl>(config);
 }
 
-at::Tensor factor_b(const AdapterSet& set, size_t slot = 0) { return dynamic_cast<LoraLinear&>(*set.slots().at(slot).adapter).lora_B; }
+at::Tensor factor_b(const AdapterSet& set, size_t slot = 0) {
+  return dynamic_cast<LoraLinear&>(*set.slots().at(slot).adapter).lora_B;
+}
 
 /// Part 0, 1 or 2 of a factor of ChatGLM's, whose heads hold q, k and v of 8 numbers each.
 at::Tensor glm_part(const at::Tensor& b_OR, int64_t part) { return b_OR.detach().view({4, 3, 8, -1}).select(1, part); }
@@ -52,8 +57,9 @@ bool has_zero_row(const at::Tensor& x) { return at::eq(x, 0).all(-1).any().item<
 
 /// Steps of torch's AdamW with weight decay on all that the adapter trains. before, after: around each update.
 template <class Model>
-void train(Model& model, const AdapterSet& set, const Batch& batch, const std::function<void()>& before = [] {},
-           const std::function<void()>& after = [] {}) {
+void train(
+    Model& model, const AdapterSet& set, const Batch& batch, const std::function<void()>& before = [] {},
+    const std::function<void()>& after = [] {}) {
   freeze_base(model, set);
   torch::optim::AdamW optimizer(set.parameters(), torch::optim::AdamWOptions(0.05).weight_decay(0.1));
   for (int i = 0; i < 5; ++i) {
@@ -112,8 +118,9 @@ TEST_CASE("fused rows: training is that of a LoRA whose k rows are put to zero b
   const auto for_each_k = [&](const auto& change) {
     for (size_t slot = 0; slot < 2; ++slot) change(factor_b(plain, slot));
   };
-  train(*by_hand, plain, batch, [&] { for_each_k([](const at::Tensor& b) { glm_part(b.grad(), 1).zero_(); }); },
-        [&] { for_each_k([](const at::Tensor& b) { glm_part(b, 1).zero_(); }); });
+  train(
+      *by_hand, plain, batch, [&] { for_each_k([](const at::Tensor& b) { glm_part(b.grad(), 1).zero_(); }); },
+      [&] { for_each_k([](const at::Tensor& b) { glm_part(b, 1).zero_(); }); });
   const torch::NoGradGuard no_grad;
   CHECK(at::equal(restricted->forward(batch), by_hand->forward(batch)));
   for (const auto& [name, value] : set.named_parameters()) CHECK(at::equal(value, by_hand->named_parameters()[name]));

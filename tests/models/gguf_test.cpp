@@ -179,15 +179,29 @@ TEST_CASE("adapters that do not fit the model make no GGUF file", "[models]") {
   };
   CHECK(contains(refusal<ShapeError>(changed([&](auto& tensors) { tensors.erase(name + "A.weight"); }), config), "only lora_B"));
   CHECK(contains(refusal<ShapeError>(changed([&](auto& tensors) {
-    tensors.erase(name + "A.weight");
-    tensors.erase(name + "B.weight");
-  }), config), "1 missing (model.layers.1.self_attn.v_proj)"));
+                                       tensors.erase(name + "A.weight");
+                                       tensors.erase(name + "B.weight");
+                                     }),
+                                     config),
+                 "1 missing (model.layers.1.self_attn.v_proj)"));
   CHECK(contains(refusal<ShapeError>(changed([&](auto& tensors) {
-    tensors["base_model.model.model.layers.7.self_attn.v_proj.lora_A.weight"] = tensors.at(name + "A.weight");
-    tensors["base_model.model.model.layers.7.self_attn.v_proj.lora_B.weight"] = tensors.at(name + "B.weight");
-  }), config), "layers.7"));
-  CHECK(contains(refusal<ShapeError>(changed([&](auto& tensors) { tensors[name + "A.weight"] = at::zeros({3, 64}); }), config), "rank 4"));
-  CHECK(contains(refusal<ShapeError>(changed([&](auto& tensors) { tensors[name + "A.weight"] = at::zeros({4, 65}); }), config), "[4, 65]"));
+                                       tensors["base_model.model.model.layers.7.self_attn.v_proj.lora_A.weight"] =
+                                           tensors.at(name + "A.weight");
+                                       tensors["base_model.model.model.layers.7.self_attn.v_proj.lora_B.weight"] =
+                                           tensors.at(name + "B.weight");
+                                     }),
+                                     config),
+                 "layers.7"));
+  CHECK(contains(refusal<ShapeError>(changed([&](auto& tensors) {
+                                       tensors[name + "A.weight"] = at::zeros({3, 64});
+                                     }),
+                                     config),
+                 "rank 4"));
+  CHECK(contains(refusal<ShapeError>(changed([&](auto& tensors) {
+                                       tensors[name + "A.weight"] = at::zeros({4, 65});
+                                     }),
+                                     config),
+                 "[4, 65]"));
   refusal<NonFiniteError>(changed([&](auto& tensors) { tensors[name + "A.weight"].index_put_({0, 0}, NAN); }), config);
   const auto large = changed([&](auto& tensors) { tensors[name + "A.weight"].index_put_({0, 0}, 1e5); });
   CHECK(contains(refusal<NonFiniteError>(large, config, DType::kF16), "bf16"));

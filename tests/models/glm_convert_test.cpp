@@ -79,7 +79,9 @@ TEST_CASE("glm convert: few bits become the numbers that they stand for", "[glm]
     layer.restore_weight();
     return layer.weight;
   };
-  const auto layer = [](auto& of) { return of->transformer->layers->ptr(1)->template as<glm::GlmLayerImpl>()->attention->query_key_value; };
+  const auto layer = [](auto& of) {
+    return of->transformer->layers->ptr(1)->template as<glm::GlmLayerImpl>()->attention->query_key_value;
+  };
   CHECK(at::equal(layer(loaded)->weight, stands_for(*layer(model))));
 }
 

@@ -21,9 +21,10 @@ using GlmImpl = glm::ChatGlmForConditionalGenerationImpl;
 constexpr int64_t kMask = 44, kGmask = 45, kSop = 48, kEop = 49, kPad = 3;
 
 inline glm::GlmConfig tiny_glm_config(std::vector<std::pair<std::string, std::string>> more = {}) {
-  std::vector<std::pair<std::string, std::string>> fields = {
-      {"vocab_size", "50"},  {"hidden_size", "32"}, {"inner_hidden_size", "48"}, {"num_layers", "2"},
-      {"num_attention_heads", "4"}, {"max_sequence_length", "256"}, {"initializer_range", "0.2"}, {"rope_inv_freq_dtype", "float32"}};
+  std::vector<std::pair<std::string, std::string>> fields = {{"vocab_size", "50"},         {"hidden_size", "32"},
+                                                             {"inner_hidden_size", "48"},  {"num_layers", "2"},
+                                                             {"num_attention_heads", "4"}, {"max_sequence_length", "256"},
+                                                             {"initializer_range", "0.2"}, {"rope_inv_freq_dtype", "float32"}};
   fields.insert(fields.end(), more.begin(), more.end());
   return glm::fresh_glm_config(std::nullopt, fields);
 }

@@ -18,9 +18,13 @@ using namespace lora;
 namespace {
 
 llama::LlamaConfig small_config() {
-  return llama::fresh_llama_config(std::nullopt, {{"vocab_size", "32"}, {"hidden_size", "16"}, {"intermediate_size", "24"},
-                                                  {"num_hidden_layers", "2"}, {"num_attention_heads", "4"},
-                                                  {"num_key_value_heads", "2"}, {"max_position_embeddings", "16"}});
+  return llama::fresh_llama_config(std::nullopt, {{"vocab_size", "32"},
+                                                  {"hidden_size", "16"},
+                                                  {"intermediate_size", "24"},
+                                                  {"num_hidden_layers", "2"},
+                                                  {"num_attention_heads", "4"},
+                                                  {"num_key_value_heads", "2"},
+                                                  {"max_position_embeddings", "16"}});
 }
 
 Batch batch_of(const std::vector<int64_t>& ids) {
@@ -54,11 +58,13 @@ TEST_CASE("llama config: what is written is read back, old and new spellings agr
   const auto old = llama::parse_llama_config(
       R"({"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32,
           "intermediate_size": 11008, "vocab_size": 32000, "rope_theta": 5e5, "torch_dtype": "float16",
-          "rms_norm_eps": 1e-5, "max_position_embeddings": 4096})", "config");
+          "rms_norm_eps": 1e-5, "max_position_embeddings": 4096})",
+      "config");
   const auto modern = llama::parse_llama_config(
       R"({"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32,
           "intermediate_size": 11008, "vocab_size": 32000, "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"},
-          "dtype": "float16", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096})", "config");
+          "dtype": "float16", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096})",
+      "config");
   CHECK(old == modern);
   CHECK(old.num_key_value_heads == 32);
   CHECK(old.head_dim == 128);
@@ -68,7 +74,8 @@ TEST_CASE("llama config: what is written is read back, old and new spellings agr
 TEST_CASE("llama config: what this model is not is refused", "[llama]") {
   CHECK_THROWS_AS(llama::parse_llama_config(edited_config("model_type", "mistral"), "c"), FormatError);
   CHECK_THROWS_AS(llama::parse_llama_config(edited_config("hidden_act", "gelu"), "c"), FormatError);
-  CHECK_THROWS_AS(llama::parse_llama_config(edited_config("rope_scaling", {{"type", "linear"}, {"factor", 2.0}}), "c"), FormatError);
+  CHECK_THROWS_AS(llama::parse_llama_config(edited_config("rope_scaling", {{"type", "linear"}, {"factor", 2.0}}), "c"),
+                  FormatError);
   CHECK_THROWS_AS(llama::parse_llama_config(edited_config("quantization_config", {{"bits", 4}}), "c"), FormatError);
   CHECK_THROWS_AS(llama::parse_llama_config(edited_config("num_hidden_layers", -1), "c"), FormatError);
   CHECK_THROWS_AS(llama::parse_llama_config(edited_config("num_hidden_layers", "two"), "c"), FormatError);
@@ -106,7 +113,8 @@ TEST_CASE("llama: generation with a cache gives the logits of one whole pass", "
   nn::KvCache cache(model->num_layers());
   // Pieces of one and of several tokens.
   for (const auto& [begin, end] : std::vector<std::pair<size_t, size_t>>{{0, 3}, {3, 4}, {4, 7}}) {
-    const std::vector<int64_t> piece(ids.begin() + static_cast<std::ptrdiff_t>(begin), ids.begin() + static_cast<std::ptrdiff_t>(end));
+    const std::vector<int64_t> piece(ids.begin() + static_cast<std::ptrdiff_t>(begin),
+                                     ids.begin() + static_cast<std::ptrdiff_t>(end));
     const auto part = model->forward(batch_of(piece), &cache);
     const auto expected = whole.slice(1, static_cast<int64_t>(begin), static_cast<int64_t>(end));
     CHECK(at::allclose(part, expected, 1e-5, 1e-5));
@@ -184,10 +192,13 @@ TEST_CASE("llama: what every model can compute may lie beside its weights, and n
   const Path file = folder.path / "model.safetensors";
   auto tensors = io::load_safetensors(file);
   tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = at::ones({2});
-  tensors["lm_head.weight"] = at::zeros({32, 16});
+  tensors["lm_head.weight"] = tensors.at("model.embed_tokens.weight");
   const auto save = [&] { io::save_safetensors(file, io::NamedTensors(tensors.begin(), tensors.end())); };
   save();
   CHECK(at::equal(llama::load(folder.path)->forward(batch_of({1, 2, 3})), model->forward(batch_of({1, 2, 3}))));
+  tensors["lm_head.weight"] = at::zeros({32, 16});  // another one is no table that two share
+  save();
+  CHECK(llama::load(folder.path)->forward(batch_of({1, 2, 3})).eq(0).all().item<bool>());
   tensors["model.other.weight"] = at::ones({2});
   save();
   CHECK_THROWS_WITH(llama::load(folder.path), Catch::Matchers::Contains("model.other.weight"));

@@ -15,10 +15,14 @@ using namespace lora;
 namespace {
 
 std::shared_ptr<llama::LlamaForCausalLMImpl> small_model() {
-  const auto config = llama::fresh_llama_config(
-      std::nullopt, {{"vocab_size", "50"}, {"hidden_size", "32"}, {"intermediate_size", "48"}, {"num_hidden_layers", "2"},
-                     {"num_attention_heads", "4"}, {"num_key_value_heads", "2"}, {"max_position_embeddings", "64"},
-                     {"initializer_range", "0.2"}});
+  const auto config = llama::fresh_llama_config(std::nullopt, {{"vocab_size", "50"},
+                                                               {"hidden_size", "32"},
+                                                               {"intermediate_size", "48"},
+                                                               {"num_hidden_layers", "2"},
+                                                               {"num_attention_heads", "4"},
+                                                               {"num_key_value_heads", "2"},
+                                                               {"max_position_embeddings", "64"},
+                                                               {"initializer_range", "0.2"}});
   return std::make_shared<llama::LlamaForCausalLMImpl>(config);
 }
 

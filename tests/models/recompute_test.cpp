@@ -16,9 +16,13 @@ using namespace lora;
 namespace {
 
 std::shared_ptr<llama::LlamaForCausalLMImpl> small_model() {
-  const auto config = llama::fresh_llama_config(
-      std::nullopt, {{"vocab_size", "50"}, {"hidden_size", "32"}, {"intermediate_size", "48"}, {"num_hidden_layers", "3"},
-                     {"num_attention_heads", "4"}, {"num_key_value_heads", "2"}, {"max_position_embeddings", "64"}});
+  const auto config = llama::fresh_llama_config(std::nullopt, {{"vocab_size", "50"},
+                                                               {"hidden_size", "32"},
+                                                               {"intermediate_size", "48"},
+                                                               {"num_hidden_layers", "3"},
+                                                               {"num_attention_heads", "4"},
+                                                               {"num_key_value_heads", "2"},
+                                                               {"max_position_embeddings", "64"}});
   return std::make_shared<llama::LlamaForCausalLMImpl>(config);
 }
 
@@ -80,9 +84,13 @@ TEST_CASE("the first step of a model whose products are packed is the same recom
   for (const auto recompute : {nn::Recompute::kNone, nn::Recompute::kSelective, nn::Recompute::kFull}) {
     at::manual_seed(2);
     // Wide enough that packed and plain products differ in their last bits.
-    const auto config = llama::fresh_llama_config(
-        std::nullopt, {{"vocab_size", "50"}, {"hidden_size", "512"}, {"intermediate_size", "512"}, {"num_hidden_layers", "2"},
-                       {"num_attention_heads", "8"}, {"max_position_embeddings", "64"}, {"initializer_range", "0.05"}});
+    const auto config = llama::fresh_llama_config(std::nullopt, {{"vocab_size", "50"},
+                                                                 {"hidden_size", "512"},
+                                                                 {"intermediate_size", "512"},
+                                                                 {"num_hidden_layers", "2"},
+                                                                 {"num_attention_heads", "8"},
+                                                                 {"max_position_embeddings", "64"},
+                                                                 {"initializer_range", "0.05"}});
     auto model = std::make_shared<llama::LlamaForCausalLMImpl>(config, nn::ParameterOptions{at::kBFloat16, at::kCPU, true});
     LoraOptions options{.rank = 2, .alpha = 4, .init = "false"};
     options.targets = std::vector<std::string>{"q_proj"};

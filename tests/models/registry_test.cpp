@@ -74,7 +74,8 @@ TEST_CASE("registry: a directory is of the architecture that config.json names",
 TEST_CASE("registry: what an architecture makes it saves and loads", "[registry]") {
   register_once();
   const auto& architecture = models::architecture("llama");
-  const auto model = architecture.make({.preset = "tiny", .fields = {{"num_hidden_layers", "1"}}, .parameters = {.dtype = at::kBFloat16}});
+  const auto model =
+      architecture.make({.preset = "tiny", .fields = {{"num_hidden_layers", "1"}}, .parameters = {.dtype = at::kBFloat16}});
   CHECK(model->num_layers() == 1);
   CHECK(model->stored_dtype() == at::kBFloat16);
   CHECK(model->end_ids() == std::vector<int64_t>{2});

@@ -15,9 +15,7 @@ namespace {
 /// A full-rank update, enough to see what a slot does with it.
 class Update : public nn::Adapter {
  public:
-  Update(int64_t in, int64_t out, double value) {
-    matrix = register_parameter("matrix", at::full({out, in}, value, at::kFloat));
-  }
+  Update(int64_t in, int64_t out, double value) { matrix = register_parameter("matrix", at::full({out, in}, value, at::kFloat)); }
   at::Tensor delta(const at::Tensor& x) override { return at::linear(x, matrix.to(x.scalar_type())); }
   at::Tensor weight_delta() const override { return matrix.detach(); }
   at::Tensor matrix;

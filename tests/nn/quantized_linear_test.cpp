@@ -47,7 +47,8 @@ Twins twins(int64_t in, int64_t out, at::ScalarType dtype, const QuantizationSch
     return made;
   };
   Twins pair{layer(), layer()};
-  const auto quantized = QuantizedTensor::quantize(at::randn({out, in}).to(dtype == at::kDouble ? at::kFloat : dtype) * 0.1, scheme);
+  const auto quantized =
+      QuantizedTensor::quantize(at::randn({out, in}).to(dtype == at::kDouble ? at::kFloat : dtype) * 0.1, scheme);
   pair.bits->quantize_weight(quantized);
   pair.plain->weight.set_data(quantized.dequantize(dtype));
   if (bias) pair.plain->bias.set_data(pair.bits->bias.detach().clone());
@@ -69,7 +70,8 @@ TEST_CASE("quantised Linear: the plain twin's output and gradient, and nothing i
   at::manual_seed(1);
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kDouble);
   const bool bias = GENERATE(false, true);
-  for (const QuantizationScheme scheme : {kNf4, QuantizationScheme{QuantizedType::kFp4, 128, false}, {.type = QuantizedType::kInt8}}) {
+  for (const QuantizationScheme scheme :
+       {kNf4, QuantizationScheme{QuantizedType::kFp4, 128, false}, {.type = QuantizedType::kInt8}}) {
     auto [bits, plain] = twins(48, 40, dtype, scheme, bias);
     CHECK(bits->weight_is_quantized());
     CHECK(bits->weight.sizes() == at::IntArrayRef({40, 48}));
@@ -154,7 +156,8 @@ TEST_CASE("quantised group: few rows are multiplied slab by slab, wherever block
   const at::NoGradGuard no_grad;
   const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
   for (const auto& [in, out] : std::vector<std::pair<int64_t, int64_t>>{{33, 2100}, {96, 1500}, {1000, 200}, {4096, 40}}) {
-    for (const QuantizationScheme scheme : {kNf4, QuantizationScheme{QuantizedType::kFp4, 4096, false}, {.type = QuantizedType::kInt8}}) {
+    for (const QuantizationScheme scheme :
+         {kNf4, QuantizationScheme{QuantizedType::kFp4, 4096, false}, {.type = QuantizedType::kInt8}}) {
       INFO(out << " x " << in << " " << dtype);
       const Twins first = twins(in, out, dtype, scheme), second = twins(in, 7, dtype, scheme);
       nn::LinearGroup bits({first.bits, second.bits}), plain({first.plain, second.plain});
@@ -182,7 +185,8 @@ TEST_CASE("quantised Linear: recomputed layers give the same", "[nn]") {
   auto [bits, plain] = twins(64, 64, at::kFloat);
   const auto input = at::randn({10, 64});
   const auto found = pass(input, [&bits = bits](const at::Tensor& x) {
-    return nn::recomputed([&](const std::vector<at::Tensor>& given) { return std::vector<at::Tensor>{bits->forward(given[0]).tanh()}; }, {x})[0];
+    return nn::recomputed(
+        [&](const std::vector<at::Tensor>& given) { return std::vector<at::Tensor>{bits->forward(given[0]).tanh()}; }, {x})[0];
   });
   const auto expected = pass(input, [&plain = plain](const at::Tensor& x) { return plain->forward(x).tanh(); });
   CHECK(at::equal(found.first, expected.first));

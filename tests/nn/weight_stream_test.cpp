@@ -26,9 +26,7 @@ namespace {
 
 constexpr size_t kBlocks = 5, kPerBlock = 2;
 
-at::Tensor value_of(size_t block, size_t index) {
-  return at::full({3, 4}, static_cast<double>(10 * block + index), at::kFloat);
-}
+at::Tensor value_of(size_t block, size_t index) { return at::full({3, 4}, static_cast<double>(10 * block + index), at::kFloat); }
 
 /// Five blocks of two weights, and how often each was read.
 struct Counted {
@@ -66,8 +64,8 @@ nn::Linear frozen(int64_t in, int64_t out, bool bias, at::ScalarType dtype) {
 
 /// A copy of a layer whose weight streams from the original's.
 nn::Linear streaming_twin(const nn::Linear& layer, const std::shared_ptr<WeightStream>& stream, size_t block) {
-  nn::Linear twin = frozen(layer->options.in_features, layer->options.out_features, layer->bias.defined(),
-                           layer->weight.scalar_type());
+  nn::Linear twin =
+      frozen(layer->options.in_features, layer->options.out_features, layer->bias.defined(), layer->weight.scalar_type());
   if (layer->bias.defined()) twin->bias.copy_(layer->bias);
   twin->stream_weight(stream, block, WeightStream::from_host(layer->weight));
   return twin;
@@ -218,8 +216,9 @@ TEST_CASE("WeightStream: what a read throws reaches whoever asks for the weight"
 TEST_CASE("WeightStream: from files, in the type of the run; a file that changes is an error that names it", "[nn]") {
   const ScratchFolder folder;
   const auto first = at::randn({40, 1000}), second = at::randn({8, 6});
-  io::save_model_files(folder.path(), {{"first", DType::kF32, {40, 1000}, [&] { return first; }},
-                                       {"second", DType::kF32, {8, 6}, [&] { return second; }}}, 100);
+  io::save_model_files(
+      folder.path(),
+      {{"first", DType::kF32, {40, 1000}, [&] { return first; }}, {"second", DType::kF32, {8, 6}, [&] { return second; }}}, 100);
   const auto files = std::make_shared<const io::ModelFiles>(folder.path());
   WeightStream stream(at::kCPU);
   const auto a = stream.add(0, {40, 1000}, at::kBFloat16, WeightStream::from_files(files, "first"));

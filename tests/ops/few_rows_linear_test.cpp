@@ -21,10 +21,13 @@ struct Layers {
 /// Two layers, the first with one update, the second with two. The kernels take 4 or 8 outputs at a time and the rest singly.
 constexpr int64_t kFirst = 19, kSecond = 9;
 Layers layers_of(int64_t rows, int64_t inputs, bool with_bias, bool with_updates) {
-  Layers drawn{draw({rows, inputs}), {.plain = {draw({kFirst, inputs}), draw({kSecond, inputs})}, .outputs = {kFirst, kSecond}}, {}};
+  Layers drawn{
+      draw({rows, inputs}), {.plain = {draw({kFirst, inputs}), draw({kSecond, inputs})}, .outputs = {kFirst, kSecond}}, {}};
   if (with_bias) drawn.weights.biases = {draw({kFirst}), draw({kSecond})};
   if (with_updates) {
-    drawn.updates = {{draw({8, inputs}), draw({kFirst, 8}), 0.5, 0}, {draw({16, inputs}), draw({kSecond, 16}), 2, 1}, {draw({3, inputs}), draw({kSecond, 3}), 1, 1}};
+    drawn.updates = {{draw({8, inputs}), draw({kFirst, 8}), 0.5, 0},
+                     {draw({16, inputs}), draw({kSecond, 16}), 2, 1},
+                     {draw({3, inputs}), draw({kSecond, 3}), 1, 1}};
   }
   return drawn;
 }
@@ -63,7 +66,8 @@ TEST_CASE("few_rows_linear: equals the products in double, biases and updates in
         const Layers drawn = layers_of(rows, inputs, with_bias, with_updates);
         const at::Tensor expected = expected_of(drawn);
         for (const auto& [type, tolerance] : {std::pair{at::kDouble, 1e-13}, {at::kFloat, 1e-5}, {at::kBFloat16, 0.005}}) {
-          INFO(rows << " rows of " << inputs << " in " << c10::toString(type) << (with_bias ? ", biases" : "") << (with_updates ? ", updates" : ""));
+          INFO(rows << " rows of " << inputs << " in " << c10::toString(type) << (with_bias ? ", biases" : "")
+                    << (with_updates ? ", updates" : ""));
           const Layers layers = in_type(drawn, type);
           const at::Tensor y = ops::few_rows_linear(layers.x, layers.weights, layers.updates);
           CHECK(y.scalar_type() == type);
@@ -85,7 +89,8 @@ TEST_CASE("few_rows_linear: a row does not depend on those beside it", "[ops]") 
       for (int64_t first = 0; first < 4; ++first) {
         for (int64_t count = 2; first + count <= 4; ++count) {
           const at::Tensor together = of(layers.x.narrow(0, first, count));
-          for (int64_t row = 0; row < count; ++row) CHECK(at::equal(together.narrow(0, row, 1), of(layers.x.narrow(0, first + row, 1))));
+          for (int64_t row = 0; row < count; ++row)
+            CHECK(at::equal(together.narrow(0, row, 1), of(layers.x.narrow(0, first + row, 1))));
         }
       }
     }
@@ -101,7 +106,8 @@ TEST_CASE("few_rows_linear: inputs and factors of any layout", "[ops]") {
     Layers strided = plain;
     strided.x = turned(strided.x);
     for (auto& update : strided.updates) update.a_RI = turned(update.a_RI), update.b_OR = turned(update.b_OR);
-    CHECK(at::equal(ops::few_rows_linear(strided.x, strided.weights, strided.updates), ops::few_rows_linear(plain.x, plain.weights, plain.updates)));
+    CHECK(at::equal(ops::few_rows_linear(strided.x, strided.weights, strided.updates),
+                    ops::few_rows_linear(plain.x, plain.weights, plain.updates)));
   }
 }
 

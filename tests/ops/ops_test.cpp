@@ -363,7 +363,7 @@ TEST_CASE("causal_attention: backward equals finite differences", "[ops]") {
 TEST_CASE("attend_to_cache: the kernel equals attention in double, shared heads, room behind the keys", "[ops]") {
   at::manual_seed(33);
   const int64_t batch = 2, heads = 6, size = 20, room = 100;
-  const auto draw = [&](int64_t count, int64_t length) { 
+  const auto draw = [&](int64_t count, int64_t length) {
     return (at::randn({batch, count, length, size}) * 2).to(at::kBFloat16).to(at::kDouble);  // exact in every type
   };
   for (const int64_t groups : {6, 2, 1}) {
@@ -393,10 +393,10 @@ TEST_CASE("attend_to_cache: keys, values and queries of any layout", "[ops]") {
   const auto layouts = [&](const at::Tensor& x) {
     const auto [b, h, s, d] = std::tuple(x.size(0), x.size(1), x.size(2), x.size(3));
     return std::vector<at::Tensor>{put(draw({b, h, d, s, d}).select(4, 0).transpose(2, 3), x),  // a head's numbers apart
-                                   put(draw({b, h, s, d + 2}).narrow(3, 1, d), x),   // gaps between positions
-                                   put(draw({b, s, h, d}).transpose(1, 2), x),       // heads of a position together
-                                   put(draw({b, h + 3, s, d}).narrow(1, 1, h), x),   // gaps between rows
-                                   put(draw({b, h, 2 * s, d}).narrow(2, 0, s), x)};  // room behind the positions
+                                   put(draw({b, h, s, d + 2}).narrow(3, 1, d), x),              // gaps between positions
+                                   put(draw({b, s, h, d}).transpose(1, 2), x),                  // heads of a position together
+                                   put(draw({b, h + 3, s, d}).narrow(1, 1, h), x),              // gaps between rows
+                                   put(draw({b, h, 2 * s, d}).narrow(2, 0, s), x)};             // room behind the positions
   };
   const at::NoGradGuard no_grad;
   for (const auto& other : layouts(k)) CHECK(largest_difference(ops::attend_to_cache({q, other, v}), expected) < 1e-12);
@@ -438,7 +438,8 @@ TEST_CASE("attend_to_cache: each of several queries sees what came before it and
           CHECK(largest_difference(together.narrow(1, i, 1), alone.to(at::kDouble)) < tolerance);
           CHECK(largest_difference(alone, ops::attend_to_cache(heads_of(at::kDouble, i, 1), /*fused=*/false)) < tolerance);
         }
-        CHECK(largest_difference(ops::attend_to_cache(heads_of(type, 0, queries), /*fused=*/false), together.to(at::kDouble)) < tolerance);
+        CHECK(largest_difference(ops::attend_to_cache(heads_of(type, 0, queries), /*fused=*/false), together.to(at::kDouble)) <
+              tolerance);
       }
     }
   }
@@ -553,8 +554,14 @@ TEST_CASE("joined_attention: equals LibTorch's, sequence by sequence, over one b
     std::vector<int64_t> lengths;
   };
   // Blocks are of 64 queries and 512 keys; a head of 6 or 10 numbers fills no vector.
-  const std::vector<Case> cases = {{3, 1, 16, {}},   {2, 63, 6, {}},   {2, 64, 64, {}},          {1, 65, 10, {}},
-                                   {1, 600, 16, {}}, {1, 1100, 8, {}}, {1, 200, 32, {1, 64, 65, 70}}, {1, 700, 16, {577, 100, 23}}};
+  const std::vector<Case> cases = {{3, 1, 16, {}},
+                                   {2, 63, 6, {}},
+                                   {2, 64, 64, {}},
+                                   {1, 65, 10, {}},
+                                   {1, 600, 16, {}},
+                                   {1, 1100, 8, {}},
+                                   {1, 200, 32, {1, 64, 65, 70}},
+                                   {1, 700, 16, {577, 100, 23}}};
   for (const auto& [batch, length, size, lengths] : cases) {
     const Projections given(batch, length, size, batch == 2 ? 2 : 1, length);
     const auto joined = [&](const auto& x) { return given.joined(x, lengths); };
@@ -569,7 +576,9 @@ TEST_CASE("joined_attention: equals LibTorch's, sequence by sequence, over one b
       }
       if (type != at::kBFloat16) continue;
       const auto stock = attended(given.qkv, type, plain);
-      const auto error = [&](const auto& x, size_t i) { return (x[i].to(at::kDouble) - expected[i]).norm().template item<double>(); };
+      const auto error = [&](const auto& x, size_t i) {
+        return (x[i].to(at::kDouble) - expected[i]).norm().template item<double>();
+      };
       for (size_t i = 0; i < 2; ++i) CHECK(error(found, i) <= 1.2 * error(stock, i));
     }
   }
@@ -612,7 +621,10 @@ TEST_CASE("joined_attention: contexts equal LibTorch's attention with a mask, ov
         auto part = seen[row][0].narrow(0, begin, own).narrow(1, begin, own);
         part.copy_(at::ones({own, own}, at::kBool).tril());
         part.narrow(1, 0, contexts[static_cast<size_t>(sequence)]).fill_(true);
-        if (lengths.empty()) ++row; else begin += own;
+        if (lengths.empty())
+          ++row;
+        else
+          begin += own;
       }
       const auto out = at::scaled_dot_product_attention(heads.q_BHSK, ops::repeat_heads(heads.k_BGSK, 4),
                                                         ops::repeat_heads(heads.v_BGSK, 4), seen);
@@ -649,7 +661,9 @@ TEST_CASE("joined_attention: heads of an odd size, not rotated", "[ops]") {
     return attended(qkv, type, [](const auto& x) { return ops::joined_attention(x, {}, {}, 2, 1); });
   };
   const auto expected = attended(qkv, at::kDouble, [](const auto& x) {
-    const auto heads = [&](int64_t from, int64_t count) { return x.narrow(2, 3 * from, 3 * count).view({1, 70, count, 3}).transpose(1, 2); };
+    const auto heads = [&](int64_t from, int64_t count) {
+      return x.narrow(2, 3 * from, 3 * count).view({1, 70, count, 3}).transpose(1, 2);
+    };
     return ops::causal_attention({heads(0, 2), heads(2, 1), heads(3, 1)}, false);
   });
   for (const auto& [type, tolerance] : {std::pair{at::kDouble, 1e-12}, {at::kBFloat16, 0.02}}) {
@@ -665,7 +679,9 @@ TEST_CASE("joined_attention: nothing depends on later tokens, other sequences or
   const Projections given(1, 150, 16, 1, 100);
   const std::vector<int64_t> lengths = {100, 50};
   const auto type = GENERATE(at::kBFloat16, at::kFloat);
-  const auto run = [&](const at::Tensor& qkv) { return attended(qkv, type, [&](const auto& x) { return given.joined(x, lengths); }); };
+  const auto run = [&](const at::Tensor& qkv) {
+    return attended(qkv, type, [&](const auto& x) { return given.joined(x, lengths); });
+  };
   const auto first = run(given.qkv);
   auto changed_qkv = given.qkv.clone();
   changed_qkv.narrow(1, 70, 30).fill_(9);
@@ -755,9 +771,8 @@ TEST_CASE("linear_cross_entropy_sum: large logits overflow nothing", "[ops]") {
     return at::cross_entropy_loss(x.mm(w.t()), labels, {}, at::Reduction::Sum);
   });
   for (const bool fused : {true, false}) {
-    const auto found = run(at::kFloat, [&](const auto& x, const auto& w) {
-      return ops::linear_cross_entropy_sum(x, w, labels, nullptr, fused);
-    });
+    const auto found = run(
+        at::kFloat, [&](const auto& x, const auto& w) { return ops::linear_cross_entropy_sum(x, w, labels, nullptr, fused); });
     for (size_t i = 0; i < 3; ++i) {
       CHECK(largest_difference(found[i], expected[i]) <= 1e-5 * expected[i].abs().max().item<double>());
     }
@@ -770,7 +785,8 @@ TEST_CASE("linear_cross_entropy_sum: a trained weight's gradient is summed over 
   const auto labels = at::randint(kVocabulary, {kChunk}, at::kLong), hidden = at::randn({kChunk, 4}).to(at::kBFloat16);
   const auto gradient = [&](int64_t chunks, at::ScalarType type) {
     const AutocastGuard autocast(at::kCPU, at::kBFloat16);
-    const auto weight = at::sin(at::arange(kVocabulary * 4, at::kFloat)).view({kVocabulary, 4}).to(at::kBFloat16).to(type).requires_grad_();
+    const auto weight =
+        at::sin(at::arange(kVocabulary * 4, at::kFloat)).view({kVocabulary, 4}).to(at::kBFloat16).to(type).requires_grad_();
     const auto loss = ops::linear_cross_entropy_sum(hidden.repeat({chunks, 1}), weight, labels.repeat({chunks}));
     return torch::autograd::grad({loss}, {weight})[0];
   };
@@ -795,7 +811,9 @@ TEST_CASE("linear_cross_entropy_sum: a packed weight stands for a frozen one of 
   at::manual_seed(50);
   const auto hidden = at::randn({70, 64}).to(at::kBFloat16), weight = at::randn({96, 64}).to(at::kBFloat16) * 0.2;
   const auto labels = at::randint(96, {70}, at::kLong);
-  const auto pack = [](const at::Tensor& w) { return std::make_shared<const ops::PackedWeight>(std::vector<at::Tensor>{w}, at::kBFloat16); };
+  const auto pack = [](const at::Tensor& w) {
+    return std::make_shared<const ops::PackedWeight>(std::vector<at::Tensor>{w}, at::kBFloat16);
+  };
   const auto run = [&](const at::Tensor& hidden, const at::Tensor& weight, const auto& packed) {
     const auto x = hidden.clone().requires_grad_();
     const auto loss = ops::linear_cross_entropy_sum(x, weight, labels, packed);
@@ -820,7 +838,9 @@ TEST_CASE("values that are not finite stay so in every kernel", "[ops]") {
     for (const double sign : {1.0, -1.0}) {
       const auto x = at::ones({3, 32}).to(dtype);
       x[1][7] = std::copysign(nan, sign);
-      const auto is_nan_there = [](const at::Tensor& y) { return y[1].isnan().any().item<bool>() && !y[0].isnan().any().item<bool>(); };
+      const auto is_nan_there = [](const at::Tensor& y) {
+        return y[1].isnan().any().item<bool>() && !y[0].isnan().any().item<bool>();
+      };
       CHECK(is_nan_there(ops::add_rms_norm(x, {}, at::ones({32}), 1e-6).second));
       CHECK(is_nan_there(ops::add_rms_norm(at::ones_like(x), x, at::ones({32}), 1e-6).first));
       CHECK(is_nan_there(ops::swiglu_joined(x)));
@@ -843,7 +863,8 @@ TEST_CASE("frozen_linear: backward equals finite differences, several layers, up
   };
   check_gradients(run, {x, a1, b1, a2, b2});
   const auto expected = at::cat({at::linear(x, w1, bias) + 0.5 * at::linear(at::linear(x, a1), b1),
-                                 at::linear(x, w2) + 2.3 * at::linear(at::linear(x, a2), b2)}, -1);
+                                 at::linear(x, w2) + 2.3 * at::linear(at::linear(x, a2), b2)},
+                                -1);
   CHECK(largest_difference(run(std::vector<at::Tensor>{x, a1, b1, a2, b2}), expected) < 1e-12);
   check_gradients([&](const auto& in) { return ops::frozen_linear(in[0], weights, {}); }, {x});
 }
@@ -851,7 +872,8 @@ TEST_CASE("frozen_linear: backward equals finite differences, several layers, up
 TEST_CASE("frozen_linear: either factor trains alone", "[ops]") {
   at::manual_seed(51);
   const auto x = random_double({2, 5}, false), w = random_double({4, 5}, false);
-  const auto a = random_double({2, 5}), b = random_double({4, 2}), other_a = random_double({3, 5}), other_b = random_double({4, 3});
+  const auto a = random_double({2, 5}), b = random_double({4, 2}), other_a = random_double({3, 5}),
+             other_b = random_double({4, 3});
   const auto run = [&](const at::Tensor& a, const at::Tensor& b, const at::Tensor& other_a, const at::Tensor& other_b) {
     return ops::frozen_linear(x, {{w}, nullptr, {}, {4}}, {{a, b, 0.5, 0}, {other_a, other_b, 2.0, 0}});
   };
@@ -861,9 +883,11 @@ TEST_CASE("frozen_linear: either factor trains alone", "[ops]") {
 
 TEST_CASE("frozen_linear: autocast decides the type at the forward pass alone", "[ops]") {
   at::manual_seed(52);
-  const auto x = at::randn({6, 20}), w = at::randn({7, 20}), a = at::randn({2, 20}), b = at::randn({7, 2}), dy = at::randn({6, 7});
+  const auto x = at::randn({6, 20}), w = at::randn({7, 20}), a = at::randn({2, 20}), b = at::randn({7, 2}),
+             dy = at::randn({6, 7});
   const auto run = [&](at::ScalarType forward_type, at::ScalarType backward_type, int64_t rows) {
-    const auto leaf = x.narrow(0, 0, rows).clone().requires_grad_(), a_leaf = a.clone().requires_grad_(), b_leaf = b.clone().requires_grad_();
+    const auto leaf = x.narrow(0, 0, rows).clone().requires_grad_(), a_leaf = a.clone().requires_grad_(),
+               b_leaf = b.clone().requires_grad_();
     at::Tensor y;
     {
       const AutocastGuard autocast(at::kCPU, forward_type);
@@ -944,5 +968,6 @@ TEST_CASE("packed weights multiply as the plain ones do and come back bit for bi
   }
   // fp32 does not compute in bf16.
   const auto wide = x.to(at::kFloat), w3 = w1.to(at::kFloat), w4 = w2.to(at::kFloat);
-  CHECK(at::equal(ops::frozen_linear(wide, {{w3, w4}, packed, {}, {96, 32}}, {}), ops::frozen_linear(wide, {{w3, w4}, nullptr, {}, {96, 32}}, {})));
+  CHECK(at::equal(ops::frozen_linear(wide, {{w3, w4}, packed, {}, {96, 32}}, {}),
+                  ops::frozen_linear(wide, {{w3, w4}, nullptr, {}, {96, 32}}, {})));
 }

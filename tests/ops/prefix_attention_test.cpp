@@ -44,8 +44,11 @@ TEST_CASE("prefix_attention: equals attention with a mask", "[ops]") {
 TEST_CASE("prefix_attention: backward equals finite differences", "[ops]") {
   at::manual_seed(2);
   const auto contexts = ops::contexts_of({2, 4}, at::kCPU);
-  check_gradients([&](const auto& in) { return ops::prefix_attention({in[0], in[1], in[2]}, contexts); },
-                  {random_double({2, 3, 5, 4}), random_double({2, 3, 5, 4}), random_double({2, 3, 5, 4})});
+  check_gradients(
+      [&](const auto& in) {
+        return ops::prefix_attention({in[0], in[1], in[2]}, contexts);
+      },
+      {random_double({2, 3, 5, 4}), random_double({2, 3, 5, 4}), random_double({2, 3, 5, 4})});
 }
 
 TEST_CASE("prefix_attention: what does not fit is refused", "[ops]") {

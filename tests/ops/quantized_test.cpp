@@ -53,7 +53,8 @@ TEST_CASE("quantize: the bytes of bitsandbytes, and its numbers", "[ops]") {
     for (const QuantizedType type : {kNf4, kFp4}) {
       for (const int64_t block : {64, 128}) {
         for (const bool nested : {false, true}) {
-          const std::string name = weight + "." + std::string(name_of(type)) + ".b" + std::to_string(block) + (nested ? ".dq" : ".plain");
+          const std::string name =
+              weight + "." + std::string(name_of(type)) + ".b" + std::to_string(block) + (nested ? ".dq" : ".plain");
           if (!reference.contains(name + ".packed")) continue;
           INFO(name);
           ++cases;
@@ -81,9 +82,11 @@ TEST_CASE("quantize: the bytes of bitsandbytes, and its numbers", "[ops]") {
 
 TEST_CASE("dequantize: every type and size is the definition, rounded once", "[ops]") {
   at::manual_seed(1);
-  for (const auto& [rows, columns] : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {3, 5}, {7, 33}, {64, 64}, {50, 96}, {5, 1000}}) {
+  for (const auto& [rows, columns] :
+       std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {3, 5}, {7, 33}, {64, 64}, {50, 96}, {5, 1000}}) {
     const at::Tensor weight = at::randn({rows, columns}) * 0.3;
-    for (const QuantizationScheme scheme : {QuantizationScheme{kNf4, 64, false}, {kFp4, 32, true}, {kNf4, 256, true}, {kNf4, 4096, false}}) {
+    for (const QuantizationScheme scheme :
+         {QuantizationScheme{kNf4, 64, false}, {kFp4, 32, true}, {kNf4, 256, true}, {kNf4, 4096, false}}) {
       INFO(rows << " x " << columns << ", blocks of " << scheme.block_size);
       const auto quantized = QuantizedTensor::quantize(weight, scheme);
       const at::Tensor expected = by_definition(*quantized.parts());
@@ -105,8 +108,15 @@ TEST_CASE("quantize: the nearest number of the map, for every block size", "[ops
       const at::Tensor scale = parts.absmax.repeat_interleave(block).slice(0, 0, weight.numel());
       const at::Tensor y = weight.flatten().to(at::kFloat) / scale;
       const at::Tensor nearest = (y.unsqueeze(1) - parts.map.unsqueeze(0)).abs().amin(1);
-      const at::Tensor found = (y - quantized.dequantize(at::kFloat).flatten() / scale).abs();
+      io::QuantizedParts unrounded = parts;
+      unrounded.dtype = DType::kF32;
+      const at::Tensor numbers = QuantizedTensor(unrounded).dequantize(at::kFloat);
+      const at::Tensor found = (y - numbers.flatten() / scale).abs();
       CHECK((found - nearest).max().item<double>() < 1e-6);
+      // As bitsandbytes has it: of the type that was quantised first, whatever they become then.
+      const at::Tensor rounded = numbers.to(at::kBFloat16);
+      for (const auto dtype : {at::kBFloat16, at::kFloat, at::kHalf, at::kDouble})
+        CHECK(quantized.dequantize(dtype).equal(rounded.to(dtype)));
     }
   }
 }
@@ -144,10 +154,12 @@ TEST_CASE("quantize: numbers beside the bounds go where bitsandbytes' arithmetic
 TEST_CASE("quantize: scales of many blocks have 8 bits, whatever the number of threads", "[ops]") {
   at::manual_seed(3);
   const at::Tensor weight = at::randn({1500, 2048}) * at::rand({1500, 1});
-  const auto plain = QuantizedTensor::quantize(weight, {kNf4, 64, false}), nested = QuantizedTensor::quantize(weight, {kNf4, 64, true});
+  const auto plain = QuantizedTensor::quantize(weight, {kNf4, 64, false}),
+             nested = QuantizedTensor::quantize(weight, {kNf4, 64, true});
   CHECK(at::equal(plain.parts()->codes, nested.parts()->codes));
   const at::Tensor left = nested.parts()->nested_absmax.repeat_interleave(256).slice(0, 0, 48000);
-  const at::Tensor scales = nested.parts()->nested_map.index({nested.parts()->absmax.to(at::kLong)}) * left + nested.parts()->nested_offset;
+  const at::Tensor scales =
+      nested.parts()->nested_map.index({nested.parts()->absmax.to(at::kLong)}) * left + nested.parts()->nested_offset;
   // The widest gap of the map is 0.0141.
   CHECK(((scales - plain.parts()->absmax).abs() / left).max().item<double>() < 0.00704);
   const int threads = at::get_num_threads();
@@ -182,7 +194,8 @@ TEST_CASE("quantize: int8 is 127ths of a row's largest magnitude", "[ops]") {
     }
   }
   const at::Tensor expected = parts.codes.to(at::kFloat) * parts.absmax.unsqueeze(1) * (1.0F / 127.0F);
-  for (const auto type : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble}) CHECK(at::equal(quantized.dequantize(type), expected.to(type)));
+  for (const auto type : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble})
+    CHECK(at::equal(quantized.dequantize(type), expected.to(type)));
   CHECK((expected - weight).abs().amax(1).le(parts.absmax / 254 + 1e-6).all().item<bool>());
 }
 
@@ -231,15 +244,16 @@ at::Tensor by_packs(const io::QuantizedParts& parts) {
     for (int64_t first = 0; first < out.numel(); first += kPack) program.template run<kPack>(first);
   };
   if (parts.scheme.type == kInt8) {
-    run(ops::team::DequantizeEightBits<T>{memory<const int8_t>(parts.codes), memory<const float>(parts.absmax), parts.shape[1], memory<T>(out)});
+    run(ops::team::DequantizeEightBits<T>{memory<const int8_t>(parts.codes), memory<const float>(parts.absmax), parts.shape[1],
+                                          memory<T>(out)});
     return out;
   }
   const bool nested = parts.scheme.double_quantized;
   run(ops::team::DequantizeFourBits<T>{memory<const uint8_t>(parts.codes), memory<const float>(parts.map),
                                        nested ? nullptr : memory<const float>(parts.absmax),
-                                       nested ? memory<const uint8_t>(parts.absmax) : nullptr, memory<const float>(parts.nested_map),
-                                       memory<const float>(parts.nested_absmax), parts.nested_offset, parts.scheme.block_size,
-                                       parts.nested_block_size, memory<T>(out)});
+                                       nested ? memory<const uint8_t>(parts.absmax) : nullptr,
+                                       memory<const float>(parts.nested_map), memory<const float>(parts.nested_absmax),
+                                       parts.nested_offset, parts.scheme.block_size, parts.nested_block_size, memory<T>(out)});
   return out;
 }
 
@@ -254,7 +268,8 @@ void check_packs(const QuantizedTensor& quantized, bool packs) {
 
 TEST_CASE("dequantize: the GPU's arithmetic gives the CPU's bits", "[ops]") {
   at::manual_seed(5);
-  for (const QuantizationScheme scheme : {QuantizationScheme{kNf4, 64, false}, {kNf4, 32, true}, {kFp4, 128, true}, {.type = kInt8}}) {
+  for (const QuantizationScheme scheme :
+       {QuantizationScheme{kNf4, 64, false}, {kNf4, 32, true}, {kFp4, 128, true}, {.type = kInt8}}) {
     for (const int64_t width : {7, 48, 320}) {
       const auto quantized = QuantizedTensor::quantize(at::randn({30, width}), scheme);
       const bool packs = width % 16 == 0;

@@ -170,8 +170,8 @@ TEMPLATE_TEST_CASE("team kernels: RMS norm and LayerNorm, forward and backward",
                                             width, pointer<X>(sum), pointer<Y>(y), pointer<W>(first), pointer<W>(second)});
         check_near(sum, layer.sum, tolerance<X>());
         check_near(y, layer.y, 2 * tolerance<Y>());
-        run(kRows, team::LayerNormBackward<X, Y>{pointer<Y>(dy), of_dsum, pointer<X>(sum), pointer<W>(weight),
-                                                 pointer<W>(first), pointer<W>(second), width, pointer<X>(dx)});
+        run(kRows, team::LayerNormBackward<X, Y>{pointer<Y>(dy), of_dsum, pointer<X>(sum), pointer<W>(weight), pointer<W>(first),
+                                                 pointer<W>(second), width, pointer<X>(dx)});
         check_near(dx, layer.dsum, 2 * tolerance<X>());
       });
     }
@@ -248,8 +248,18 @@ TEMPLATE_TEST_CASE("team kernels: heads split, rotated and joined", "[ops]", flo
         const auto v = at::empty_like(k);
         auto joined = qkv.clone();
         const auto program = [&](bool splits) {
-          return team::MoveHeads<T>{pointer<T>(joined), pointer<T>(q), pointer<T>(k), pointer<T>(v), pointer<W>(cos),
-                                    pointer<W>(sin), heads, groups, length, size, table_rows == 1 ? 0 : length * (size / 2), splits};
+          return team::MoveHeads<T>{pointer<T>(joined),
+                                    pointer<T>(q),
+                                    pointer<T>(k),
+                                    pointer<T>(v),
+                                    pointer<W>(cos),
+                                    pointer<W>(sin),
+                                    heads,
+                                    groups,
+                                    length,
+                                    size,
+                                    table_rows == 1 ? 0 : length * (size / 2),
+                                    splits};
         };
         run(batch * length, program(true));
         check_near(q, parts.q_BHSK, tolerance<T>());
@@ -281,8 +291,8 @@ TEMPLATE_TEST_CASE("team kernels: AdamW equals torch.optim's numbers over severa
       for (int step = 1; step <= 3; ++step) {
         const auto gradient = at::randn({size}).to(type_of<G>());
         steps.add_(1);
-        at::_fused_adamw_({expected}, {gradient.to(at::kFloat)}, {expected_m}, {expected_v}, {}, {steps}, rate, beta1,
-                          beta2, decay, eps, false, false);
+        at::_fused_adamw_({expected}, {gradient.to(at::kFloat)}, {expected_m}, {expected_v}, {}, {steps}, rate, beta1, beta2,
+                          decay, eps, false, false);
         const team::AdamWNumbers numbers{
             .one_minus_beta1 = static_cast<float>(1 - beta1),
             .beta2 = static_cast<float>(beta2),

@@ -62,7 +62,8 @@ std::vector<Case> cases() {
   std::vector<Case> all = {{"all", options_of(4, 8, kAll)},
                            {"redistributed", options_of(3, 10, kAll), {.rho = 5}},
                            {"rho_1", options_of(4, 8, {"q_proj", "v_proj", "down_proj"}), {.rho = 1, .tau = 0.999}},
-                           {"patterns", options_of(4, 8, {"v_proj", "o_proj", "up_proj"}),
+                           {"patterns",
+                            options_of(4, 8, {"v_proj", "o_proj", "up_proj"}),
                             {.rho = 1.7, .use_label_mask = false, .adjust_scaling_factors = false}},
                            {"whitened", options_of(4, 8, {"o_proj", "down_proj"}), {.label_mask_value = 7, .whiten = true}}};
   all[2].lora.rank_stabilized = true;
@@ -73,7 +74,9 @@ std::vector<Case> cases() {
 
 const LoraOptions& lora_of(const AdapterSet& adapters) { return std::get<LoraOptions>(adapters.options()); }
 
-LoraLinear& lora_at(const AdapterSet& adapters, size_t slot) { return dynamic_cast<LoraLinear&>(*adapters.slots().at(slot).adapter); }
+LoraLinear& lora_at(const AdapterSet& adapters, size_t slot) {
+  return dynamic_cast<LoraLinear&>(*adapters.slots().at(slot).adapter);
+}
 
 template <class Value>
 std::map<std::string, Value> as_map(const std::vector<std::pair<std::string, Value>>& entries) {

@@ -70,7 +70,8 @@ TEST_CASE("LoftQ's factors and weights are PEFT's where its scale is 1", "[parit
 
 TEST_CASE("LoftQ comes nearer to the weight for any scheme, type and scale, and more iterations do not lose it", "[parity]") {
   const torch::NoGradGuard no_grad;
-  const auto scheme = GENERATE(values<QuantizationScheme>({kNf4, kDouble, {QuantizedType::kFp4, 128, false}, {.type = QuantizedType::kInt8}}));
+  const auto scheme =
+      GENERATE(values<QuantizationScheme>({kNf4, kDouble, {QuantizedType::kFp4, 128, false}, {.type = QuantizedType::kInt8}}));
   const at::ScalarType dtype = GENERATE(at::kFloat, at::kBFloat16);
   const auto [alpha, rank_stabilized] = GENERATE(table<double, bool>({{4.0, false}, {16.0, false}, {10.0, true}}));
   double last = 0;
@@ -87,7 +88,8 @@ TEST_CASE("LoftQ comes nearer to the weight for any scheme, type and scale, and 
       const auto& slot = adapters.slots()[i];
       const at::Tensor weight = plain_weight(slot.path);
       before += std::pow(frobenius(weight - untouched.slots()[i].linear->quantized_weight()->dequantize(at::kFloat)), 2);
-      after += std::pow(frobenius(weight - slot.linear->quantized_weight()->dequantize(at::kFloat) - slot.adapter->weight_delta()), 2);
+      after +=
+          std::pow(frobenius(weight - slot.linear->quantized_weight()->dequantize(at::kFloat) - slot.adapter->weight_delta()), 2);
     }
     CHECK(std::abs(report.error_before - std::sqrt(before)) < 1e-3 * report.error_before);
     CHECK(std::abs(report.error_after - std::sqrt(after)) < 1e-3 * report.error_before);
@@ -135,12 +137,14 @@ TEST_CASE("LoftQ's adapter loads on the same quantised base, or on the one that 
 TEST_CASE("LoftQ of what it cannot do says so", "[parity]") {
   auto plain = load_base("base");
   const auto on_plain = inject(*plain, loftq_options());
-  CHECK(message_of<ConfigError>([&] { initialize_loftq(on_plain, plain_weight); }).find("some target must be in few bits") != std::string::npos);
+  CHECK(message_of<ConfigError>([&] { initialize_loftq(on_plain, plain_weight); }).find("some target must be in few bits") !=
+        std::string::npos);
   auto model = base_in(kNf4);
   const auto adapters = inject(*model, loftq_options());
   CHECK_THROWS_AS(initialize_loftq(adapters, plain_weight, 0), ConfigError);
   const auto wrong = [](const std::string&) { return at::zeros({2, 3}); };
-  CHECK(message_of<ShapeError>([&] { initialize_loftq(adapters, wrong); }).find("must be [64, 64]; found [2, 3]") != std::string::npos);
+  CHECK(message_of<ShapeError>([&] { initialize_loftq(adapters, wrong); }).find("must be [64, 64]; found [2, 3]") !=
+        std::string::npos);
   remove_adapter(*model, "default");
   const auto ordinary = inject(*model, LoraOptions{.rank = 4});
   CHECK(message_of<ConfigError>([&] { initialize_loftq(ordinary, plain_weight); }).find("init \"loftq\"") != std::string::npos);

@@ -1,5 +1,5 @@
-// Every method with every precision and feature of training, one cell at a time. The table of docs/methods/README.md is made here:
-// with LORA_WRITE_MATRIX=FILE the last test writes it, without it compares.
+// Every method with every precision and feature of training, one cell at a time. The table of docs/methods/README.md is made
+// here: with LORA_WRITE_MATRIX=FILE the last test writes it, without it compares.
 #include <algorithm>
 #include <functional>
 #include <map>
@@ -88,12 +88,13 @@ struct Precision {
   std::optional<QuantizationScheme> few_bits = std::nullopt;
 };
 
-const std::vector<Precision> kPrecisions = {{"fp32", at::kFloat, at::kFloat, 1e-5},
-                                            {"bf16 AMP", at::kFloat, at::kBFloat16, 0.03},
-                                            {"bf16 base", at::kBFloat16, at::kFloat, 0.03},
-                                            {"fp16 AMP", at::kFloat, at::kHalf, 0.01},
-                                            {"nf4, double", at::kFloat, at::kFloat, 1e-5, QuantizationScheme{QuantizedType::kNf4, 64, true}},
-                                            {"int8", at::kFloat, at::kFloat, 1e-5, QuantizationScheme{.type = QuantizedType::kInt8}}};
+const std::vector<Precision> kPrecisions = {
+    {"fp32", at::kFloat, at::kFloat, 1e-5},
+    {"bf16 AMP", at::kFloat, at::kBFloat16, 0.03},
+    {"bf16 base", at::kBFloat16, at::kFloat, 0.03},
+    {"fp16 AMP", at::kFloat, at::kHalf, 0.01},
+    {"nf4, double", at::kFloat, at::kFloat, 1e-5, QuantizationScheme{QuantizedType::kNf4, 64, true}},
+    {"int8", at::kFloat, at::kFloat, 1e-5, QuantizationScheme{.type = QuantizedType::kInt8}}};
 
 std::shared_ptr<llama::LlamaForCausalLMImpl> base_in(const Precision& precision) {
   return llama::load(reference() / "base", {.dtype = precision.weights, .quantization = precision.few_bits});
@@ -111,7 +112,8 @@ void start(llama::LlamaForCausalLMImpl& model, const AdapterSet& adapters) {
   if (options == nullptr) return;
   if (options->init == "eva") initialize_eva(model, adapters, {rows()});
   if (options->init == "loftq") {
-    initialize_loftq(adapters, [](const std::string& path) { return io::ModelFiles(reference() / "base").read(path + ".weight"); });
+    initialize_loftq(adapters,
+                     [](const std::string& path) { return io::ModelFiles(reference() / "base").read(path + ".weight"); });
   }
 }
 
@@ -282,7 +284,7 @@ std::string merges(const Method& method, const Precision& precision) {
 }
 
 const std::vector<std::pair<std::string, Feature>> kFeatures = {
-    {"trains", trains},           {"packing", packs},       {"recompute", recomputes}, {"accumulation", accumulates},
+    {"trains", trains},          {"packing", packs},       {"recompute", recomputes}, {"accumulation", accumulates},
     {"freezing rules", freezes}, {"save and load", saves}, {"resume", goes_on},       {"merge", merges}};
 
 std::string joined(const std::vector<std::string>& cells) {

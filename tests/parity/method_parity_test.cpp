@@ -249,7 +249,8 @@ TEST_CASE("PiSSA and OLoRA start from PEFT's factors, leave the output, and are 
     const auto expected = expected_tensors(init);
     auto model = load_base("base");
     const at::Tensor base_logits = model->forward(batch).detach();
-    const auto adapters = inject(*model, LoraOptions{.rank = 4, .alpha = 8, .init = init, .targets = std::vector<std::string>{"q_proj"}});
+    const auto adapters =
+        inject(*model, LoraOptions{.rank = 4, .alpha = 8, .init = init, .targets = std::vector<std::string>{"q_proj"}});
     CHECK(largest_difference(model->forward(batch), expected.at("logits")) < 2e-5);
     CHECK(largest_difference(model->forward(batch), base_logits) < 2e-5);
     for (size_t i = 0; i < 2; ++i) {
@@ -273,6 +274,20 @@ TEST_CASE("PiSSA and OLoRA start from PEFT's factors, leave the output, and are 
     adapter_from_files(*other, files, "default");
     CHECK(largest_difference(other->forward(batch), model->forward(batch)) < 1e-5);
     CHECK(largest_difference(other->forward(batch), base_logits) > 1e-2);
+  }
+}
+
+TEST_CASE("what PEFT saves unconverted after PiSSA and OLoRA counts from the start that the base has", "[parity]") {
+  const Batch batch = fixture_batch();
+  for (const std::string init : {"pissa", "olora"}) {
+    INFO(init);
+    auto model = load_base("base");
+    const auto adapters = load_adapter(*model, reference() / init / "init");
+    CHECK(largest_difference(model->forward(batch), expected_tensors(init).at("logits")) < 2e-5);
+    const auto& linear = dynamic_cast<const LoraLinear&>(*adapters.slots()[0].adapter);
+    const at::Tensor delta = linear.lora_B.mm(linear.lora_A) * linear.scale();
+    CHECK(largest_difference(delta, expected_tensors(init).at("delta.layers.0.q_proj")) < 2e-5);
+    CHECK(std::get<formats::PeftLoraConfig>(adapter_to_files(adapters).config).init_lora_weights == "true");
   }
 }
 

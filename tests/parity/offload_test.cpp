@@ -28,14 +28,19 @@ constexpr int64_t kWide = 512, kNarrow = 64;
 /// Grouped heads, several shards.
 void save_base(const Path& directory, bool tied, bool bias, DType dtype, int64_t width = kNarrow) {
   at::manual_seed(11);
-  std::vector<std::pair<std::string, std::string>> fields = {
-      {"vocab_size", "80"}, {"hidden_size", std::to_string(width)}, {"intermediate_size", std::to_string(width)}, {"num_hidden_layers", "3"},
-      {"num_attention_heads", "8"}, {"num_key_value_heads", "4"}, {"max_position_embeddings", "64"},
-      {"initializer_range", "0.05"}};
+  std::vector<std::pair<std::string, std::string>> fields = {{"vocab_size", "80"},
+                                                             {"hidden_size", std::to_string(width)},
+                                                             {"intermediate_size", std::to_string(width)},
+                                                             {"num_hidden_layers", "3"},
+                                                             {"num_attention_heads", "8"},
+                                                             {"num_key_value_heads", "4"},
+                                                             {"max_position_embeddings", "64"},
+                                                             {"initializer_range", "0.05"}};
   if (tied) fields.emplace_back("tie_word_embeddings", "true");
   if (bias) fields.emplace_back("attention_bias", "true");
   llama::LlamaForCausalLMImpl model(llama::fresh_llama_config(std::nullopt, fields));
-  llama::save(model, directory, {.dtype = dtype, .copy_tokenizer_from = std::nullopt, .shard_bytes = static_cast<uint64_t>(width * width) * 8});
+  llama::save(model, directory,
+              {.dtype = dtype, .copy_tokenizer_from = std::nullopt, .shard_bytes = static_cast<uint64_t>(width * width) * 8});
 }
 
 /// Small products wait longer for threads than they compute. The bits are compared at any number of them.
@@ -225,7 +230,8 @@ TEST_CASE("A streamed base: a layer's weights come together, and no other layer'
       if (auto* linear = module->as<nn::LinearImpl>()) products.push_back(linear), bytes += linear->weight.nbytes();
     }
     CHECK(products.size() == 7);
-    for (auto* product : products) CHECK(product->passing_weight().storage().nbytes() == bytes);  // all of what is in memory for it
+    for (auto* product : products)
+      CHECK(product->passing_weight().storage().nbytes() == bytes);  // all of what is in memory for it
   }
 }
 

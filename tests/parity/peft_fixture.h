@@ -48,9 +48,8 @@ inline formats::Json expected_json(const std::string& name) {
   return formats::parse_json(read_file(file), file.string());
 }
 
-
 inline train::StepState make_state(const AdapterSet& adapters, const std::vector<std::pair<std::string, at::Tensor>>& parameters,
-                            double lr) {
+                                   double lr) {
   train::StepState state;
   state.options.clip_norm = 0;
   state.schedule.lr = lr;

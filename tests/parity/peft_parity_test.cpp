@@ -185,8 +185,8 @@ TEST_CASE("the numbers hold on the plain path and with each optimisation off alo
   for (const auto& [switched, fast] : paths) {
     INFO("switched: " << switched);
     for (const auto& [name, base] : kCases) {
-      if (name == "lora_all_linear_patterns" || name == "lora_gqa" || name == "lora_modules_to_save" ||
-          name == "dora" || name == "ia3") {
+      if (name == "lora_all_linear_patterns" || name == "lora_gqa" || name == "lora_modules_to_save" || name == "dora" ||
+          name == "ia3") {
         check_case(name, base, {fast, /*masked=*/false});
       }
     }

@@ -139,8 +139,9 @@ TEST_CASE("bitsandbytes' 4-bit checkpoints give the logits of exact dequantisati
 }
 
 TEST_CASE("a base in few bits: adapters train to what they train to on its plain numbers", "[parity]") {
-  const Case one = GENERATE(Case{}, Case{.amp = at::kBFloat16}, Case{.recompute = nn::Recompute::kFull},
-                            Case{.recompute = nn::Recompute::kSelective}, Case{.fast = nn::FastPaths::none()}, Case{.dropout = 0.3});
+  const Case one =
+      GENERATE(Case{}, Case{.amp = at::kBFloat16}, Case{.recompute = nn::Recompute::kFull},
+               Case{.recompute = nn::Recompute::kSelective}, Case{.fast = nn::FastPaths::none()}, Case{.dropout = 0.3});
   const std::string name = GENERATE("bnb4", "bnb4_dq");
   auto bits = llama::load(reference(name));
   auto plain = plain_twin(*bits);
@@ -229,7 +230,8 @@ TEST_CASE("a model in few bits is saved plain, or as bitsandbytes stores it, and
 
   const auto theirs = formats::parse_json(read_file(reference(name) / "config.json"), "c");
   CHECK(formats::parse_json(read_file(bits / "config.json"), "c").at("quantization_config") == theirs.at("quantization_config"));
-  const auto written = io::load_safetensors(bits / "model.safetensors"), read = io::load_safetensors(reference(name) / "model.safetensors");
+  const auto written = io::load_safetensors(bits / "model.safetensors"),
+             read = io::load_safetensors(reference(name) / "model.safetensors");
   REQUIRE(written.size() == read.size());
   for (const auto& [key, tensor] : read) {
     INFO(key);
@@ -284,8 +286,9 @@ TEST_CASE("a stored head in few bits becomes plain", "[parity]") {
 }
 
 TEST_CASE("wishes against what a checkpoint is are refused", "[parity]") {
-  for (const QuantizationScheme& wish : {kDouble, QuantizationScheme{QuantizedType::kFp4, 64, false}, QuantizationScheme{QuantizedType::kNf4, 128, false},
-                                         QuantizationScheme{.type = QuantizedType::kInt8}}) {
+  for (const QuantizationScheme& wish :
+       {kDouble, QuantizationScheme{QuantizedType::kFp4, 64, false}, QuantizationScheme{QuantizedType::kNf4, 128, false},
+        QuantizationScheme{.type = QuantizedType::kInt8}}) {
     const auto text = message_of<ConfigError>([&] { llama::load(reference("bnb4"), {.quantization = wish}); });
     CHECK(text.find("nf4 in blocks of 64") != std::string::npos);
   }
@@ -309,8 +312,10 @@ TEST_CASE("wishes against what a checkpoint is are refused", "[parity]") {
 }
 
 TEST_CASE("a base in few bits: the meta device has its form", "[parity]") {
-  for (const auto& [name, wish] : std::vector<std::pair<std::string, std::optional<QuantizationScheme>>>{{"bnb4_dq", {}}, {"base", kDouble}}) {
-    auto real = llama::load(reference(name), {.quantization = wish}), form = llama::load(reference(name), {.device = at::kMeta, .quantization = wish});
+  for (const auto& [name, wish] :
+       std::vector<std::pair<std::string, std::optional<QuantizationScheme>>>{{"bnb4_dq", {}}, {"base", kDouble}}) {
+    auto real = llama::load(reference(name), {.quantization = wish}),
+         form = llama::load(reference(name), {.device = at::kMeta, .quantization = wish});
     const auto a = products(*real), b = products(*form);
     for (size_t i = 0; i < a.size(); ++i) {
       REQUIRE(b[i]->weight_is_quantized());

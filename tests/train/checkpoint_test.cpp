@@ -25,9 +25,7 @@ namespace {
 namespace fs = std::filesystem;
 
 /// The micro-batches of a step, as a pure function of its number.
-std::vector<Batch> batches_of_step(int64_t step) {
-  return batches_of(tiny_dataset(4, static_cast<uint64_t>(step)), 2);
-}
+std::vector<Batch> batches_of_step(int64_t step) { return batches_of(tiny_dataset(4, static_cast<uint64_t>(step)), 2); }
 
 std::vector<double> train_to(Setup& setup, int64_t step) {
   std::vector<double> losses;
@@ -38,13 +36,10 @@ std::vector<double> train_to(Setup& setup, int64_t step) {
 }
 
 Path save(Setup& setup, const Path& output, int64_t keep = 100, bool optimizer = true) {
-  return save_checkpoint(output, *setup.model, setup.state(),
-                         {.optimizer = optimizer, .config_yaml = "run: {}\n"}, keep);
+  return save_checkpoint(output, *setup.model, setup.state(), {.optimizer = optimizer, .config_yaml = "run: {}\n"}, keep);
 }
 
-void load(Setup& setup, const Path& checkpoint) {
-  load_checkpoint(checkpoint, *setup.model, setup.state());
-}
+void load(Setup& setup, const Path& checkpoint) { load_checkpoint(checkpoint, *setup.model, setup.state()); }
 
 /// A checkpoint of two steps in `output`.
 Path small_checkpoint(const Path& output) {
@@ -71,9 +66,7 @@ std::set<std::string> names_in(const Path& folder) {
   return names;
 }
 
-void overwrite(const Path& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
-}
+void overwrite(const Path& path, const std::string& bytes) { std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes; }
 
 /// Trains 20 steps straight, and 10, saved, then 10 more in new objects; compares every bit.
 void check_resume(const std::function<Setup()>& make) {
@@ -155,10 +148,9 @@ TEST_CASE("the files of a checkpoint", "[train]") {
   SECTION("adapter, and what else trains") {
     const Path path = small_checkpoint(scratch.path());
     CHECK(path == scratch / "checkpoints/step-2");
-    CHECK(files_below(path) ==
-          std::set<std::string>{"adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-                                "config.yaml", "generator.safetensors", "manifest.json",
-                                "optimizer.safetensors", "state.json", "trained.safetensors"});
+    CHECK(files_below(path) == std::set<std::string>{"adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+                                                     "config.yaml", "generator.safetensors", "manifest.json",
+                                                     "optimizer.safetensors", "state.json", "trained.safetensors"});
     const auto outside = io::load_safetensors(path / "trained.safetensors");
     CHECK(outside.size() == 1);
     CHECK(outside.contains("layers.1.norm.weight"));
@@ -169,8 +161,7 @@ TEST_CASE("the files of a checkpoint", "[train]") {
   SECTION("a whole model, in its own types") {
     auto setup = full_setup(tiny_options(), at::kBFloat16);
     const Path path = save(setup, scratch.path());
-    CHECK(files_below(path) == std::set<std::string>{"config.yaml", "generator.safetensors",
-                                                     "manifest.json", "model.safetensors",
+    CHECK(files_below(path) == std::set<std::string>{"config.yaml", "generator.safetensors", "manifest.json", "model.safetensors",
                                                      "optimizer.safetensors", "state.json"});
     const auto saved = io::load_safetensors(path / "model.safetensors");
     CHECK(same_bits(Values(saved.begin(), saved.end()), values_of(*setup.model)));
@@ -235,9 +226,8 @@ TEST_CASE("verification of things that are no checkpoint", "[train]") {
   CHECK(verify_checkpoint(scratch.path()));
   const Path path = small_checkpoint(scratch.path());
   for (const std::string manifest :
-       {"", "[]", "{}", R"({"format": 1})", R"({"format": 1, "files": []})",
-        R"({"format": 1, "files": {}})", R"({"format": 2, "files": {}})",
-        R"({"format": 1, "files": {"state.json": 3}})",
+       {"", "[]", "{}", R"({"format": 1})", R"({"format": 1, "files": []})", R"({"format": 1, "files": {}})",
+        R"({"format": 2, "files": {}})", R"({"format": 1, "files": {"state.json": 3}})",
         R"({"format": 1, "files": {"../state.json": {"size": 1, "digest": ""}}})",
         R"({"format": 1, "files": {"/etc/passwd": {"size": 1, "digest": ""}}})",
         R"({"format": 1, "files": {"state.json": {"size": "1", "digest": ""}}})"}) {

@@ -12,8 +12,8 @@ using namespace lora::testing;
 
 namespace {
 
-train::EvalResult evaluate(nn::CausalLMImpl& model, const ListedRows& dataset,
-                           int64_t batch_size, at::ScalarType amp_dtype = at::kFloat) {
+train::EvalResult evaluate(nn::CausalLMImpl& model, const ListedRows& dataset, int64_t batch_size,
+                           at::ScalarType amp_dtype = at::kFloat) {
   return train::evaluate(model, dataset, batch_size, at::kCPU, amp_dtype, /*pad_id=*/0);
 }
 
@@ -38,8 +38,7 @@ TEST_CASE("evaluation is the mean over all targets, whatever the batch size", "[
     CHECK(result.targets == targets);
     CHECK(result.loss == Approx(sum / static_cast<double>(targets)).epsilon(1e-6));
   }
-  CHECK(evaluate(model, dataset, 3, at::kBFloat16).loss ==
-        Approx(sum / static_cast<double>(targets)).epsilon(0.02));
+  CHECK(evaluate(model, dataset, 3, at::kBFloat16).loss == Approx(sum / static_cast<double>(targets)).epsilon(0.02));
 }
 
 TEST_CASE("evaluation leaves no trace", "[train]") {

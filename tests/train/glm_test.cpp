@@ -17,7 +17,8 @@ TEST_CASE("glm: steps over padded and packed rows lower the loss alike", "[train
     auto model = tiny_glm(41);
     const auto adapters = inject(*model, LoraOptions{.rank = 8, .alpha = 16, .targets = model->default_targets()});
     freeze_base(*model, adapters);
-    const std::vector<data::Example> rows = {glm_example(5, 6), glm_example(9, 3), glm_example(2, 12)}, more = {glm_example(4, 4)};
+    const std::vector<data::Example> rows = {glm_example(5, 6), glm_example(9, 3), glm_example(2, 12)},
+                                     more = {glm_example(4, 4)};
     const auto batch_of = [&](const auto& examples) {
       return is_packed ? data::collate_packed(pointers_to(examples), kPad, 16) : data::collate(pointers_to(examples), kPad, 16);
     };

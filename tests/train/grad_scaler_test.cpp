@@ -102,8 +102,7 @@ TEST_CASE("losses are scaled and gradients unscaled", "[train]") {
   const GradScaler scaler({.enabled = true, .init = 1024});
   CHECK(scaler.scaled(at::scalar_tensor(0.5)).item<double>() == 512);
   const auto dtype = GENERATE(at::kFloat, at::kDouble);
-  const std::vector<at::Tensor> gradients = {at::full({3}, 1024, dtype),
-                                             at::full({2, 2}, 1, dtype)};
+  const std::vector<at::Tensor> gradients = {at::full({3}, 1024, dtype), at::full({2, 2}, 1, dtype)};
   CHECK(scaler.unscale(gradients));
   CHECK(gradients[0].equal(at::ones({3}, dtype)));
   CHECK(gradients[1].equal(at::full({2, 2}, 1.0 / 1024, dtype)));
@@ -116,10 +115,8 @@ TEST_CASE("one value that is not finite is seen wherever it stands", "[train]") 
     const GradScaler scaler({.enabled = i % 2 == 0, .init = 256});
     std::vector<at::Tensor> gradients = {at::ones({5, 7}), at::ones({3}), at::ones({64})};
     auto flat = gradients[random.below(3)].view(-1);
-    const double bad = i % 3 == 0 ? std::numeric_limits<double>::quiet_NaN()
-                                  : std::numeric_limits<double>::infinity();
-    flat[static_cast<int64_t>(random.below(static_cast<uint64_t>(flat.numel())))] =
-        i % 5 == 0 ? -bad : bad;
+    const double bad = i % 3 == 0 ? std::numeric_limits<double>::quiet_NaN() : std::numeric_limits<double>::infinity();
+    flat[static_cast<int64_t>(random.below(static_cast<uint64_t>(flat.numel())))] = i % 5 == 0 ? -bad : bad;
     CHECK_FALSE(scaler.unscale(gradients));
   }
 }

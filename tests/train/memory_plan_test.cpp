@@ -156,7 +156,8 @@ Batch packed_batch(const Case& one) {
   for (const int64_t length : one.packed) {
     data::Example& row = rows.emplace_back();
     row.input_ids.assign(static_cast<size_t>(length), 7);
-    if (one.glm) std::ranges::copy(std::array{one.glm->gmask_token_id, one.glm->bos_token_id}, row.input_ids.begin() + length / 3);
+    if (one.glm)
+      std::ranges::copy(std::array{one.glm->gmask_token_id, one.glm->bos_token_id}, row.input_ids.begin() + length / 3);
     row.labels = row.input_ids;
   }
   std::vector<const data::Example*> pointers;
@@ -226,7 +227,8 @@ std::vector<std::pair<std::string, Case>> glm_cases() {
     one.row_tokens = 240;
   });
   add("dropout", [](Case& one) { one.lora->dropout = 0.1; });
-  for (const auto& [kind, recompute] : {std::pair{"full", nn::Recompute::kFull}, std::pair{"selective", nn::Recompute::kSelective}}) {
+  for (const auto& [kind, recompute] :
+       {std::pair{"full", nn::Recompute::kFull}, std::pair{"selective", nn::Recompute::kSelective}}) {
     add(std::string("recompute ") + kind, [recompute](Case& one) { one.recompute = recompute; });
     add(std::string("recompute ") + kind + " bf16, all linear", [recompute](Case& one) {
       one.lora = all_linear();
@@ -423,7 +425,8 @@ std::vector<std::pair<std::string, Case>> cases() {
     one.config = small_config(2);
   });
   add_method("prefix, recompute full", PrefixOptions{.num_virtual_tokens = 20}, in_full_recomputation);
-  add_method("prefix with projection", PrefixOptions{.num_virtual_tokens = 20, .projection = true, .encoder_hidden_size = 64}, plain);
+  add_method("prefix with projection", PrefixOptions{.num_virtual_tokens = 20, .projection = true, .encoder_hidden_size = 64},
+             plain);
   add_method("prompt", PromptOptions{.num_virtual_tokens = 20}, plain);
   add_method("prompt, bf16", PromptOptions{.num_virtual_tokens = 20}, in_half);
   add_method("prompt, recompute selective", PromptOptions{.num_virtual_tokens = 20},
@@ -477,7 +480,8 @@ TEST_CASE("parameters, gradients and optimizer state are counted as the real one
     std::map<const void*, uint64_t> in_few_bits;
     for (const auto& module : real.model->modules(/*include_self=*/false)) {
       const auto* linear = module->as<nn::LinearImpl>();
-      if (linear != nullptr && linear->weight_is_quantized()) in_few_bits[linear->weight.data_ptr()] = linear->quantized_weight()->bytes();
+      if (linear != nullptr && linear->weight_is_quantized())
+        in_few_bits[linear->weight.data_ptr()] = linear->quantized_weight()->bytes();
     }
     CHECK(in_few_bits.size() == (one.quantization ? 21 : 0));
     for (const auto& entry : real.model->named_parameters()) {

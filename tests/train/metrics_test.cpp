@@ -55,10 +55,9 @@ TEST_CASE("a metrics line holds the documented fields", "[train]") {
   const auto line = nlohmann::json::parse(to_json_line(step_of(7)));
   std::set<std::string> keys;
   for (const auto& [key, value] : line.items()) keys.insert(key);
-  CHECK(keys == std::set<std::string>{"step", "epoch", "loss", "lr", "grad_norm", "loss_scale",
-                                      "overflow", "tokens", "targets", "step_seconds",
-                                      "data_seconds", "data_read_seconds",
-                                      "data_transform_seconds", "copy_seconds", "tokens_per_second", "peak_memory_bytes"});
+  CHECK(keys == std::set<std::string>{"step", "epoch", "loss", "lr", "grad_norm", "loss_scale", "overflow", "tokens", "targets",
+                                      "step_seconds", "data_seconds", "data_read_seconds", "data_transform_seconds",
+                                      "copy_seconds", "tokens_per_second", "peak_memory_bytes"});
   CHECK(line["step"] == 7);
   CHECK(line["lr"].get<double>() == 1e-5 / 3);
   CHECK(line["overflow"] == false);

@@ -14,13 +14,9 @@ using train::locate_nonfinite;
 
 namespace {
 
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-TinyLayerImpl& layer(TinyModelImpl& model, size_t index) {
-  return *model.layers[index]->as<TinyLayerImpl>();
-}
+TinyLayerImpl& layer(TinyModelImpl& model, size_t index) { return *model.layers[index]->as<TinyLayerImpl>(); }
 
 }  // namespace
 

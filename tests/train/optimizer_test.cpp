@@ -21,8 +21,7 @@ namespace {
 
 NamedParameters two_parameters(at::ScalarType dtype = at::kFloat) {
   seed_generators(7);
-  return {{"a.weight", at::randn({5, 33}, dtype).requires_grad_()},
-          {"b.weight", at::randn({70}, dtype).requires_grad_()}};
+  return {{"a.weight", at::randn({5, 33}, dtype).requires_grad_()}, {"b.weight", at::randn({70}, dtype).requires_grad_()}};
 }
 
 /// The gradient of step `step`: the same for every optimizer that is compared.
@@ -66,11 +65,9 @@ TEST_CASE("AdamW equals torch.optim.AdamW", "[train]") {
   const double decay = GENERATE(0.0, 0.01, 0.5);
   const auto parameters = two_parameters(dtype);
   auto expected = clones(parameters);
-  const OptimizerOptions options{
-      .lr = 5e-3, .beta1 = 0.8, .beta2 = 0.95, .eps = 1e-6, .weight_decay = decay};
+  const OptimizerOptions options{.lr = 5e-3, .beta1 = 0.8, .beta2 = 0.95, .eps = 1e-6, .weight_decay = decay};
   const auto optimizer = make_optimizer(parameter_groups(parameters, options), options);
-  torch::optim::AdamW reference(
-      expected, torch::optim::AdamWOptions(5e-3).betas({0.8, 0.95}).eps(1e-6).weight_decay(decay));
+  torch::optim::AdamW reference(expected, torch::optim::AdamWOptions(5e-3).betas({0.8, 0.95}).eps(1e-6).weight_decay(decay));
   for (int step = 0; step < 30; ++step) {
     set_gradients(parameters, step);
     copy_gradients(parameters, expected);
@@ -84,11 +81,9 @@ TEST_CASE("SGD equals torch.optim.SGD", "[train]") {
   const double momentum = GENERATE(0.0, 0.9), decay = GENERATE(0.0, 0.1);
   const auto parameters = two_parameters();
   auto expected = clones(parameters);
-  const OptimizerOptions options{
-      .type = "sgd", .lr = 0.05, .weight_decay = decay, .momentum = momentum};
+  const OptimizerOptions options{.type = "sgd", .lr = 0.05, .weight_decay = decay, .momentum = momentum};
   const auto optimizer = make_optimizer(parameter_groups(parameters, options), options);
-  torch::optim::SGD reference(
-      expected, torch::optim::SGDOptions(0.05).momentum(momentum).weight_decay(decay));
+  torch::optim::SGD reference(expected, torch::optim::SGDOptions(0.05).momentum(momentum).weight_decay(decay));
   for (int step = 0; step < 30; ++step) {
     set_gradients(parameters, step);
     copy_gradients(parameters, expected);
@@ -204,7 +199,8 @@ TEST_CASE("without masters a parameter in half precision is rounded after every 
       if (type == "adamw") {
         m[i] = 0.9 * m[i] + 0.1 * gradients[i];
         v[i] = 0.999 * v[i] + 0.001 * gradients[i].square();
-        const at::Tensor direction = m[i] / (1 - std::pow(0.9, step + 1)) / ((v[i] / (1 - std::pow(0.999, step + 1))).sqrt() + 1e-8);
+        const at::Tensor direction =
+            m[i] / (1 - std::pow(0.9, step + 1)) / ((v[i] / (1 - std::pow(0.999, step + 1))).sqrt() + 1e-8);
         value = value * (1 - 0.01 * 0.1) - 0.01 * direction;
       } else {
         m[i] = 0.5 * m[i] + gradients[i] + 0.1 * value;
@@ -427,11 +423,9 @@ TEST_CASE("groups by weight decay", "[train]") {
     const auto groups = parameter_groups(parameters, {.weight_decay = 0.1});
     REQUIRE(groups.size() == 2);
     CHECK(groups[0].weight_decay == 0.1);
-    CHECK(names_of(groups[0]) ==
-          std::vector<std::string>{"layers.0.q_proj.weight", "biased.weight"});
+    CHECK(names_of(groups[0]) == std::vector<std::string>{"layers.0.q_proj.weight", "biased.weight"});
     CHECK(groups[1].weight_decay == 0);
-    CHECK(names_of(groups[1]) ==
-          std::vector<std::string>{"layers.0.q_proj.bias", "layers.0.input_layernorm.weight"});
+    CHECK(names_of(groups[1]) == std::vector<std::string>{"layers.0.q_proj.bias", "layers.0.input_layernorm.weight"});
   }
   SECTION("an empty list decays everything") {
     const auto groups = parameter_groups(parameters, {.weight_decay = 0.1, .no_decay = {}});
@@ -443,12 +437,9 @@ TEST_CASE("groups by weight decay", "[train]") {
 
 TEST_CASE("groups of LoRA+", "[train]") {
   const auto matrix = at::zeros({2, 2}), vector = at::zeros({2});
-  const NamedParameters parameters = {{"q_proj.default.lora_A", matrix},
-                                      {"q_proj.default.lora_B", matrix},
-                                      {"q_proj.bias", vector},
-                                      {"embed.default.lora_embedding_A", matrix},
-                                      {"embed.default.lora_embedding_B", matrix},
-                                      {"lm_head.weight", matrix}};
+  const NamedParameters parameters = {
+      {"q_proj.default.lora_A", matrix},          {"q_proj.default.lora_B", matrix},          {"q_proj.bias", vector},
+      {"embed.default.lora_embedding_A", matrix}, {"embed.default.lora_embedding_B", matrix}, {"lm_head.weight", matrix}};
   OptimizerOptions options{.lr = 1e-4, .weight_decay = 0.1};
   options.loraplus_lr_ratio = 16;
   const auto groups = parameter_groups(parameters, options);
@@ -488,4 +479,23 @@ TEST_CASE("optimizer options out of range are refused", "[train]") {
   CHECK_THROWS_AS(make_optimizer(groups, {.weight_decay = -1}), ConfigError);
   CHECK_THROWS_AS(make_optimizer({}, {}), ConfigError);
   CHECK_THROWS_AS(parameter_groups({}, {.no_decay = {"("}}), ConfigError);
+}
+
+TEST_CASE("an update counts as a change of the parameters, by whatever kernel", "[train]") {
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kDouble}) {
+    for (const std::string type : {"adamw", "sgd"}) {
+      for (const bool masters : {true, false}) {
+        INFO(type << " " << dtype << " masters " << masters);
+        const auto parameters = two_parameters(dtype);
+        OptimizerOptions options;
+        options.type = type;
+        options.master_weights = masters;
+        const auto optimizer = make_optimizer(parameter_groups(parameters, options), options);
+        set_gradients(parameters, 0);
+        const auto before = parameters.front().second._version();
+        optimizer->step(1e-2, 1);
+        CHECK(parameters.front().second._version() > before);
+      }
+    }
+  }
 }

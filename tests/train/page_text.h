@@ -14,9 +14,7 @@ inline size_t count(std::string_view text, std::string_view part) {
   return found;
 }
 
-inline bool has(std::string_view text, std::string_view part) {
-  return text.find(part) != std::string_view::npos;
-}
+inline bool has(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
 
 /// The data of the first SVG path of a class; "none" without one.
 inline std::string path_of(std::string_view html, std::string_view css_class) {

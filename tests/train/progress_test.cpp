@@ -173,11 +173,14 @@ TEST_CASE("a plain line tells of the steps since the one before", "[train]") {
   });
   CHECK(count(text, "\n") == 3);
   // Steps 2 to 4: 900 tokens in 0.9 + 1.5 s.
-  CHECK(count(text, "step 4/124 epoch 1/3 loss 4.0000 mean 3.0000 lr 2.45e-06 grad_norm 0.52 scale 2.68435e+08 overflow no 375 tok/s "
-                    "step 0.300 s data 0.500 s mem 512.0 MiB\n") == 1);
+  CHECK(count(text,
+              "step 4/124 epoch 1/3 loss 4.0000 mean 3.0000 lr 2.45e-06 grad_norm 0.52 scale 2.68435e+08 overflow no 375 tok/s "
+              "step 0.300 s data 0.500 s mem 512.0 MiB\n") == 1);
   // Steps 5 to 8, one of whose losses is not finite: 2600 tokens in 2.6 + 2 s.
-  CHECK(count(text, "step 8/124 epoch 2/3 loss 8.0000 mean 6.3333 lr 2.45e-06 grad_norm 0.52 scale 2.68435e+08 overflow 2 of 4 565 tok/s "
-                    "step 0.650 s data 0.500 s mem 512.0 MiB\n") == 1);
+  CHECK(
+      count(text,
+            "step 8/124 epoch 2/3 loss 8.0000 mean 6.3333 lr 2.45e-06 grad_norm 0.52 scale 2.68435e+08 overflow 2 of 4 565 tok/s "
+            "step 0.650 s data 0.500 s mem 512.0 MiB\n") == 1);
 }
 
 TEST_CASE("a quiet log is a quiet progress", "[train]") {
@@ -197,9 +200,9 @@ TEST_CASE("a terminal gets one line that redraws itself", "[train]") {
   CHECK(text.ends_with("\n"));
   // Drawn for the first and the last step; the others come at once.
   CHECK(count(text, "\r\x1b[K") == 2);
-  CHECK(text.starts_with(
-      "\r\x1b[K150/300  50% ██████████░░░░░░░░░░ loss 2.1234 lr 2.0e-04 grad 0.52 1234 tok/s "
-      "data 0.001s eta 00:0"));
+  CHECK(
+      text.starts_with("\r\x1b[K150/300  50% ██████████░░░░░░░░░░ loss 2.1234 lr 2.0e-04 grad 0.52 1234 tok/s "
+                       "data 0.001s eta 00:0"));
   CHECK(count(text, "300/300 100% ████████████████████ loss") == 1);
   CHECK(count(text, "\x1b[3") == 0);
 }

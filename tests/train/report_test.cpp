@@ -115,8 +115,7 @@ TEST_CASE("samples, configuration and environment are shown when there are any",
   content.config_yaml = "train: {epochs: 1}\n";
   content.environment = {{"Machine", "two cores"}};
   const std::string html = report_html(content);
-  for (const char* text :
-       {"类型#裤", "的的", "阔腿裤", "宽松的阔腿裤", "<pre>train: {epochs: 1}", "two cores"}) {
+  for (const char* text : {"类型#裤", "的的", "阔腿裤", "宽松的阔腿裤", "<pre>train: {epochs: 1}", "two cores"}) {
     CHECK(has(html, text));
   }
 }

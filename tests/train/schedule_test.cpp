@@ -10,8 +10,7 @@ using train::ScheduleOptions;
 namespace {
 
 ScheduleOptions schedule(const std::string& type, double power = 1) {
-  return {
-      .type = type, .lr = 0.1, .warmup_steps = 4, .total_steps = 12, .end = 0.01, .power = power};
+  return {.type = type, .lr = 0.1, .warmup_steps = 4, .total_steps = 12, .end = 0.01, .power = power};
 }
 
 struct Row {
@@ -66,15 +65,13 @@ TEST_CASE("edges of the learning-rate schedule", "[train]") {
     CHECK(learning_rate({.type = "cosine", .lr = 0.1, .total_steps = 10}, 1) == 0.1);
   }
   SECTION("a warm-up as long as the run leaves one step at the full rate, then end") {
-    const ScheduleOptions options{
-        .type = "linear", .lr = 0.1, .warmup_steps = 5, .total_steps = 3, .end = 0.01};
+    const ScheduleOptions options{.type = "linear", .lr = 0.1, .warmup_steps = 5, .total_steps = 3, .end = 0.01};
     CHECK(learning_rate(options, 3) == Approx(0.04));
     CHECK(learning_rate(options, 6) == 0.1);
     CHECK(learning_rate(options, 7) == 0.01);
   }
   SECTION("an unknown type is refused") {
-    const auto text =
-        testing::message_of<ConfigError>([] { learning_rate({.type = "triangle"}, 1); });
+    const auto text = testing::message_of<ConfigError>([] { learning_rate({.type = "triangle"}, 1); });
     CHECK(text.find("\"triangle\"") != std::string::npos);
   }
 }

@@ -10,9 +10,13 @@
 using namespace lora;
 
 TEST_CASE("a step's operations are those of its products and its attention", "[train]") {
-  const auto config = llama::fresh_llama_config(
-      std::nullopt, {{"vocab_size", "50"}, {"hidden_size", "8"}, {"intermediate_size", "12"}, {"num_hidden_layers", "2"},
-                     {"num_attention_heads", "2"}, {"num_key_value_heads", "1"}, {"max_position_embeddings", "64"}});
+  const auto config = llama::fresh_llama_config(std::nullopt, {{"vocab_size", "50"},
+                                                               {"hidden_size", "8"},
+                                                               {"intermediate_size", "12"},
+                                                               {"num_hidden_layers", "2"},
+                                                               {"num_attention_heads", "2"},
+                                                               {"num_key_value_heads", "1"},
+                                                               {"max_position_embeddings", "64"}});
   llama::LlamaForCausalLMImpl model(config);
   const double weights = 2 * (8 * 8 + 2 * 4 * 8 + 8 * 8 + 3 * 8 * 12), head = 50 * 8;
   Batch batch;

@@ -67,8 +67,7 @@ class SquarePenalty : public nn::Adapter {
 }  // namespace
 
 TEST_CASE("1 x 8, 2 x 4 and 8 x 1 rows are the same step", "[train]") {
-  const auto [dtype, tolerance] =
-      GENERATE(std::pair{at::kFloat, 1e-6}, std::pair{at::kDouble, 1e-12});
+  const auto [dtype, tolerance] = GENERATE(std::pair{at::kFloat, 1e-6}, std::pair{at::kDouble, 1e-12});
   const auto dataset = tiny_dataset(8);
   auto whole = full_setup(gradient_options(), dtype);
   const auto result = whole.step(batches_of(dataset, 8));
@@ -101,8 +100,7 @@ TEST_CASE("a step reports what it did", "[train]") {
   CHECK_FALSE(result.overflow);
   CHECK(result.nonfinite.empty());
   CHECK(result.step_seconds > 0);
-  CHECK(result.tokens_per_second ==
-        Approx(static_cast<double>(result.tokens) / result.step_seconds));
+  CHECK(result.tokens_per_second == Approx(static_cast<double>(result.tokens) / result.step_seconds));
   CHECK(result.peak_bytes > 1'000'000);
   int64_t tokens = 0, targets = 0;
   for (const auto& example : dataset.examples) {
@@ -199,8 +197,7 @@ TEST_CASE("the loss can be divided by all positions", "[train]") {
   const auto result = full_setup(options).step(batches);
   int64_t positions = 0;
   for (const auto& batch : batches) positions += batch.input_ids_BS.numel();
-  CHECK(result.loss * static_cast<double>(positions) ==
-        Approx(per_target * static_cast<double>(result.targets)).epsilon(1e-6));
+  CHECK(result.loss * static_cast<double>(positions) == Approx(per_target * static_cast<double>(result.targets)).epsilon(1e-6));
 }
 
 TEST_CASE("a regularizer is added once, whatever the number of micro-batches", "[train]") {
@@ -234,16 +231,13 @@ TEST_CASE("a gradient that is not finite changes nothing but the scale", "[train
     const auto weights = values_of(*setup.model);
     const auto memory = values_of(*setup.state().optimizer);
     const at::Tensor parameter = trained[random.below(trained.size())].second;
-    const auto element =
-        static_cast<int64_t>(random.below(static_cast<uint64_t>(parameter.numel())));
+    const auto element = static_cast<int64_t>(random.below(static_cast<uint64_t>(parameter.numel())));
     const double value = i % 3 == 0 ? kNan : (i % 3 == 1 ? kInfinity : -kInfinity);
     const PoisonedGradient poison(parameter, element, value);
     const auto result = setup.step(batches);
-    unchanged += result.overflow && result.nonfinite.empty() && std::isnan(result.grad_norm) &&
-                 result.loss_scale == 1024 &&
+    unchanged += result.overflow && result.nonfinite.empty() && std::isnan(result.grad_norm) && result.loss_scale == 1024 &&
                  setup.state().scaler.state() == train::GradScaler::State{256, 0} &&
-                 same_bits(values_of(*setup.model), weights) &&
-                 same_bits(values_of(*setup.state().optimizer), memory) &&
+                 same_bits(values_of(*setup.model), weights) && same_bits(values_of(*setup.state().optimizer), memory) &&
                  !has_gradient(*setup.model);
   }
   CHECK(unchanged == 100);

@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "data/listed_rows.h"
 #include "lora/core/random.h"
 #include "lora/data/collate.h"
-#include "data/listed_rows.h"
 #include "lora/nn/causal_lm.h"
 #include "lora/nn/embedding.h"
 #include "lora/nn/norm.h"
@@ -25,8 +25,7 @@ constexpr int64_t kTinyVocab = 17;
 class TinyLayerImpl : public torch::nn::Module {
  public:
   explicit TinyLayerImpl(int64_t width)
-      : norm(register_module("norm", nn::RmsNorm(width, 1e-6))),
-        proj(register_module("proj", nn::Linear(width, width))) {}
+      : norm(register_module("norm", nn::RmsNorm(width, 1e-6))), proj(register_module("proj", nn::Linear(width, width))) {}
 
   at::Tensor forward(const at::Tensor& x_BSD) {
     const auto count = at::arange(1, x_BSD.size(1) + 1, x_BSD.options()).unsqueeze(1);
@@ -116,9 +115,7 @@ inline Values values_of(const train::Optimizer& optimizer) {
 /// Same names, types and bits (NaN equals itself).
 inline bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) return false;
-  const auto bytes = [](const at::Tensor& tensor) {
-    return tensor.detach().contiguous().reshape(-1).view(at::kByte);
-  };
+  const auto bytes = [](const at::Tensor& tensor) { return tensor.detach().contiguous().reshape(-1).view(at::kByte); };
   return bytes(a).equal(bytes(b));
 }
 

@@ -34,8 +34,7 @@ TEST_CASE("fit trains until the loader ends", "[train]") {
     CHECK(results[i].epoch == 0);
     CHECK(results[i].data_seconds >= 0);
     CHECK(results[i].tokens_per_second ==
-          Approx(static_cast<double>(results[i].tokens) /
-                 (results[i].step_seconds + results[i].data_seconds)));
+          Approx(static_cast<double>(results[i].tokens) / (results[i].step_seconds + results[i].data_seconds)));
   }
   CHECK_FALSE(setup.trainer->fit(loader));
 }
@@ -64,8 +63,9 @@ TEST_CASE("fit stops when it is told to, after a whole step", "[train]") {
 TEST_CASE("callbacks run in order and share the result", "[train]") {
   auto setup = full_setup();
   std::vector<double> seen;
-  setup.trainer->on_step([](train::StepResult& result) { result.eval_loss = 1.5; })
-      .on_step([&](train::StepResult& result) { seen.push_back(*result.eval_loss); });
+  setup.trainer->on_step([](train::StepResult& result) { result.eval_loss = 1.5; }).on_step([&](train::StepResult& result) {
+    seen.push_back(*result.eval_loss);
+  });
   CHECK(setup.step(batches_of(tiny_dataset(4), 4)).eval_loss == 1.5);
   CHECK(seen == std::vector<double>{1.5});
 }
@@ -86,9 +86,7 @@ TEST_CASE("the trainer fills in what follows from its options", "[train]") {
 TEST_CASE("the trainer trains what requires a gradient, tied weights once", "[train]") {
   auto model = std::make_shared<TinyModelImpl>();
   for (auto& parameter : model->parameters()) parameter.set_requires_grad(false);
-  SECTION("nothing to train is an error") {
-    CHECK_THROWS_AS(train::Trainer(model, {}, tiny_options()), ConfigError);
-  }
+  SECTION("nothing to train is an error") { CHECK_THROWS_AS(train::Trainer(model, {}, tiny_options()), ConfigError); }
   SECTION("a weight of two modules") {
     model->embed->weight.set_requires_grad(true);
     model->layers->register_module("tied", model->embed.ptr());
@@ -102,8 +100,7 @@ TEST_CASE("the trainer trains what requires a gradient, tied weights once", "[tr
 TEST_CASE("the adapter is saved every few steps", "[train]") {
   const ScratchFolder scratch;
   auto setup = lora_setup();
-  setup.trainer->on_step(train::log_every(2))
-      .on_step(train::save_every(2, setup.adapters, scratch / "adapter"));
+  setup.trainer->on_step(train::log_every(2)).on_step(train::save_every(2, setup.adapters, scratch / "adapter"));
   const auto batches = batches_of(tiny_dataset(4), 4);
   setup.step(batches);
   CHECK_FALSE(std::filesystem::exists(scratch / "adapter"));

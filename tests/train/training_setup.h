@@ -30,13 +30,10 @@ struct Setup {
   std::unique_ptr<train::Trainer> trainer;
 
   train::StepState& state() { return trainer->state(); }
-  train::StepResult step(std::span<const Batch> micro_batches) {
-    return trainer->step(micro_batches);
-  }
+  train::StepResult step(std::span<const Batch> micro_batches) { return trainer->step(micro_batches); }
 };
 
-inline Setup full_setup(const train::TrainerOptions& options = tiny_options(),
-                        at::ScalarType dtype = at::kFloat) {
+inline Setup full_setup(const train::TrainerOptions& options = tiny_options(), at::ScalarType dtype = at::kFloat) {
   Setup setup{std::make_shared<TinyModelImpl>(), {}, nullptr};
   setup.model->to(dtype);
   setup.trainer = std::make_unique<train::Trainer>(setup.model, setup.adapters, options);
@@ -57,8 +54,7 @@ inline Setup lora_setup(const train::TrainerOptions& options = tiny_options(), d
 /// While it lives, one element of one parameter's gradient becomes `value` in every backward pass.
 class PoisonedGradient {
  public:
-  PoisonedGradient(at::Tensor parameter, int64_t element, double value)
-      : parameter_(std::move(parameter)) {
+  PoisonedGradient(at::Tensor parameter, int64_t element, double value) : parameter_(std::move(parameter)) {
     hook_ = parameter_.register_hook([=](const at::Tensor& gradient) {
       at::Tensor poisoned = gradient.clone();
       poisoned.view(-1)[element] = value;

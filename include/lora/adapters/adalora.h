@@ -24,12 +24,12 @@ struct AdaLoraOptions {
   int64_t target_rank = 8;  ///< of a module on average at the end
   double alpha = 8;         ///< the scale is alpha / (init_rank + 1e-5); 0 or less: init_rank
   double dropout = 0;
-  int64_t initial_steps = 0;   ///< tinit: steps before ranks fall
-  int64_t final_steps = 0;     ///< tfinal: steps at the end with the ranks that were found
-  int64_t interval = 1;        ///< deltaT: steps between allocations
+  int64_t initial_steps = 0;          ///< tinit: steps before ranks fall
+  int64_t final_steps = 0;            ///< tfinal: steps at the end with the ranks that were found
+  int64_t interval = 1;               ///< deltaT: steps between allocations
   double beta1 = 0.85, beta2 = 0.85;  ///< of the averages of importance and of its uncertainty
   double orth_reg_weight = 0.5;
-  int64_t total_steps = 0;  ///< total_step: of the whole training
+  int64_t total_steps = 0;    ///< total_step: of the whole training
   std::string bias = "none";  ///< none | all | lora_only
 
   std::variant<std::vector<std::string>, std::string> targets = std::vector<std::string>{"q_proj", "v_proj"};
@@ -111,8 +111,8 @@ class RankAllocator {
   std::optional<std::vector<std::vector<bool>>> kept_;
 };
 
-/// Lets the ranks of an AdaLoRA that came from files be allocated from step 1 on, as those of a fresh one are. Does nothing for other
-/// methods, and where the file says which ranks a finished training kept. Throws ConfigError as check_adalora does.
+/// Lets the ranks of an AdaLoRA that came from files be allocated from step 1 on, as those of a fresh one are. Does nothing for
+/// other methods, and where the file says which ranks a finished training kept. Throws ConfigError as check_adalora does.
 void allocate_ranks(const AdapterSet& adapters);
 
 }  // namespace lora

@@ -18,19 +18,21 @@ void save_adapter(const AdapterSet& adapters, const Path& directory);
 /// Attaches the adapter of a PEFT directory. Trainable and active, as after inject. Every tensor of
 /// the file must find its place and every place its tensor, in the right shape; otherwise
 /// ShapeError names them. Names with or without "base_model.model." and with the adapter's name
-/// left in are accepted.
-AdapterSet load_adapter(torch::nn::Module& model, const Path& directory,
-                        const std::string& name = "default");
+/// left in are accepted. Throws FormatError where the config names what the model has not, NonFiniteError for NaN and infinity,
+/// ConfigError for a name that is taken. options: those of the file, but for what only training reads (dropout); nothing: the
+/// file's. An adapter that PEFT saved unconverted after init_lora_weights pissa or olora counts from the start that this init
+/// takes from the base, as in PEFT.
+AdapterSet load_adapter(torch::nn::Module& model, const Path& directory, const std::string& name = "default",
+                        const std::optional<MethodOptions>& options = std::nullopt);
 
 /// The same in values: what save_adapter writes, and load_adapter reads.
 io::AdapterFiles adapter_to_files(const AdapterSet& adapters);
-AdapterSet adapter_from_files(torch::nn::Module& model, const io::AdapterFiles& files,
-                              const std::string& name);
+AdapterSet adapter_from_files(torch::nn::Module& model, const io::AdapterFiles& files, const std::string& name,
+                              const std::optional<MethodOptions>& options = std::nullopt);
 /// Lets the rows of an adapter's tokens start as those of another's files (trainable tokens alone, or beside another method).
 /// Throws ConfigError unless both have the same tokens in the same tables, ShapeError where the file's rows do not fit.
 void start_token_rows(const AdapterSet& adapters, const io::AdapterFiles& files);
 /// Copies tensors of a file into an adapter that is already attached; same checks.
-void load_adapter_tensors(const AdapterSet& adapters,
-                          const std::map<std::string, at::Tensor>& tensors);
+void load_adapter_tensors(const AdapterSet& adapters, const std::map<std::string, at::Tensor>& tensors);
 
 }  // namespace lora

@@ -18,7 +18,7 @@ class AdapterSets {
  public:
   AdapterSets() = default;
   /// Of one; an empty handle is none.
-  AdapterSets(AdapterSet one);  // NOLINT(google-explicit-constructor)
+  AdapterSets(AdapterSet one);                   // NOLINT(google-explicit-constructor)
   AdapterSets(std::vector<AdapterSet> several);  // NOLINT(google-explicit-constructor)
 
   explicit operator bool() const { return !sets_.empty(); }

@@ -13,9 +13,9 @@ namespace lora {
 /// with its meaning of every option. Houlsby et al. 2019: both places. Pfeiffer et al. 2020: after feed-forward only, reading
 /// the sum with the stream. Parallel (He et al. 2022): beside feed-forward, reading what it reads.
 struct BottleneckOptions {
-  bool mh_adapter = false;       ///< after attention
-  bool output_adapter = true;    ///< after feed-forward
-  double reduction_factor = 16;  ///< hidden size / size of the bottleneck
+  bool mh_adapter = false;             ///< after attention
+  bool output_adapter = true;          ///< after feed-forward
+  double reduction_factor = 16;        ///< hidden size / size of the bottleneck
   std::string non_linearity = "relu";  ///< relu | swish (silu) | gelu | gelu_new | tanh | sigmoid | leakyrelu | elu
   bool original_ln_before = true;      ///< the network reads the block's output plus the stream, else the output alone
   bool is_parallel = false;            ///< the network reads the stream before the block

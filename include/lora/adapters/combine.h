@@ -53,8 +53,7 @@ std::vector<std::string> combination_types();
 /// Differs from PEFT 0.21.2 where that gives another sum than it says: an rsLoRA adapter's
 /// combination is not scaled once more by sqrt(rank), and whole parameters keep their trained
 /// values.
-io::AdapterFiles combine_adapters(const std::vector<io::AdapterFiles>& adapters,
-                                  const std::vector<double>& weights,
+io::AdapterFiles combine_adapters(const std::vector<io::AdapterFiles>& adapters, const std::vector<double>& weights,
                                   const CombineOptions& options = {});
 
 /// The same of adapters that a model carries, as a new adapter that is not active; which ones are

@@ -46,8 +46,8 @@ class DoraLinear : public LoraLinear {
   std::shared_ptr<const KeptScale> kept_now() const;
 
   std::atomic<std::shared_ptr<const KeptScale>> kept_;  ///< threads may generate with one adapter
-  at::Tensor base_lengths_;  ///< |W|^2 per row (a buffer)
-  std::optional<nn::WeightStamp> seen_;  ///< of the weight when its rows were measured
+  at::Tensor base_lengths_;                             ///< |W|^2 per row (a buffer)
+  std::optional<nn::WeightStamp> seen_;                 ///< of the weight when its rows were measured
 };
 
 /// The same for an Embedding, whose columns have lengths: (magnitude / n) * (E[id] + scale * B A[id]). magnitude (dim).

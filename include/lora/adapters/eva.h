@@ -40,9 +40,9 @@ struct EvaReport {
 /// largest part of their layer's variance. A layer that is left with none loses its adapter; afterwards the options have
 /// the adapted modules as targets, and rank_pattern and alpha_pattern as PEFT would write them.
 ///
-/// `batch(i)` gives batch i; it is asked for 0, 1, 2, ... once each, until every direction is found. Inputs are seen in evaluation mode, without
-/// any adapter, and only running sums are kept; layers with the same input share them. Padding counts unless the label mask
-/// or attention_mask_BS leaves it out. Embeddings begin as with "true".
+/// `batch(i)` gives batch i; it is asked for 0, 1, 2, ... once each, until every direction is found. Inputs are seen in
+/// evaluation mode, without any adapter, and only running sums are kept; layers with the same input share them. Padding counts
+/// unless the label mask or attention_mask_BS leaves it out. Embeddings begin as with "true".
 ///
 /// The same numbers as PEFT's, but for `whiten`: PEFT divides again for each layer that shares an input, here it is done once.
 /// Throws ConfigError for an adapter that is not LoRA with init "eva", is not the only active one or is merged, DataError when

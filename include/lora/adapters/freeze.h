@@ -27,11 +27,9 @@ struct FreezeReport {
 /// fp32 when it is fp16; in bf16 it stays, since train::Optimizer updates a copy in fp32 (turn it
 /// into fp32 yourself for an optimizer that does not). Throws ConfigError when the adapter is not active, nothing is
 /// left to train, or an expression matches no parameter.
-FreezeReport freeze_base(torch::nn::Module& model, const AdapterSet& adapters,
-                         const FreezeRules& rules = {});
+FreezeReport freeze_base(torch::nn::Module& model, const AdapterSet& adapters, const FreezeRules& rules = {});
 /// The same for several that train together; all of them must be active.
-FreezeReport freeze_base(torch::nn::Module& model, const std::vector<AdapterSet>& adapters,
-                         const FreezeRules& rules = {});
+FreezeReport freeze_base(torch::nn::Module& model, const std::vector<AdapterSet>& adapters, const FreezeRules& rules = {});
 
 /// Every parameter trains except what `rules` freeze: for full fine-tuning. Same types and errors.
 FreezeReport train_all(torch::nn::Module& model, const FreezeRules& rules = {});

@@ -17,7 +17,7 @@ struct Ia3Options {
   /// Those of the targets whose inputs are scaled.
   std::variant<std::vector<std::string>, std::string> feedforward = std::vector<std::string>{"down_proj"};
   std::vector<std::string> modules_to_save = {};
-  bool init_ones = true;  ///< false: normal, for tests
+  bool init_ones = true;             ///< false: normal, for tests
   std::string base_model_name = {};  ///< written into adapter_config.json
 };
 

@@ -20,8 +20,7 @@ namespace lora {
 ///
 /// The model carries a record of its adapters as a child module "lora_adapters", which has no
 /// parameters. Source: PEFT 0.21 tuners.
-AdapterSet inject_method(torch::nn::Module& model, const MethodOptions& options,
-                         const std::string& name = "default");
+AdapterSet inject_method(torch::nn::Module& model, const MethodOptions& options, const std::string& name = "default");
 
 /// The same for LoRA, whose options can be written in place: inject(model, {.rank = 4}).
 inline AdapterSet inject(torch::nn::Module& model, const LoraOptions& options, const std::string& name = "default") {
@@ -29,8 +28,8 @@ inline AdapterSet inject(torch::nn::Module& model, const LoraOptions& options, c
 }
 /// The same for the options of another method.
 template <class Options>
-  requires(std::constructible_from<MethodOptions, Options> && !std::same_as<Options, LoraOptions>)
-AdapterSet inject(torch::nn::Module& model, const Options& options, const std::string& name = "default") {
+requires(std::constructible_from<MethodOptions, Options> && !std::same_as<Options, LoraOptions>) AdapterSet
+    inject(torch::nn::Module& model, const Options& options, const std::string& name = "default") {
   return inject_method(model, options, name);
 }
 

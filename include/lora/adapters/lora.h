@@ -38,8 +38,7 @@ struct LoraOptions {
 
   /// Which modules: names or dot-suffixes, or one regular expression over the whole path, or
   /// "all-linear".
-  std::variant<std::vector<std::string>, std::string> targets =
-      std::vector<std::string>{"q_proj", "v_proj"};
+  std::variant<std::vector<std::string>, std::string> targets = std::vector<std::string>{"q_proj", "v_proj"};
   std::variant<std::vector<std::string>, std::string> exclude = std::vector<std::string>{};
   std::optional<std::vector<int64_t>> layers_to_transform = {};
   std::vector<std::string> layers_pattern = {};
@@ -71,8 +70,7 @@ class LoraLinear : public nn::Adapter {
  public:
   /// Throws ConfigError for rank < 1, dropout outside [0, 1), an unknown init, or an odd rank with
   /// "orthogonal". With an init that starts from the base weight the factors are as for "true" until start_from().
-  LoraLinear(const nn::LinearLayout& layout, int64_t rank, double alpha,
-             const LoraOptions& options);
+  LoraLinear(const nn::LinearLayout& layout, int64_t rank, double alpha, const LoraOptions& options);
 
   /// Sets the factors and remembers them: from now on the update is what they have changed, scale * (B A - B0 A0), so that
   /// it begins at zero. PEFT takes scale * B0 A0 out of the base weight instead, which is the same sum; here the base stays.
@@ -103,8 +101,7 @@ class LoraLinear : public nn::Adapter {
 /// (dim, rank), fp32.
 class LoraEmbedding : public nn::Adapter {
  public:
-  LoraEmbedding(const nn::EmbeddingOptions& base, int64_t rank, double alpha,
-                const LoraOptions& options);
+  LoraEmbedding(const nn::EmbeddingOptions& base, int64_t rank, double alpha, const LoraOptions& options);
 
   at::Tensor delta(const at::Tensor& ids) override;
   at::Tensor weight_delta() const override;

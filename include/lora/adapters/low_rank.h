@@ -25,10 +25,9 @@ struct LowRankAdapter {
   std::map<std::string, at::Tensor> others = {};
 };
 
-/// The pairs of a LoRA, rsLoRA or AdaLoRA adapter (its E folded into A) with their scales. Names with or without PEFT's prefix and
-/// with an adapter's name left in are accepted, frozen copies of base weights left out. Throws
-/// ShapeError, naming the module, for half a pair and for factors that are no matrices of the rank
-/// that the config gives them.
+/// The pairs of a LoRA, rsLoRA or AdaLoRA adapter (its E folded into A) with their scales. Names with or without PEFT's prefix
+/// and with an adapter's name left in are accepted, frozen copies of base weights left out. Throws ShapeError, naming the module,
+/// for half a pair and for factors that are no matrices of the rank that the config gives them.
 LowRankAdapter low_rank_adapter(const io::AdapterFiles& files);
 
 /// What a tensor among `others` belongs to, for messages: "DoRA", "a bias", "a module trained whole

@@ -8,6 +8,9 @@
 
 namespace lora {
 
+/// On the keys and values of ChatGLM-6B's P-tuning v2.
+constexpr double kPTuningV2Dropout = 0.1;
+
 /// Prefix tuning (Li and Liang 2021), and P-tuning v2 (Liu et al. 2022) as ChatGLM-6B has it: learned keys and values before
 /// every sequence, in every layer. With PEFT's meaning of every option.
 struct PrefixOptions {
@@ -15,15 +18,15 @@ struct PrefixOptions {
   bool projection = false;          ///< made by a network of two layers from smaller embeddings
   int64_t encoder_hidden_size = 0;  ///< of that network; 0: the width of a layer's keys
   bool init_zero = false;           ///< no effect at the start; else normal
-  double dropout = 0;               ///< on keys and values, in training; ChatGLM-6B's P-tuning v2 has 0.1
+  double dropout = 0;               ///< on keys and values, in training
   std::string base_model_name = {};
 };
 
 /// Prompt tuning (Lester et al. 2021): learned embeddings before every sequence.
 struct PromptOptions {
   int64_t num_virtual_tokens = 20;
-  std::string init = "RANDOM";          ///< RANDOM | SAMPLE_VOCAB | TEXT
-  std::vector<int64_t> init_ids = {};   ///< TEXT: tokens of the text, cut or repeated to num_virtual_tokens
+  std::string init = "RANDOM";                 ///< RANDOM | SAMPLE_VOCAB | TEXT
+  std::vector<int64_t> init_ids = {};          ///< TEXT: tokens of the text, cut or repeated to num_virtual_tokens
   std::string init_text = {}, tokenizer = {};  ///< written into adapter_config.json
   std::string base_model_name = {};
 };
@@ -59,7 +62,8 @@ class PromptEncoder : public nn::Prompt {
 /// fp32. `as_stored`: without the network, for values that come from a file.
 std::shared_ptr<PromptEncoder> make_prefix(const PrefixOptions& options, const nn::PromptShape& shape, bool as_stored = false);
 /// table_VD: the model's embeddings, for SAMPLE_VOCAB and TEXT.
-std::shared_ptr<PromptEncoder> make_prompt(const PromptOptions& options, const nn::PromptShape& shape, const at::Tensor& table_VD);
+std::shared_ptr<PromptEncoder> make_prompt(const PromptOptions& options, const nn::PromptShape& shape,
+                                           const at::Tensor& table_VD);
 std::shared_ptr<PromptEncoder> make_ptuning(const PTuningOptions& options, const nn::PromptShape& shape, bool as_stored = false);
 
 }  // namespace lora

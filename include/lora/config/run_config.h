@@ -26,9 +26,9 @@ struct RunSection {
   std::optional<std::string> mode;  ///< the sub-command; filled in when the file leaves it out
   Path output_dir;
   int64_t seed = 0;
-  std::string resume = "auto";  ///< none | auto | path of a checkpoint
-  std::string device = "auto";  ///< auto | cpu | cuda | cuda:N
-  int64_t threads = 0;          ///< 0: what the machine has
+  std::string resume = "auto";                  ///< none | auto | path of a checkpoint
+  std::string device = "auto";                  ///< auto | cpu | cuda | cuda:N
+  int64_t threads = 0;                          ///< 0: what the machine has
   std::vector<std::string> disable_fast_paths;  ///< all | names of nn::FastPaths
   bool operator==(const RunSection&) const = default;
 };
@@ -52,7 +52,7 @@ struct TokenizerSection {
 
 /// The frozen base in few bits; nothing without `bits`. docs/run-file.md has the defaults.
 struct QuantizationSection {
-  std::optional<int64_t> bits;  ///< 4 | 8
+  std::optional<int64_t> bits;      ///< 4 | 8
   std::optional<std::string> type;  ///< of 4 bits: nf4 | fp4
   std::optional<bool> double_quantized;
   std::optional<int64_t> block_size;
@@ -85,7 +85,7 @@ struct AdapterSection {
   std::optional<std::string> init_lora_weights;
   EvaSection eva_config;
   LoftqSection loftq_config;
-  std::optional<std::string> bias;               ///< none | all | lora_only
+  std::optional<std::string> bias;  ///< none | all | lora_only
   std::optional<Names> target_modules, exclude_modules;
   std::optional<std::vector<std::string>> modules_to_save, layers_pattern;
   std::optional<TokenIndices> trainable_token_indices;
@@ -151,8 +151,8 @@ struct DataSection {
   std::string on_overlap = "warn";    ///< warn | drop | error
   bool require_end_token = false;
   std::optional<std::string> prompt_column,
-      response_column;  ///< adgen, completion: other field names
-  std::optional<Path> cache_dir;  ///< of tokens; default: `cache` in run.output_dir
+      response_column;                                   ///< adgen, completion: other field names
+  std::optional<Path> cache_dir;                         ///< of tokens; default: `cache` in run.output_dir
   bool train_on_sop = false, ignore_pad_in_loss = true;  ///< adgen with ChatGLM's tokenizer
   LoaderSection loader;
   bool operator==(const DataSection&) const = default;
@@ -252,7 +252,7 @@ struct RunConfig {
   RunSection run;
   ModelSection model;
   TokenizerSection tokenizer;
-  AdapterSection adapter;                  ///< its name is "default"
+  AdapterSection adapter;                   ///< its name is "default"
   std::vector<NamedAdapter> more_adapters;  ///< `adapter.also`
   FreezeSection freeze;
   DataSection data;
@@ -270,14 +270,13 @@ struct RunConfig {
 /// one that run.mode names, without it train for adapter.method none and finetune otherwise. Throws
 /// ConfigError (unknown key with the nearest one, wrong type, out of range, duplicate, missing
 /// file).
-RunConfig load_run_config(const Path& file, const std::vector<std::string>& overrides,
-                          const Path& override_base, std::string_view command);
+RunConfig load_run_config(const Path& file, const std::vector<std::string>& overrides, const Path& override_base,
+                          std::string_view command);
 
 /// The same from text; `name` stands for the file in messages, `base` is what relative paths count
 /// from.
 RunConfig parse_run_config(std::string_view text, std::string_view name, const Path& base,
-                           const std::vector<std::string>& overrides, const Path& override_base,
-                           std::string_view command);
+                           const std::vector<std::string>& overrides, const Path& override_base, std::string_view command);
 
 /// The whole configuration as a run file, every default written out, paths absolute. Reading it
 /// gives an equal configuration.
@@ -291,7 +290,6 @@ struct ConfigDifference {
 
 /// Keys that differ and would change the result of a resumed run (not: how far it runs, where it
 /// logs, what it saves, which device or how many threads compute it, run.resume).
-std::vector<ConfigDifference> result_changing_differences(const RunConfig& before,
-                                                          const RunConfig& after);
+std::vector<ConfigDifference> result_changing_differences(const RunConfig& before, const RunConfig& after);
 
 }  // namespace lora::config

@@ -20,9 +20,9 @@ struct StagedConfig {
 };
 
 /// As load_run_config. Each stage is the common file with the stage's sections over it (adapter, freeze, data, train, checkpoint,
-/// generate, log); an override `stages.NAME.section.key=value` is one stage's. What a stage trains goes on in the next: an adapter
-/// of the same method as adapter.init_from, rows of tokens as adapter.tokens_from. Throws ConfigError, also where something that
-/// was trained would have no place in the next stage.
+/// generate, log); an override `stages.NAME.section.key=value` is one stage's. What a stage trains goes on in the next: an
+/// adapter of the same method as adapter.init_from, rows of tokens as adapter.tokens_from. Throws ConfigError, also where
+/// something that was trained would have no place in the next stage.
 StagedConfig load_staged_config(const Path& file, const std::vector<std::string>& overrides, const Path& override_base,
                                 std::string_view command);
 

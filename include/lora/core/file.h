@@ -14,6 +14,9 @@ namespace lora {
 /// `max_bytes`.
 std::string read_file(const Path& path, uint64_t max_bytes = 1ull << 30);
 
+/// Makes a directory and those above it, where they are not there. Throws IoError.
+void make_directories(const Path& directory);
+
 /// A file that is written, fsynced and closed, or reported: no error of the disk is lost.
 /// Every member throws IoError with the path and the system's reason.
 class OutputFile {
@@ -35,8 +38,11 @@ class OutputFile {
   int descriptor_ = -1;
 };
 
+/// Whether `path` is a device, a pipe or a socket, which is written to and not replaced.
+bool is_stream(const Path& path);
+
 /// Replaces `path` by `text` in one step: a temporary file beside it, fsync, rename. Throws
-/// IoError, and then leaves the old file as it was.
+/// IoError, and then leaves the old file as it was. Of a link what it leads to is replaced; a stream is written to.
 void write_file_atomically(const Path& path, std::string_view text);
 /// The same from pieces, one after the other, so that a large file need not be put together in memory first.
 void write_file_atomically(const Path& path, std::span<const std::string_view> pieces);

@@ -33,8 +33,7 @@ class NamePattern {
   const std::string& expression() const { return expression_; }
 
  private:
-  NamePattern(std::string expression, std::string_view where, std::string_view before,
-              std::string_view after);
+  NamePattern(std::string expression, std::string_view where, std::string_view before, std::string_view after);
 
   std::string expression_;
   std::shared_ptr<const void> compiled_;

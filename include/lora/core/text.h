@@ -27,8 +27,7 @@ std::string to_utf8(std::string_view text);
 std::string escape_control(std::string_view text);
 
 /// Up to `count` names of `known` nearest to `name` by edit distance, best first.
-std::vector<std::string> nearest_names(std::string_view name, std::span<const std::string> known,
-                                       size_t count = 3);
+std::vector<std::string> nearest_names(std::string_view name, std::span<const std::string> known, size_t count = 3);
 
 /// Text safe inside HTML elements and attributes.
 std::string escape_html(std::string_view text);

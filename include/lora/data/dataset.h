@@ -82,7 +82,7 @@ class Dataset : public RowSource {
   std::vector<int64_t> ends_, numbers_;
   std::shared_ptr<const void> held_;  ///< the files of the parts; null: the rows are above
   std::vector<formats::TokenRows> parts_;
-  std::vector<int64_t> part_ends_;         ///< rows up to the end of each part
+  std::vector<int64_t> part_ends_;    ///< rows up to the end of each part
   int64_t first_row_ = 0, size_ = 0;  ///< the rows of all parts that are the set's
 };
 
@@ -126,8 +126,8 @@ struct AdgenOptions {
 };
 Dataset adgen(const Path& file, const Tokenizer& tokenizer, const AdgenOptions& options = {});
 
-/// Prompt and completion as tokens: <s> prompt, then completion </s>; ChatGLM: prompt [gMASK] <sop>, then completion <eop>. Used by training, scoring and
-/// generation alike. Tokens that the tokenizer does not have are left out.
+/// Prompt and completion as tokens: <s> prompt, then completion </s>; ChatGLM: prompt [gMASK] <sop>, then completion <eop>. Used
+/// by training, scoring and generation alike. Tokens that the tokenizer does not have are left out.
 std::vector<int64_t> encode_prompt(const Tokenizer& tokenizer, std::string_view prompt);
 std::vector<int64_t> encode_completion(const Tokenizer& tokenizer, std::string_view completion);
 

@@ -36,12 +36,13 @@ GlmAdgenRow encode_glm_adgen(const TextPair& text, const Tokenizer& tokenizer, c
 
 /// A row to generate an answer for and to compare it with.
 struct GlmEvalRow {
-  std::vector<int64_t> input_ids;  ///< of the prompt, filled up on the right with padding; longer ones are as they are
+  std::vector<int64_t> input_ids;      ///< of the prompt, filled up on the right with padding; longer ones are as they are
   std::vector<int64_t> reference_ids;  ///< of the expected answer; not filled up
 };
 
 /// Texts are cut by characters, to max_source_length - 2 and max_target_length - 2, then encoded, each followed by [gMASK]
 /// <sop>, which decode to nothing. Throws ConfigError as encode_glm_adgen.
-GlmEvalRow encode_glm_adgen_eval(const TextPair& text, const Tokenizer& tokenizer, int64_t max_source_length, int64_t max_target_length);
+GlmEvalRow encode_glm_adgen_eval(const TextPair& text, const Tokenizer& tokenizer, int64_t max_source_length,
+                                 int64_t max_target_length);
 
 }  // namespace lora::data

@@ -22,8 +22,7 @@ struct LoaderOptions {
   std::optional<int64_t> workers = 1;
   int64_t prefetch = 2;    ///< steps kept ready, at least one per worker
   int64_t first_step = 0;  ///< steps already done
-  int64_t num_steps =
-      -1;  ///< steps in all, the data starting over as often as needed; -1: one epoch
+  int64_t num_steps = -1;  ///< steps in all, the data starting over as often as needed; -1: one epoch
   int64_t pad_id = 0;
   int64_t pad_to_multiple_of = 1, max_length = 0;  ///< as in collate
   /// Packs rows into sequences of at most so many tokens (see pack_rows); batch_size then counts packs. 0: off.

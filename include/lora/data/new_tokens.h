@@ -10,8 +10,8 @@ namespace lora::data {
 
 /// A tokenizer.model with new tokens, and what they were before.
 struct ExtendedTokenizer {
-  std::string model;               ///< the new file's bytes
-  int64_t first_id = 0;            ///< of the first new token: how many pieces there were
+  std::string model;     ///< the new file's bytes
+  int64_t first_id = 0;  ///< of the first new token: how many pieces there were
   std::vector<std::string> tokens;
   std::vector<std::vector<int64_t>> old_pieces;  ///< the ids that each token had in the middle of a text
   int64_t vocab_size() const { return first_id + static_cast<int64_t>(tokens.size()); }

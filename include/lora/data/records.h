@@ -15,14 +15,14 @@ namespace lora::data {
 struct RecordOptions {
   DatasetOptions rows = {};  ///< keep_text_pairs and cache_dir are not looked at
   uint64_t shard_bytes = 1ull << 30;
-  std::vector<int64_t> leave_out = {};  ///< numbers of rows, growing
+  std::vector<int64_t> leave_out = {};              ///< numbers of rows, growing
   std::function<void()> between_batches = nullptr;  ///< called now and then; may throw to stop
 };
 
 struct WrittenRecords {
   formats::RecordHeader header;
-  bool was_there = false;     ///< the whole set was written earlier
-  int64_t rows_from_before = 0;  ///< of a run that was cut off
+  bool was_there = false;                    ///< the whole set was written earlier
+  int64_t rows_from_before = 0;              ///< of a run that was cut off
   std::vector<std::string> bad_row_reasons;  ///< the first ten of this run
 };
 

@@ -12,8 +12,7 @@ struct SamplerOptions {
   int64_t grad_accum = 1;   ///< micro-batches per optimizer step
   int64_t ranks = 1, rank = 0;
   bool shuffle = true;
-  bool drop_last =
-      true;  ///< leave out an epoch's last, smaller step (kept when it would be the only one)
+  bool drop_last = true;  ///< leave out an epoch's last, smaller step (kept when it would be the only one)
   uint64_t seed = 0;
 };
 

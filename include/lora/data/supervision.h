@@ -22,7 +22,6 @@ struct SupervisionReport {
 /// Counts targets and renders the first row that has any (else the first row) on one line:
 /// `[masked] prompt [target] answer </s>`, long parts shortened. Without a tokenizer ids are shown.
 /// `end_id` -1: the end token is not looked for.
-SupervisionReport check_supervision(const RowSource& rows, const Tokenizer* tokenizer,
-                                    int64_t end_id);
+SupervisionReport check_supervision(const RowSource& rows, const Tokenizer* tokenizer, int64_t end_id);
 
 }  // namespace lora::data

@@ -30,8 +30,7 @@ class Metric {
 };
 
 /// Fractions (0 to 1) of one row.
-using RowScores =
-    std::function<std::vector<double>(std::string_view prediction, std::string_view reference)>;
+using RowScores = std::function<std::vector<double>(std::string_view prediction, std::string_view reference)>;
 
 /// A metric that is the mean of rows' numbers: each row's `score_row` as percent, rounded to four
 /// places (Python's round(100 * x, 4)). Gives one number for each of `names`; add throws

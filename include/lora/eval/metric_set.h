@@ -16,8 +16,7 @@ class MetricSet {
  public:
   /// Metrics of these names in the registry's order, whatever that of `names`. Throws ConfigError
   /// for a name that is unknown or given twice.
-  MetricSet(const MetricRegistry& registry, std::span<const std::string> names,
-            const MetricOptions& options = {});
+  MetricSet(const MetricRegistry& registry, std::span<const std::string> names, const MetricOptions& options = {});
 
   /// Takes a row into every metric. Throws what they throw; metrics before that one have the row
   /// then.

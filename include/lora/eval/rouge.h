@@ -22,7 +22,6 @@ struct RougeScores {
 ///
 /// Source: rouge_chinese 1.0.3, Rouge().get_scores on the tokens joined by spaces; it raises for no
 /// tokens. Throws DataError when |hypothesis| * |reference| is beyond 2^32.
-RougeScores rouge(std::span<const std::string_view> hypothesis,
-                  std::span<const std::string_view> reference);
+RougeScores rouge(std::span<const std::string_view> hypothesis, std::span<const std::string_view> reference);
 
 }  // namespace lora::eval

@@ -24,8 +24,8 @@ struct GgufArray {
 
 /// The value of a key. An alternative's index is the number that the file has for its type.
 struct GgufValue {
-  std::variant<uint8_t, int8_t, uint16_t, int16_t, uint32_t, int32_t, float, bool, std::string,
-               GgufArray, uint64_t, int64_t, double>
+  std::variant<uint8_t, int8_t, uint16_t, int16_t, uint32_t, int32_t, float, bool, std::string, GgufArray, uint64_t, int64_t,
+               double>
       value;
 
   /// Null when the value is of another type.
@@ -51,8 +51,8 @@ struct GgufHeader {
   uint32_t version = 3;
   std::vector<std::pair<std::string, GgufValue>> metadata = {};  ///< in the order of the file
   std::vector<GgufTensor> tensors = {};                          ///< in the order of their data
-  uint64_t alignment = 32;  ///< of every tensor, and of the data in the file
-  uint64_t data_start = 0;  ///< offset of the data in the file
+  uint64_t alignment = 32;                                       ///< of every tensor, and of the data in the file
+  uint64_t data_start = 0;                                       ///< offset of the data in the file
 
   /// Null when there is no such key.
   const GgufValue* find(std::string_view key) const;
@@ -78,8 +78,7 @@ struct GgufLimits {
 /// their order, one behind the other but for their alignment, and nothing follows them.
 /// Throws FormatError with the byte offset; `where` (a file name) opens the message.
 /// Source: ggml docs/gguf.md and src/gguf.cpp.
-GgufHeader parse_gguf(std::span<const std::byte> file, std::string_view where,
-                      const GgufLimits& limits = {});
+GgufHeader parse_gguf(std::span<const std::byte> file, std::string_view where, const GgufLimits& limits = {});
 
 /// The bytes before the data of a version 3 file with `header`'s keys and tensors, in their order,
 /// padded up to the data. Sets each tensor's offset and bytes, and data_start. After each tensor's

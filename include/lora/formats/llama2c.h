@@ -18,8 +18,7 @@ struct Llama2cFile {
   int version = 0;  ///< 0 = legacy
 
   struct Tensor {
-    std::string
-        name;  ///< Hugging Face name; q_proj and k_proj rows are still in Meta's rotary order
+    std::string name;  ///< Hugging Face name; q_proj and k_proj rows are still in Meta's rotary order
     std::vector<int64_t> shape;
     uint64_t offset = 0;  ///< bytes from the start of the file; fp32, little-endian
   };
@@ -32,7 +31,6 @@ bool looks_like_llama2c(std::span<const std::byte> head, uint64_t file_size);
 
 /// Reads the header (the first 256 bytes are enough) and checks it against the size of the file.
 /// Every tensor found lies inside the file. Throws FormatError; `where` opens the message.
-Llama2cFile parse_llama2c(std::span<const std::byte> head, uint64_t file_size,
-                          std::string_view where);
+Llama2cFile parse_llama2c(std::span<const std::byte> head, uint64_t file_size, std::string_view where);
 
 }  // namespace lora::formats

@@ -10,18 +10,18 @@ namespace lora::formats {
 /// stands for what somebody said, `{bos}` and `{eos}` for the tokenizer's begin and end token, `{round}` for the number of
 /// questions before. Other words in braces are refused; braces around anything else are braces.
 struct PromptTemplate {
-  std::string name = {};                         ///< of a built-in one; empty: somebody's own
-  std::string prefix = "{bos}";                  ///< once, before everything
-  std::string system = "{content}\n";            ///< a system text
-  std::string user = {};                         ///< a question, up to where its answer begins
-  std::string assistant = "{content}{eos}";      ///< an answer; what stands in it up to `{eos}` is learned
-  std::string default_system = {};               ///< the system text where a conversation has none, as it is; empty: none
-  std::string input = "{content}\n{input}";      ///< the question of an alpaca row that has an input
-  std::string default_system_with_input = {};    ///< instead of default_system for such rows; empty: the same
-  bool system_in_user = false;                   ///< the system text stands in the first question's `{content}`, not before it
-  bool strip = false;                            ///< what is said loses white space at its ends
-  bool rounds = false;                           ///< ChatGLM's own form, which no text here says (data/glm_chat.h)
-  std::vector<std::string> reserved = {};        ///< what nobody may say: a built-in one's tags
+  std::string name = {};                       ///< of a built-in one; empty: somebody's own
+  std::string prefix = "{bos}";                ///< once, before everything
+  std::string system = "{content}\n";          ///< a system text
+  std::string user = {};                       ///< a question, up to where its answer begins
+  std::string assistant = "{content}{eos}";    ///< an answer; what stands in it up to `{eos}` is learned
+  std::string default_system = {};             ///< the system text where a conversation has none, as it is; empty: none
+  std::string input = "{content}\n{input}";    ///< the question of an alpaca row that has an input
+  std::string default_system_with_input = {};  ///< instead of default_system for such rows; empty: the same
+  bool system_in_user = false;                 ///< the system text stands in the first question's `{content}`, not before it
+  bool strip = false;                          ///< what is said loses white space at its ends
+  bool rounds = false;                         ///< ChatGLM's own form, which no text here says (data/glm_chat.h)
+  std::vector<std::string> reserved = {};      ///< what nobody may say: a built-in one's tags
 
   bool operator==(const PromptTemplate&) const = default;
 };

@@ -23,8 +23,8 @@ struct QuantState {
   };
   QuantizedType type = QuantizedType::kNf4;  ///< kNf4 or kFp4
   int64_t block_size = 64;
-  DType dtype = DType::kF32;      ///< what was quantised, and what it becomes again
-  std::vector<int64_t> shape;     ///< of the weight, (out, in)
+  DType dtype = DType::kF32;   ///< what was quantised, and what it becomes again
+  std::vector<int64_t> shape;  ///< of the weight, (out, in)
   std::optional<Nested> nested;
   bool operator==(const QuantState&) const = default;
 };

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -31,10 +32,11 @@ struct RecordShardInfo {
 
 /// records.json: schema, statistics and shards of a set.
 struct RecordHeader {
-  std::string set = {};        ///< digest of all that the rows depend on: 32 hexadecimal digits
-  std::string format = {};     ///< data.format of the source
-  std::string tokenizer = {};  ///< fingerprint; empty for token data
-  int64_t vocab_size = 0;  ///< every id is below it; 0: not known
+  std::string set = {};                   ///< digest of all that the rows depend on: 32 hexadecimal digits
+  std::string format = {};                ///< data.format of the source
+  std::string tokenizer = {};             ///< fingerprint; empty for token data
+  int64_t vocab_size = 0;                 ///< every id is below it; 0: not known
+  std::optional<bool> train_on_sop = {};  ///< data.train_on_sop, where the format is one that it means something to
   int64_t rows = 0, tokens = 0, targets = 0, shortest = 0, longest = 0;
   SourceCounts source = {};
   std::vector<RecordShardInfo> shards = {};
@@ -47,9 +49,9 @@ RecordHeader parse_record_header(std::string_view text, std::string_view where);
 
 /// A shard as its two files have it. The tokens are a view of the data file's bytes.
 struct RecordShard {
-  std::span<const int32_t> tokens;            ///< as in TokenRows
-  std::vector<int64_t> ends, numbers;         ///< as in TokenRows
-  std::vector<int32_t> target_starts;         ///< place of a row's first target; its length when it has none
+  std::span<const int32_t> tokens;     ///< as in TokenRows
+  std::vector<int64_t> ends, numbers;  ///< as in TokenRows
+  std::vector<int32_t> target_starts;  ///< place of a row's first target; its length when it has none
   std::vector<SourceCounts> counts_of_blocks;
   std::vector<size_t> index_ends, data_ends;  ///< of every block in the files
 
@@ -65,14 +67,14 @@ struct RecordShardName {
 /// Reads a shard, little-endian. Both files begin with 64 bytes: magic, set, version, number of the shard. The data file goes on
 /// with tokens (int32, see TokenRows), the index file with blocks: digest of the block's further bytes, digest of its tokens,
 /// numbers of rows and tokens, SourceCounts after its last row, and 16 bytes per row (number int64, length and target start
-/// uint32). Everything is checked: digests, sizes, that rows have tokens, that ids are below `vocab_size` (0: any). `data` must be
-/// 4-byte aligned. Throws FormatError with file name and offset.
+/// uint32). Everything is checked: digests, sizes, that rows have tokens, that ids are below `vocab_size` (0: any). `data` must
+/// be 4-byte aligned. Throws FormatError with file name and offset.
 RecordShard parse_record_shard(std::span<const std::byte> data, std::span<const std::byte> index, const RecordShardName& name,
                                int64_t vocab_size, const Path& data_file, const Path& index_file);
 /// The same of files that a killed writer may have left: up to the first block that is not whole. Throws FormatError when
 /// their heads are of another shard or set.
-RecordShard parse_record_shard_prefix(std::span<const std::byte> data, std::span<const std::byte> index, const RecordShardName& name,
-                                      const Path& data_file, const Path& index_file);
+RecordShard parse_record_shard_prefix(std::span<const std::byte> data, std::span<const std::byte> index,
+                                      const RecordShardName& name, const Path& data_file, const Path& index_file);
 
 Path record_data_file(const Path& directory, size_t shard);
 Path record_index_file(const Path& directory, size_t shard);

@@ -37,26 +37,23 @@ struct SafetensorsLimits {
 /// Throws FormatError; `where` (a file name) opens the message.
 /// Source: safetensors/src/tensor.rs 0.8.0, except that duplicate keys, NUL in names and more
 /// than 64 dimensions are always refused.
-SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, uint64_t file_size,
-                                           std::string_view where,
+SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, uint64_t file_size, std::string_view where,
                                            const SafetensorsLimits& limits = {});
 
 /// Length of the JSON header announced in the first 8 bytes. Throws FormatError like
 /// parse_safetensors_header.
-uint64_t safetensors_header_length(std::span<const std::byte> head, uint64_t file_size,
-                                   std::string_view where, const SafetensorsLimits& limits = {});
+uint64_t safetensors_header_length(std::span<const std::byte> head, uint64_t file_size, std::string_view where,
+                                   const SafetensorsLimits& limits = {});
 
 /// The bytes before the data of a file that holds `tensors`, laid out as the reference writer does:
 /// widest dtype first, then by name; the header padded with spaces to a multiple of 8. Sets begin
 /// and end of each tensor and sorts `tensors` into file order.
 /// Throws FormatError for names that no reader would take back (duplicate, not UTF-8, NUL,
 /// "__metadata__") and shapes that have no size.
-std::string write_safetensors_header(std::vector<TensorEntry>& tensors,
-                                     const std::map<std::string, std::string>& metadata);
+std::string write_safetensors_header(std::vector<TensorEntry>& tensors, const std::map<std::string, std::string>& metadata);
 
 /// `model.safetensors.index.json`: tensor name -> shard file name. Shard names with path
 /// separators, empty maps and anything that is not a map of strings are FormatErrors.
-std::map<std::string, std::string> parse_safetensors_index(std::string_view json,
-                                                           std::string_view where);
+std::map<std::string, std::string> parse_safetensors_index(std::string_view json, std::string_view where);
 
 }  // namespace lora::formats

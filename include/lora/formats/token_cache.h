@@ -39,7 +39,6 @@ void write_token_cache(const Path& file, const TokenCache& cache, std::string_vi
 /// Reads what write_token_cache wrote. The rows are views of `bytes`, which must be 8-byte aligned. Everything is
 /// checked first: digest, version, `key`, sizes, that rows have tokens, that ids are below `vocab_size` (0: any).
 /// Throws FormatError; `where` opens the message.
-TokenCache parse_token_cache(std::span<const std::byte> bytes, std::string_view key,
-                             int64_t vocab_size, std::string_view where);
+TokenCache parse_token_cache(std::span<const std::byte> bytes, std::string_view key, int64_t vocab_size, std::string_view where);
 
 }  // namespace lora::formats

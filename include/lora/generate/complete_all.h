@@ -10,7 +10,7 @@
 namespace lora::generate {
 
 struct PromptRow {
-  int64_t row = 0;           ///< its number in the data: seeds its sampling, names it in messages
+  int64_t row = 0;  ///< its number in the data: seeds its sampling, names it in messages
   std::vector<int64_t> ids;
 };
 
@@ -35,6 +35,7 @@ uint64_t row_seed(uint64_t seed, int64_t row);
 /// no room for the virtual tokens; ConfigError for an option out of its range. Not for use with lora::AdapterRows, which know
 /// the rows of one batch.
 std::vector<Generation> complete_all(nn::CausalLMImpl& model, std::span<const PromptRow> prompts, const GenerateOptions& options,
-                                     const BatchingOptions& batching, const at::Device& device, const OnGeneration& finished = {});
+                                     const BatchingOptions& batching, const at::Device& device,
+                                     const OnGeneration& finished = {});
 
 }  // namespace lora::generate

@@ -12,9 +12,9 @@ namespace lora::generate {
 /// Log-probabilities of one row, in fp32: logprobs[i] is log p(token i+1 | tokens 0..i), natural log.
 struct RowScore {
   std::vector<float> logprobs;
-  double sum_logprob = 0;   ///< over the targets
+  double sum_logprob = 0;  ///< over the targets
   int64_t num_targets = 0;
-  double loss = 0;          ///< mean negative over the targets; 0 without targets
+  double loss = 0;  ///< mean negative over the targets; 0 without targets
 };
 
 /// Scores rows, `batch_size` at a time in their order, dropout off; rows are independent of each other. A row of one

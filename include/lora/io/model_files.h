@@ -45,7 +45,6 @@ class ModelFiles {
 /// exceeds `shard_bytes`, into an existing directory. A tensor is never split: one that is larger
 /// than `shard_bytes` gets a shard of its own. Throws IoError, and ShapeError like
 /// save_safetensors.
-void save_model_files(const Path& directory, const std::vector<TensorSource>& tensors,
-                      uint64_t shard_bytes = 5'000'000'000);
+void save_model_files(const Path& directory, const std::vector<TensorSource>& tensors, uint64_t shard_bytes = 5'000'000'000);
 
 }  // namespace lora::io

@@ -21,8 +21,8 @@ struct QuantizedParts {
   std::vector<int64_t> shape;  ///< (out, in)
   /// 4 bits: uint8 (ceil(out in / 2)), row after row, the first of two codes in the upper half. 8 bits: int8 (out, in).
   at::Tensor codes;
-  at::Tensor map;     ///< 4 bits: fp32 (16), the number of each code; 8 bits: undefined
-  at::Tensor absmax;  ///< fp32, one per block or (8 bits) row; double quantised: uint8
+  at::Tensor map;                        ///< 4 bits: fp32 (16), the number of each code; 8 bits: undefined
+  at::Tensor absmax;                     ///< fp32, one per block or (8 bits) row; double quantised: uint8
   at::Tensor nested_absmax, nested_map;  ///< double quantised: fp32 (nested blocks) and (256)
   float nested_offset = 0;
   int64_t nested_block_size = 256;

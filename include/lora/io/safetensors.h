@@ -59,8 +59,7 @@ struct TensorSource {
 void save_safetensors(const Path& path, const std::vector<TensorSource>& tensors,
                       std::map<std::string, std::string> metadata = {});
 /// The same for tensors in memory, in their own types.
-void save_safetensors(const Path& path, const NamedTensors& tensors,
-                      std::map<std::string, std::string> metadata = {});
+void save_safetensors(const Path& path, const NamedTensors& tensors, std::map<std::string, std::string> metadata = {});
 
 /// Every tensor of a file, by name. Throws IoError, FormatError.
 std::map<std::string, at::Tensor> load_safetensors(const Path& path);

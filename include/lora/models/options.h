@@ -16,8 +16,8 @@ using nn::SaveOptions;
 
 /// A model of fresh weights.
 struct FreshModel {
-  std::optional<std::string> preset = std::nullopt;                  ///< a named size; nothing: the defaults
-  std::vector<std::pair<std::string, std::string>> fields = {};      ///< of config.json, over the preset's; values as YAML text
+  std::optional<std::string> preset = std::nullopt;              ///< a named size; nothing: the defaults
+  std::vector<std::pair<std::string, std::string>> fields = {};  ///< of config.json, over the preset's; values as YAML text
   nn::ParameterOptions parameters = {};
 };
 

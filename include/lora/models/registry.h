@@ -15,7 +15,7 @@ namespace lora::models {
 
 /// One kind of model: what programs need to know to work with it by name. Functions get models that the same architecture made.
 struct Architecture {
-  std::string name;              ///< `model.arch` of a run file
+  std::string name;               ///< `model.arch` of a run file
   std::string model_type = name;  ///< of config.json
   /// Loads a model directory.
   std::function<std::shared_ptr<nn::CausalLMImpl>(const Path& directory, const LoadOptions& options)> load;
@@ -23,8 +23,9 @@ struct Architecture {
   std::function<std::shared_ptr<nn::CausalLMImpl>(const FreshModel& fresh)> make = nullptr;
   /// Writes a model directory that `load` reads, into an existing one.
   std::function<void(nn::CausalLMImpl& model, const Path& directory, const SaveOptions& options)> save;
-  /// Copies a model directory into another, existing one, in another type or sharding, tensor by tensor; few bits become the plain
-  /// numbers that they stand for. What is said of the result comes from `load` on the meta device. Null: such models are not converted.
+  /// Copies a model directory into another, existing one, in another type or sharding, tensor by tensor; few bits become the
+  /// plain numbers that they stand for. What is said of the result comes from `load` on the meta device. Null: such models are
+  /// not converted.
   std::function<void(const Path& from, const Path& directory, const SaveOptions& options)> convert = nullptr;
   /// Moves the weights of the layers' products into host memory, from where they stream to the device, and the rest there.
   /// Null: `model.offload: cpu` is refused for fresh weights.

@@ -61,6 +61,8 @@ class CausalLMImpl : public torch::nn::Module {
   virtual bool is_repeatable() const { return true; }
   /// What virtual tokens have to fit; nothing: the model takes none.
   virtual std::optional<PromptShape> prompt_shape() const { return std::nullopt; }
+  /// Gives a head that is the embeddings' own table numbers of its own, equal to them, from where the two may differ.
+  virtual void untie_head() {}
   /// The table of token embeddings (V, D); undefined: the model shows none.
   virtual Tensor input_embeddings() { return {}; }
   /// Longest sequence that has room beside the virtual tokens of now.
@@ -94,8 +96,8 @@ class CausalLMImpl : public torch::nn::Module {
   /// Logits (B, S, V) in fp32 (double for double).
   Tensor forward(const Batch& batch, KvCache* cache = nullptr);
 
-  FastPaths fast_paths;                       ///< which optimisations run
-  Recompute recompute = Recompute::kNone;  ///< what is computed again in the backward pass
+  FastPaths fast_paths;                          ///< which optimisations run
+  Recompute recompute = Recompute::kNone;        ///< what is computed again in the backward pass
   std::shared_ptr<ActivationStore> activations;  ///< keeps what recomputation keeps; null: the device does
 
  private:

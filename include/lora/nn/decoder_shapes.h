@@ -18,11 +18,11 @@ struct LinearShape {
   int64_t rank = 0;      ///< of its active low-rank adapters together; 0: none
   int64_t dropouts = 0;  ///< adapters that drop inputs, and so are added by themselves
   bool adapter_trained = false;
-  int64_t adapter_numbers = 0;     ///< that its adapters train
-  int64_t products_of_factors = 0; ///< numbers of factors that are made anew for each pass (AdaLoRA: A times E)
+  int64_t adapter_numbers = 0;                       ///< that its adapters train
+  int64_t products_of_factors = 0;                   ///< numbers of factors that are made anew for each pass (AdaLoRA: A times E)
   bool output_scaled = false, input_scaled = false;  ///< adapters scale what it gives, or what it takes
-  int64_t rows_for_scales = 0;     ///< rows multiplied with its weight to find those scales (DoRA)
-  at::ScalarType dtype = at::kFloat;  ///< of its weight
+  int64_t rows_for_scales = 0;                       ///< rows multiplied with its weight to find those scales (DoRA)
+  at::ScalarType dtype = at::kFloat;                 ///< of its weight
   std::optional<QuantizedType> few_bits = std::nullopt;  ///< its weight is quantised, and made anew for each product
 
   int64_t numbers() const { return in * out; }
@@ -36,11 +36,11 @@ using LinearGroupShape = std::vector<LinearShape>;
 
 /// A bottleneck adapter behind a block.
 struct BottleneckShape {
-  int64_t size = 0;             ///< numbers between its two layers
-  int64_t numbers = 0;          ///< that it trains
-  bool reads_sum = false;       ///< of the block's output and the stream
-  bool reads_stream = false;    ///< the stream alone
-  bool drops = false;           ///< inputs, in training
+  int64_t size = 0;                      ///< numbers between its two layers
+  int64_t numbers = 0;                   ///< that it trains
+  bool reads_sum = false;                ///< of the block's output and the stream
+  bool reads_stream = false;             ///< the stream alone
+  bool drops = false;                    ///< inputs, in training
   bool keeps_before_activation = false;  ///< beside what comes out of it
   bool learns_scale = false;
 };
@@ -65,8 +65,8 @@ struct DecoderShapes {
   bool head_is_tied = false, head_has_bias = false;
   bool layer_norms = false;     ///< mean and variance norms with a bias; else root mean square
   bool adds_to_normed = false;  ///< blocks add to what a norm gives (ChatGLM), not to what it reads
-  /// The fused qkv product stands head by head and is laid out anew; each token has its own rotary tables, keys and values of virtual
-  /// tokens stand as rows before those of each sequence, and packed sequences are attended one by one (ChatGLM).
+  /// The fused qkv product stands head by head and is laid out anew; each token has its own rotary tables, keys and values of
+  /// virtual tokens stand as rows before those of each sequence, and packed sequences are attended one by one (ChatGLM).
   bool qkv_by_heads = false;
   int64_t prefixed_tokens = 0, embedded_tokens = 0;  ///< virtual ones before each sequence: keys and values, or embeddings
   int64_t prompt_numbers = 0;                        ///< that virtual tokens train, with the networks that make them

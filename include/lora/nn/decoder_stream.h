@@ -27,7 +27,7 @@ struct DecoderContext {
   Recompute recompute = Recompute::kNone;
   std::shared_ptr<ActivationStore> activations;  ///< where recomputation keeps its inputs; null: on the device
   bool joined = false;                           ///< attention straight from the projections (ops::joined_attention)
-  int64_t num_prefixed = 0;                      ///< virtual keys before each sequence's own, where there is no cache to hold them
+  int64_t num_prefixed = 0;  ///< virtual keys before each sequence's own, where there is no cache to hold them
 };
 
 }  // namespace lora::nn

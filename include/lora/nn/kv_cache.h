@@ -31,7 +31,8 @@ class KvCache {
   void advance(int64_t tokens) { length_ += tokens; }
   /// The same for virtual tokens, which come first.
   void advance_virtual(int64_t tokens) { virtual_tokens_ += tokens; }
-  /// Forgets all tokens from `length` on, never virtual ones. Throws ShapeError unless length is at least 0 and at most what is held.
+  /// Forgets all tokens from `length` on, never virtual ones. Throws ShapeError unless length is at least 0 and at most what is
+  /// held.
   void cut_back(int64_t length);
   /// Row i becomes what row rows[i] was: rows leave, change places or multiply.
   void select_rows(const std::vector<int64_t>& rows);

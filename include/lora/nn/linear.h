@@ -58,6 +58,8 @@ class LinearImpl : public torch::nn::Module {
 
   /// Uses another layer's tensor as this one's weight from now on: a tied output head.
   void tie_weight(const Tensor& shared);
+  /// Gives the layer numbers of its own, equal to those that it shared.
+  void untie_weight();
 
   /// Gives up the weight's memory; `again` makes the weight anew, bit for bit. Until then the parameter keeps its name,
   /// shape and type, and reads as NaN. See LinearGroup.

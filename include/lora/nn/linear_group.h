@@ -59,7 +59,7 @@ class LinearGroup {
   std::vector<Linear> layers_;
   std::shared_ptr<const ops::PackedWeight> packed_;
   std::vector<std::optional<WeightStamp>> seen_;  ///< when it was packed; nothing for a layer whose plain weight was released
-  std::optional<at::ScalarType> packs_brought_;  ///< the type in which held weights would be packed by now
+  std::optional<at::ScalarType> packs_brought_;   ///< the type in which held weights would be packed by now
 };
 
 }  // namespace lora::nn

@@ -36,8 +36,8 @@ struct LoadOptions {
 };
 
 struct SaveOptions {
-  std::optional<DType> dtype;                ///< default: the model's own
-  std::optional<Path> copy_tokenizer_from;   ///< a model directory or a tokenizer file
+  std::optional<DType> dtype;               ///< default: the model's own
+  std::optional<Path> copy_tokenizer_from;  ///< a model directory or a tokenizer file
   uint64_t shard_bytes = 5'000'000'000;
   /// Weights in few bits are written as bitsandbytes stores them; false: as the plain numbers that they stand for.
   bool quantized = false;
@@ -59,9 +59,21 @@ struct ModelLayout {
   std::function<bool(const std::string&)> may_be_ignored = [](const std::string&) { return false; };
 };
 
-/// For ModelLayout::may_be_ignored: what old checkpoints carry though every model computes it, the rotation's frequencies, and a tied
-/// head stored besides its table.
+/// For ModelLayout::may_be_ignored: what old checkpoints carry though every model computes it, the rotation's frequencies, and a
+/// tied head stored besides its table.
 std::function<bool(const std::string&)> computed_weights(bool head_is_tied);
+
+/// What fields set over a loaded model say of its head. Takes tie_word_embeddings out of them: false gives a tied head numbers of
+/// its own (true), as long as it is tied; heads of their own cannot be tied (ConfigError).
+bool take_untied_head(std::vector<std::pair<std::string, std::string>>& fields, bool is_tied);
+
+/// Tokens that end a text as generation_config.json says, over config.json; nothing: it is not there or does not say. FormatError
+/// for ids outside the vocabulary.
+std::optional<std::vector<int64_t>> generation_end_ids(const Path& directory, int64_t vocab_size);
+
+/// Whether a directory whose config.json says that the head is the embeddings' table holds another head besides. It is not tied
+/// then, to transformers either.
+bool stores_other_head(const Path& directory, const std::string& embedding, const std::string& head);
 
 /// The layers of a decoder, whose Linears are the products that stream or are kept in few bits, and their path in the model.
 struct LayerList {

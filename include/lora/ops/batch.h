@@ -17,7 +17,7 @@ struct Targets {
   /// First tokens that have a label, which only a virtual token before them predicts (nn::CausalLM::predicts_first_tokens):
   /// int64, the sequence (a row, or one of a packed row), and the label.
   at::Tensor first_F, first_label_F;
-  int64_t largest = -1;   ///< of the labels; -1: there are none
+  int64_t largest = -1;  ///< of the labels; -1: there are none
 
   bool defined() const { return label_T.defined(); }
 };
@@ -35,12 +35,12 @@ struct Batch {
   /// A packed batch: B is 1, and the row is made of independent sequences of these lengths, one after the other. Each
   /// sequence starts at position 0 and sees itself alone; mask and position ids are then undefined. Empty: not packed.
   std::vector<int64_t> segment_lengths;
-  Targets targets;               ///< of labels_BS; filled in on the way to a GPU
-  at::Tensor host_ids_BS;        ///< input_ids_BS, kept on the way to a GPU for whoever reads them; undefined: there are none
-  std::vector<int64_t> rows;     ///< row numbers in the data set, for messages
-  int64_t num_tokens = 0;        ///< input tokens without padding
-  int64_t num_targets = 0;       ///< labels other than -100 after the shift, in which a sequence's first label has no part
-  int64_t num_first_targets = 0; ///< sequences whose first label is not -100: targets where virtual tokens predict it
+  Targets targets;                ///< of labels_BS; filled in on the way to a GPU
+  at::Tensor host_ids_BS;         ///< input_ids_BS, kept on the way to a GPU for whoever reads them; undefined: there are none
+  std::vector<int64_t> rows;      ///< row numbers in the data set, for messages
+  int64_t num_tokens = 0;         ///< input tokens without padding
+  int64_t num_targets = 0;        ///< labels other than -100 after the shift, in which a sequence's first label has no part
+  int64_t num_first_targets = 0;  ///< sequences whose first label is not -100: targets where virtual tokens predict it
 
   /// On a GPU the copies run on its current stream, beside the host's work; a source in pinned memory must live on until
   /// they are done.

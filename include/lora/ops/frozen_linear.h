@@ -49,10 +49,10 @@ class PackedWeight {
 
 /// The weights of linear layers that read the same input and are not trained.
 struct FrozenWeights {
-  std::vector<Tensor> plain;                           ///< (out_i, in) each; not read when there is a packed form
+  std::vector<Tensor> plain;                             ///< (out_i, in) each; not read when there is a packed form
   std::shared_ptr<const PackedWeight> packed = nullptr;  ///< of the compute type
-  std::vector<Tensor> biases = {};                     ///< (out_i) each; empty: none
-  std::vector<int64_t> outputs = {};                   ///< out_i
+  std::vector<Tensor> biases = {};                       ///< (out_i) each; empty: none
+  std::vector<int64_t> outputs = {};                     ///< out_i
   /// Weights that are not kept: brought for each product, forward and backward, and let go after it. `plain` is empty.
   std::function<std::vector<Tensor>()> bring = nullptr;
   bool packs_brought = false;  ///< brought weights are multiplied as a PackedWeight of them would be, bit for bit

@@ -84,7 +84,8 @@ Tensor repeat_heads(const Tensor& x_BGSK, int64_t num_heads);
 Tensor attend_to_cache(const Heads& heads, bool fused = true);
 
 /// Causal softmax attention in which every key/value head serves H/G query heads; scores are scaled by 1/sqrt(K).
-/// Result (B, S, H K). On the CPU as joined_attention; on a GPU: LibTorch's kernels, with a mask where there are contexts.
+/// Result (B, S, H K). On the CPU as joined_attention; on a GPU by LibTorch's kernels,
+/// and where there are contexts as prefix_attention: nothing of (S, S) is made.
 Tensor causal_attention(const Heads& heads, bool fused = true, const std::vector<int64_t>& contexts = {});
 
 /// The same straight from q, k and v side by side, (B, S, (H + 2G) K), q and k rotated on their way as split_rotated does

@@ -19,7 +19,8 @@ Contexts contexts_of(const std::vector<int64_t>& contexts, const at::Device& dev
 
 /// Causal attention in which the tokens of a row's context see each other, too, as in a prefix language model; scaled by
 /// 1/sqrt(K), result (B, S, H K). Out of LibTorch's kernels, for types and devices that joined_attention does not take: causal
-/// attention of all, and mutual attention of the first P places, whose mask is a number per place. Nothing of (S, S) is made by it.
+/// attention of all, and mutual attention of the first P places, whose mask is a number per place. Nothing of (S, S) is made by
+/// it.
 Tensor prefix_attention(const Heads& heads, const Contexts& contexts);
 
 }  // namespace lora::ops

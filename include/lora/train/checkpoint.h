@@ -27,8 +27,8 @@ struct CheckpointContent {
 /// Writes the state after `state.step` steps. Then removes other checkpoints, but for the `keep` -
 /// 1 (keep >= 1) newest before it: those of later steps are of a run that was given up by going on
 /// from an earlier one. Returns its path. Throws IoError, ConfigError.
-Path save_checkpoint(const Path& output_dir, nn::CausalLMImpl& model, const StepState& state,
-                     const CheckpointContent& content, int64_t keep);
+Path save_checkpoint(const Path& output_dir, nn::CausalLMImpl& model, const StepState& state, const CheckpointContent& content,
+                     int64_t keep);
 
 /// Puts model and state back as they were, random generators included, after verifying the files.
 /// Model, adapters and optimizer must be made already, as for the run that saved them. Throws
@@ -42,8 +42,8 @@ std::optional<std::string> verify_checkpoint(const Path& checkpoint);
 /// for each that does not verify.
 std::optional<Path> newest_checkpoint(const Path& output_dir);
 
-/// Puts the best result that a checkpoint holds to `target`, whole or not at all; when it holds none, removes what is there. Throws
-/// IoError.
+/// Puts the best result that a checkpoint holds to `target`, whole or not at all; when it holds none, removes what is there.
+/// Throws IoError.
 void restore_best(const Path& checkpoint, const Path& target);
 
 /// How far a run had come at a checkpoint.

@@ -12,7 +12,7 @@ struct EvalResult {
 
 /// Loss of a data set in the order of its rows, dropout off, without gradients; afterwards every
 /// module has its mode back. Throws ConfigError for a batch size below 1.
-EvalResult evaluate(nn::CausalLMImpl& model, const data::RowSource& rows, int64_t batch_size,
-                    const at::Device& device, at::ScalarType amp_dtype, int64_t pad_id);
+EvalResult evaluate(nn::CausalLMImpl& model, const data::RowSource& rows, int64_t batch_size, const at::Device& device,
+                    at::ScalarType amp_dtype, int64_t pad_id);
 
 }  // namespace lora::train

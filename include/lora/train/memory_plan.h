@@ -20,13 +20,13 @@ struct ParameterMemory {
   uint64_t adapters_bytes = 0;            ///< factors, and the values of modules_to_save and biases
   uint64_t gradients_bytes = 0;
   uint64_t optimizer_bytes = 0;  ///< moments, fp32 masters of parameters in half precision, AdaLoRA's averages
-  uint64_t update_bytes = 0;     ///< for a moment, without masters: the largest parameter in half precision (and its gradient) in fp32
+  uint64_t update_bytes =
+      0;  ///< for a moment, without masters: the largest parameter in half precision (and its gradient) in fp32
 };
 
 /// Counts the parameters of a model as it stands, adapters attached and freezing rules applied. A
 /// model on the meta device, which has no memory, gives the same numbers.
-ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSets& adapters,
-                                 const OptimizerOptions& optimizer);
+ParameterMemory parameter_memory(const torch::nn::Module& model, const AdapterSets& adapters, const OptimizerOptions& optimizer);
 
 /// Everything that a run's memory depends on.
 struct MemoryInputs {
@@ -37,7 +37,7 @@ struct MemoryInputs {
   c10::DeviceType device = c10::kCPU;
   at::ScalarType amp_dtype = at::kFloat;  ///< kFloat: off
   bool packing_pays = false;              ///< ops::PackedWeight::pays for the type of the products
-  bool streams_layers = false;  ///< frozen layers' weights pass through, two layers at a time
+  bool streams_layers = false;            ///< frozen layers' weights pass through, two layers at a time
 
   int64_t micro_batch = 1;  ///< rows; with packing sequences, which make one row together
   int64_t row_tokens = 1;   ///< of the longest row, padding included

@@ -40,8 +40,7 @@ struct ParameterGroup {
 /// and 1-D tensors learn at lr * ratio, lora_embedding_A and _B at 1e-6 (PEFT's default for them),
 /// the rest at lr; all of them follow the schedule. Weight decay goes by no_decay there, too (PEFT
 /// decays every A factor). Source: PEFT 0.21 optimizers/loraplus.py.
-std::vector<ParameterGroup> parameter_groups(const NamedParameters& parameters,
-                                             const OptimizerOptions& options);
+std::vector<ParameterGroup> parameter_groups(const NamedParameters& parameters, const OptimizerOptions& options);
 
 /// Updates parameters from their gradients; parameters without a gradient are left alone. What it
 /// computes in is fp32 (double for double): a parameter in half precision follows a copy in fp32,
@@ -74,7 +73,6 @@ class Optimizer {
 /// AdamW (Loshchilov and Hutter 2019, as torch.optim.AdamW) or SGD with momentum and L2 decay (as
 /// torch.optim.SGD). Throws ConfigError for other types and numbers out of range, and when there is
 /// no parameter.
-std::unique_ptr<Optimizer> make_optimizer(std::vector<ParameterGroup> groups,
-                                          const OptimizerOptions& options);
+std::unique_ptr<Optimizer> make_optimizer(std::vector<ParameterGroup> groups, const OptimizerOptions& options);
 
 }  // namespace lora::train

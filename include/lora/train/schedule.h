@@ -9,8 +9,8 @@ struct ScheduleOptions {
   std::string type = "constant";  ///< constant | linear | cosine | polynomial
   double lr = 2e-4;
   int64_t warmup_steps = 0, total_steps = 0;
-  double end = 0;    ///< an absolute rate, never gone below after warm-up; not used by constant
-  double power = 1;  ///< of polynomial
+  double end = 0;             ///< an absolute rate, never gone below after warm-up; not used by constant
+  double power = 1;           ///< of polynomial
   bool count_skipped = true;  ///< false: a step that an overflow left out does not advance the rate
 };
 

@@ -67,9 +67,9 @@ struct StepState {
   GradScaler scaler{GradScalerOptions{}};
   int64_t step = 0;  ///< steps done
   int64_t nonfinite_in_a_row = 0;
-  int64_t skipped_steps = 0;  ///< of the steps done, those with an overflow
-  EvalHistory evaluations;     ///< kept by whoever evaluates
-  std::string stopped_by;      ///< the callback that ended the run, if one did; kept by whoever asks them
+  int64_t skipped_steps = 0;            ///< of the steps done, those with an overflow
+  EvalHistory evaluations;              ///< kept by whoever evaluates
+  std::string stopped_by;               ///< the callback that ended the run, if one did; kept by whoever asks them
   bool warned_without_targets = false;  ///< one warning is enough; not saved
   /// On a GPU: steps recorded by shape (nn::FastPaths::recorded_step). train_step makes it and keeps it up to date when
   /// parameters or switches change; reset it after changing an adapter's scale. Not saved.
@@ -83,7 +83,6 @@ struct StepState {
 /// updated, yet the step counts; NonFiniteError is thrown when the options say to stop, with the
 /// step not counted. Without any target nothing is updated either: loss 0. Gradients are cleared at
 /// the end.
-StepResult train_step(nn::CausalLMImpl& model, std::span<const Batch> micro_batches,
-                      StepState& state);
+StepResult train_step(nn::CausalLMImpl& model, std::span<const Batch> micro_batches, StepState& state);
 
 }  // namespace lora::train

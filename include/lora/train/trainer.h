@@ -35,8 +35,7 @@ class Trainer {
   /// Full fine-tuning when `adapters` is none. The parameters that require gradients now are the
   /// ones trained (see freeze_base, train_all). Puts the model into training mode. Throws
   /// ConfigError when nothing trains, or for options out of range.
-  Trainer(std::shared_ptr<nn::CausalLMImpl> model, AdapterSets adapters,
-          const TrainerOptions& options);
+  Trainer(std::shared_ptr<nn::CausalLMImpl> model, AdapterSets adapters, const TrainerOptions& options);
 
   Trainer& on_step(Callback callback);
   /// One step on the given micro-batches, callbacks included.
@@ -44,8 +43,7 @@ class Trainer {
   /// Steps until the loader ends, options.steps are done, or `should_stop` says so after a step.
   /// Returns the last result, or nothing when there was no step to do. One warning, once, when loading takes more than
   /// 5 % of 50 steps in a row, with its cause and the setting to change.
-  std::optional<StepResult> fit(data::Loader& loader,
-                                const std::function<bool()>& should_stop = {});
+  std::optional<StepResult> fit(data::Loader& loader, const std::function<bool()>& should_stop = {});
 
   StepState& state() { return state_; }
 

@@ -81,11 +81,14 @@ void check_kind(const Fields& fields, std::string_view where) {
   require<FormatError>(model_type == "chatglm", "[{}] model_type must be chatglm; found \"{}\"", where, model_type);
   bool two_dimensional = true;
   fields.boolean("position_encoding_2d", two_dimensional);
-  require<FormatError>(two_dimensional, "[{}] position_encoding_2d must be true, as in every published checkpoint; found false", where);
+  require<FormatError>(two_dimensional, "[{}] position_encoding_2d must be true, as in every published checkpoint; found false",
+                       where);
   int64_t bits = 0;
   fields.integer("quantization_bit", bits);
-  require<FormatError>(bits == 0, "[{}] quantization_bit must be 0: weights that ChatGLM's own code packed are not read; found {}; "
-                       "take the checkpoint in half precision, and quantise it here", where, bits);
+  require<FormatError>(bits == 0,
+                       "[{}] quantization_bit must be 0: weights that ChatGLM's own code packed are not read; found {}; "
+                       "take the checkpoint in half precision, and quantise it here",
+                       where, bits);
 }
 
 void require_fields(const Fields& fields, std::string_view where) {
@@ -96,8 +99,10 @@ void require_fields(const Fields& fields, std::string_view where) {
   for (const char* key : {"bos_token_id", "eos_token_id"}) {
     if (!fields.has(key)) missing.emplace_back(key);
   }
-  require<FormatError>(missing.empty(), "[{}] a ChatGLM config must say {}: the published defaults are another vocabulary's; "
-                       "found none; add what the checkpoint was made with", where, fmt::join(missing, ", "));
+  require<FormatError>(missing.empty(),
+                       "[{}] a ChatGLM config must say {}: the published defaults are another vocabulary's; "
+                       "found none; add what the checkpoint was made with",
+                       where, fmt::join(missing, ", "));
 }
 
 GlmConfig config_of(const Fields& fields, std::string_view where) {
@@ -141,8 +146,8 @@ GlmConfig parse_glm_config(std::string_view json, std::string_view where) {
 }
 
 GlmConfig read_glm_config(const Path& directory) {
-  require<IoError>(std::filesystem::is_directory(directory),
-                   "[model] a model must be a directory; found no directory at {}", directory.string());
+  require<IoError>(std::filesystem::is_directory(directory), "[model] a model must be a directory; found no directory at {}",
+                   directory.string());
   const Path file = directory / "config.json";
   require<IoError>(std::filesystem::exists(file),
                    "[model] a model directory must hold config.json (Hugging Face's layout); {} has none", directory.string());
@@ -170,7 +175,8 @@ std::string write_glm_config(const GlmConfig& config) {
   }
   for (const auto& [key, member] : kNumbers) json[key] = config.*member;
   if (config.quantization) {
-    json["quantization_config"] = formats::parse_json(formats::write_quantization_config(*config.quantization), "quantization_config");
+    json["quantization_config"] =
+        formats::parse_json(formats::write_quantization_config(*config.quantization), "quantization_config");
   }
   return json.dump(2) + "\n";
 }
@@ -203,8 +209,10 @@ std::vector<std::string> glm_loaded_fields() { return {"rope_inv_freq_dtype", "r
 GlmConfig with_loaded_fields(GlmConfig config, const std::vector<std::pair<std::string, std::string>>& fields) {
   const auto allowed = glm_loaded_fields();
   for (const auto& [key, text] : fields) {
-    require<ConfigError>(std::ranges::find(allowed, key) != allowed.end(), "[model.{}] over a loaded model only {} can be set, which "
-                         "change no weight; found {}; make fresh weights, or leave it out", key, fmt::join(allowed, " and "), key);
+    require<ConfigError>(std::ranges::find(allowed, key) != allowed.end(),
+                         "[model.{}] over a loaded model only {} can be set, which "
+                         "change no weight; found {}; make fresh weights, or leave it out",
+                         key, fmt::join(allowed, " and "), key);
     set_field(config, key, text);
   }
   check_glm_config(config, "model");
@@ -218,20 +226,33 @@ void check_glm_config(const GlmConfig& config, std::string_view where) {
     require<ConfigError>(value > 0 && value <= kMost, "[{}] {} must be between 1 and {}; found {}", where, key, kMost, value);
   }
   for (const int64_t layers : {config.num_layers, config.residual_alpha_layers}) {
-    require<ConfigError>(layers > 0 && layers <= 10'000, "[{}] num_layers and residual_alpha_layers must be between 1 and 10000; "
-                         "found {}", where, layers);
+    require<ConfigError>(layers > 0 && layers <= 10'000,
+                         "[{}] num_layers and residual_alpha_layers must be between 1 and 10000; "
+                         "found {}",
+                         where, layers);
   }
-  require<ConfigError>(config.hidden_size % config.num_attention_heads == 0 && config.head_dim() % 4 == 0,
-                       "[{}] heads must be a multiple of 4 numbers for rotation in two dimensions; found hidden_size {} for {} heads",
-                       where, config.hidden_size, config.num_attention_heads);
+  require<ConfigError>(
+      config.hidden_size % config.num_attention_heads == 0 && config.head_dim() % 4 == 0,
+      "[{}] heads must be a multiple of 4 numbers for rotation in two dimensions; found hidden_size {} for {} heads", where,
+      config.hidden_size, config.num_attention_heads);
   for (const auto& [key, member] : kTokens) {
     const int64_t id = config.*member;
-    require<ConfigError>(id >= 0 && id < config.vocab_size, "[{}] {} must be below vocab_size, {}; found {}; both must be those of "
-                         "one version of the model", where, key, config.vocab_size, id);
+    require<ConfigError>(id >= 0 && id < config.vocab_size,
+                         "[{}] {} must be below vocab_size, {}; found {}; both must be those of "
+                         "one version of the model",
+                         where, key, config.vocab_size, id);
     for (const auto& [other_key, other] : kTokens) {
       require<ConfigError>(key == other_key || config.*other != id, "[{}] {} and {} must be different tokens; found {} for both",
                            where, key, other_key, id);
     }
+  }
+  if (config.pad_token_id) {
+    const int64_t id = *config.pad_token_id;
+    require<ConfigError>(id >= 0 && id < config.vocab_size, "[{}] pad_token_id must be below vocab_size, {}; found {}", where,
+                         config.vocab_size, id);
+    require<ConfigError>(id != config.bos_token_id && id != config.gmask_token_id && id != config.mask_token_id,
+                         "[{}] pad_token_id must not be a token that rows have a place for (bos, gmask, mask); found {}", where,
+                         id);
   }
   require<ConfigError>(config.layernorm_epsilon > 0 && config.initializer_range > 0,
                        "[{}] layernorm_epsilon and initializer_range must be positive; found {} and {}", where,

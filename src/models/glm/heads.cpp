@@ -17,14 +17,18 @@ Tensor turned_of_fused(const Tensor& fused, int64_t heads) {
   const int64_t size = fused.size(-1) / (3 * heads);
   return fused.view({-1, heads, 3, size}).narrow(2, 0, 2).unflatten(3, {2, 2, size / 4}).permute({0, 2, 1, 4, 3, 5});
 }
-Tensor values_of_fused(const Tensor& fused, int64_t heads) { return fused.view({-1, heads, 3, fused.size(-1) / (3 * heads)}).select(2, 2); }
+Tensor values_of_fused(const Tensor& fused, int64_t heads) {
+  return fused.view({-1, heads, 3, fused.size(-1) / (3 * heads)}).select(2, 2);
+}
 
 /// The same of the layout apart.
 Tensor turned_of_apart(const Tensor& apart, int64_t heads) {
   const int64_t size = apart.size(-1) / (3 * heads);
   return apart.view({-1, 3, heads, size}).narrow(1, 0, 2).unflatten(3, {2, 2, size / 4});
 }
-Tensor values_of_apart(const Tensor& apart, int64_t heads) { return apart.view({-1, 3, heads, apart.size(-1) / (3 * heads)}).select(1, 2); }
+Tensor values_of_apart(const Tensor& apart, int64_t heads) {
+  return apart.view({-1, 3, heads, apart.size(-1) / (3 * heads)}).select(1, 2);
+}
 
 /// One pass over memory each way.
 struct HeadsApart : torch::autograd::Function<HeadsApart> {

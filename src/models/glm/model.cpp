@@ -77,7 +77,8 @@ Tensor attention_mask(const std::vector<int64_t>& contexts, const Tensor& real_B
 }
 
 /// What is known of the batch's sequences: found in its tokens, or noted in the cache by the pass that brought the prompts.
-std::shared_ptr<const PromptNotes> notes_of(const Batch& batch, nn::KvCache* cache, const GlmConfig& config, int64_t num_embedded) {
+std::shared_ptr<const PromptNotes> notes_of(const Batch& batch, nn::KvCache* cache, const GlmConfig& config,
+                                            int64_t num_embedded) {
   if (cache == nullptr || cache->length() == 0) {
     auto notes = std::make_shared<PromptNotes>();
     notes->places = prompt_places(batch, config);
@@ -87,18 +88,23 @@ std::shared_ptr<const PromptNotes> notes_of(const Batch& batch, nn::KvCache* cac
   }
   auto notes = std::dynamic_pointer_cast<const PromptNotes>(cache->notes);
   require<ShapeError>(notes && static_cast<int64_t>(notes->places.size()) == batch.input_ids_BS.size(0),
-                      "[glm] a cache must come from a pass over the prompts of the same {} rows; found another one", batch.input_ids_BS.size(0));
+                      "[glm] a cache must come from a pass over the prompts of the same {} rows; found another one",
+                      batch.input_ids_BS.size(0));
   for (const PromptPlace& place : notes->places) {
-    require<ShapeError>(cache->length() >= place.end(), "[glm] a cache must hold the whole prompt, whose tokens see each other; found "
-                        "{} of {} positions; cut it back to 0 and begin anew", cache->length(), place.end());
+    require<ShapeError>(cache->length() >= place.end(),
+                        "[glm] a cache must hold the whole prompt, whose tokens see each other; found "
+                        "{} of {} positions; cut it back to 0 and begin anew",
+                        cache->length(), place.end());
   }
   return notes;
 }
 
 void check_length(const GlmConfig& config, int64_t length) {
-  require<ShapeError>(length <= config.max_sequence_length,
-                      "[glm] a sequence must fit the model's {} positions, embeddings of virtual tokens included; found {}; shorten the "
-                      "rows", config.max_sequence_length, length);
+  require<ShapeError>(
+      length <= config.max_sequence_length,
+      "[glm] a sequence must fit the model's {} positions, embeddings of virtual tokens included; found {}; shorten the "
+      "rows",
+      config.max_sequence_length, length);
 }
 
 }  // namespace
@@ -197,19 +203,21 @@ Residual GlmLayerImpl::feed_forward(const Residual& stream, const nn::FastPaths&
 
 GlmModelImpl::GlmModelImpl(const GlmConfig& config, const nn::ParameterOptions& parameters)
     : config_(config), rotary_(config.head_dim() / 2, kRotaryBase, config.rope_inv_freq_dtype == DType::kF16) {
-  word_embeddings = register_module(
-      "word_embeddings", nn::Embedding(nn::EmbeddingOptions{config.vocab_size, config.hidden_size, parameters}));
+  word_embeddings =
+      register_module("word_embeddings", nn::Embedding(nn::EmbeddingOptions{config.vocab_size, config.hidden_size, parameters}));
   layers = register_module("layers", torch::nn::ModuleList());
   for (int64_t i = 0; i < config.num_layers; ++i) layers->push_back(GlmLayer(config, i, parameters));
   final_layernorm = register_module("final_layernorm", nn::LayerNorm(config.hidden_size, config.layernorm_epsilon, parameters));
 }
 
-nn::PredictingStates GlmModelImpl::forward(const Batch& given, nn::KvCache* cache, const nn::FastPaths& fast, nn::Recompute recompute,
-                                           const std::shared_ptr<nn::ActivationStore>& activations, const nn::PromptSlotImpl* prompts) {
+nn::PredictingStates GlmModelImpl::forward(const Batch& given, nn::KvCache* cache, const nn::FastPaths& fast,
+                                           nn::Recompute recompute, const std::shared_ptr<nn::ActivationStore>& activations,
+                                           const nn::PromptSlotImpl* prompts) {
   const at::Device device = given.input_ids_BS.device();
   const auto dtype = compute_dtype(device.type(), word_embeddings->weight.scalar_type());
   if (!given.segment_lengths.empty()) nn::check_packed(given, cache, "glm");
-  require<ShapeError>(!given.position_ids_BS.defined(), "[glm] positions follow from <sop> and [gMASK]; found others in the batch");
+  require<ShapeError>(!given.position_ids_BS.defined(),
+                      "[glm] positions follow from <sop> and [gMASK]; found others in the batch");
 
   nn::VirtualTokens tokens = nn::virtual_tokens(prompts, cache, dtype);
   for (nn::PrefixKeys& keys : tokens.by_layer) keys.k_GPK = in_pairs(keys.k_GPK);
@@ -247,7 +255,8 @@ nn::PredictingStates GlmModelImpl::forward(const Batch& given, nn::KvCache* cach
   const bool has_kernel = fast.fused_attention && ops::attends_joined(device, dtype);
   const bool has_contexts = first == 0 && context.lengths.empty();  // of packed rows each sequence is attended by itself
   if (real_BT.defined() || sees_cached_prefix) {
-    context.mask = attention_mask(context.contexts, real_BT, first, lead + length, cache != nullptr ? cache->virtual_tokens() : 0, device);
+    context.mask =
+        attention_mask(context.contexts, real_BT, first, lead + length, cache != nullptr ? cache->virtual_tokens() : 0, device);
   } else if (has_contexts && !has_kernel) {
     context.shared = ops::contexts_of(context.contexts, device);
   }
@@ -269,15 +278,18 @@ nn::PredictingStates GlmModelImpl::forward(const Batch& given, nn::KvCache* cach
 
 bool GlmModelImpl::keeps_rows_apart(const nn::FastPaths& fast) const {
   const auto dtype = word_embeddings->weight.scalar_type();
-  if (!fast.fused_norm || !word_embeddings->slot.contributing().empty() || nn::rows_are_chosen(word_embeddings->slot)) return false;
+  if (!fast.fused_norm || !word_embeddings->slot.contributing().empty() || nn::rows_are_chosen(word_embeddings->slot))
+    return false;
   return std::all_of(layers->begin(), layers->end(), [&](const auto& module) {
     const auto* layer = module->template as<GlmLayerImpl>();
-    if (!layer->attention_adapters->slot.contributing().empty() || !layer->output_adapters->slot.contributing().empty()) return false;
+    if (!layer->attention_adapters->slot.contributing().empty() || !layer->output_adapters->slot.contributing().empty())
+      return false;
     return layer->attention->keeps_rows_apart(dtype, fast) && layer->mlp->keeps_rows_apart(dtype, fast);
   });
 }
 
-ChatGlmForConditionalGenerationImpl::ChatGlmForConditionalGenerationImpl(const GlmConfig& config_, const nn::ParameterOptions& parameters)
+ChatGlmForConditionalGenerationImpl::ChatGlmForConditionalGenerationImpl(const GlmConfig& config_,
+                                                                         const nn::ParameterOptions& parameters)
     : config(config_) {
   // The layers' own initialisation would draw every weight once in vain; this model has its rule.
   nn::ParameterOptions uninitialized = parameters;
@@ -286,10 +298,17 @@ ChatGlmForConditionalGenerationImpl::ChatGlmForConditionalGenerationImpl(const G
   nn::ParameterOptions resident = uninitialized;
   resident.allocate = true;
   resident.quantization = std::nullopt;
-  lm_head = register_module("lm_head", nn::Linear(nn::LinearOptions{config.hidden_size, config.vocab_size, /*bias=*/false, resident}));
+  lm_head =
+      register_module("lm_head", nn::Linear(nn::LinearOptions{config.hidden_size, config.vocab_size, /*bias=*/false, resident}));
   if (config.tie_word_embeddings) lm_head->tie_weight(transformer->word_embeddings->weight);
   head_group_ = nn::LinearGroup({lm_head});
   if (parameters.initialize) nn::initialize(*this, config.initializer_range, config.tie_word_embeddings ? "lm_head.weight" : "");
+}
+
+void ChatGlmForConditionalGenerationImpl::untie_head() {
+  if (!config.tie_word_embeddings) return;
+  config.tie_word_embeddings = false;
+  lm_head->untie_weight();
 }
 
 Tensor ChatGlmForConditionalGenerationImpl::hidden(const Batch& batch, nn::KvCache* cache) {

@@ -34,9 +34,11 @@ PromptPlace place_in(const Row& row, const GlmConfig& config) {
   while (place.begin < length && !row.is_real(static_cast<size_t>(place.begin))) ++place.begin;
   if (place.begin == length) return place;  // padding alone
   const auto answers = places_of(row, config.bos_token_id);
-  require<DataError>(answers.size() == 1,
-                     "[row {}] a row for ChatGLM must have exactly one <sop> (token {}); found {} in {} tokens; a prompt ends in [gMASK] "
-                     "<sop>, and a row that was cut must keep both", row.number, config.bos_token_id, answers.size(), length);
+  require<DataError>(
+      answers.size() == 1,
+      "[row {}] a row for ChatGLM must have exactly one <sop> (token {}); found {} in {} tokens; a prompt ends in [gMASK] "
+      "<sop>, and a row that was cut must keep both",
+      row.number, config.bos_token_id, answers.size(), length);
   place.context = answers.front() - place.begin;
   for (const int64_t id : {config.gmask_token_id, config.mask_token_id}) {
     const auto masks = places_of(row, id);
@@ -44,8 +46,10 @@ PromptPlace place_in(const Row& row, const GlmConfig& config) {
     place.mask = masks.front() - place.begin;
     return place;
   }
-  fail<DataError>("[row {}] a row for ChatGLM must have [gMASK] or [MASK] (token {} or {}) before <sop>; found neither; a prompt ends "
-                  "in [gMASK] <sop>", row.number, config.gmask_token_id, config.mask_token_id);
+  fail<DataError>(
+      "[row {}] a row for ChatGLM must have [gMASK] or [MASK] (token {} or {}) before <sop>; found neither; a prompt ends "
+      "in [gMASK] <sop>",
+      row.number, config.gmask_token_id, config.mask_token_id);
 }
 
 bool fills_up(Ids ids, const GlmConfig& config) {
@@ -135,7 +139,9 @@ std::pair<Tensor, Tensor> positions_of(const std::vector<PromptPlace>& places, i
     collected.add_real(places[i], first, lengths.empty() ? length : lengths[i], num_embedded);
   }
   const int64_t rows = lengths.empty() ? static_cast<int64_t>(places.size()) : 1;
-  const auto table = [&](const std::vector<int64_t>& values) { return at::tensor(values, at::kLong).view({rows, -1}).to(device); };
+  const auto table = [&](const std::vector<int64_t>& values) {
+    return at::tensor(values, at::kLong).view({rows, -1}).to(device);
+  };
   return {table(collected.tokens), table(collected.blocks)};
 }
 

@@ -22,7 +22,8 @@ std::shared_ptr<nn::CausalLMImpl> make(LlamaConfig config, const models::FreshMo
 
 std::shared_ptr<nn::CausalLMImpl> make_llama(const models::FreshModel& fresh) {
   const LlamaConfig config = fresh_llama_config(fresh.preset, fresh.fields);
-  require<ConfigError>(!config.fused_qkv, "[model.preset] {} is a preset of model.arch baichuan; found it with llama; change one of them",
+  require<ConfigError>(!config.fused_qkv,
+                       "[model.preset] {} is a preset of model.arch baichuan; found it with llama; change one of them",
                        fresh.preset.value_or(""));
   return make(config, fresh);
 }
@@ -31,7 +32,8 @@ std::shared_ptr<nn::CausalLMImpl> make_llama(const models::FreshModel& fresh) {
 std::shared_ptr<nn::CausalLMImpl> make_baichuan(const models::FreshModel& fresh) {
   LlamaConfig config = fresh_llama_config(fresh.preset.value_or("baichuan-7b"), fresh.fields);
   config.fused_qkv = true;
-  const bool is_grouped = std::ranges::any_of(fresh.fields, [](const auto& field) { return field.first == "num_key_value_heads"; });
+  const bool is_grouped =
+      std::ranges::any_of(fresh.fields, [](const auto& field) { return field.first == "num_key_value_heads"; });
   if (!is_grouped) config.num_key_value_heads = config.num_attention_heads;
   return make(std::move(config), fresh);
 }
@@ -49,9 +51,12 @@ models::Architecture architecture() {
   return {.name = "llama",
           .load = [](const Path& directory, const LoadOptions& options) { return load(directory, options); },
           .make = make_llama,
-          .save = [](nn::CausalLMImpl& model, const Path& directory, const SaveOptions& options) { save(as_llama(model), directory, options); },
-          .convert = [](const Path& from, const Path& directory, const SaveOptions& options) { convert_hf(from, directory, options); },
+          .save = [](nn::CausalLMImpl& model, const Path& directory,
+                     const SaveOptions& options) { save(as_llama(model), directory, options); },
+          .convert = [](const Path& from, const Path& directory,
+                        const SaveOptions& options) { convert_hf(from, directory, options); },
           .offload_to_host = [](nn::CausalLMImpl& model, const at::Device& device) { offload_to_host(as_llama(model), device); },
+          .loaded_fields = {"tie_word_embeddings"},
           .shapes = [](nn::CausalLMImpl& model) { return shapes_of(as_llama(model)); }};
 }
 

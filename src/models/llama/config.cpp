@@ -9,10 +9,10 @@
 namespace lora::llama {
 namespace {
 
-using formats::Json;
-using formats::Fields;
 using formats::boolean_from;
+using formats::Fields;
 using formats::integer_from;
+using formats::Json;
 using formats::number_from;
 
 void read_rope(const Fields& fields, std::string_view where, LlamaConfig& config) {
@@ -26,8 +26,8 @@ void read_rope(const Fields& fields, std::string_view where, LlamaConfig& config
     inner.text("type", type);
     inner.text("rope_type", type);
     require<FormatError>(type == "default",
-                         "[{}] {}.rope_type must be default: scaled rotary embeddings change the model; found {}",
-                         where, key, type);
+                         "[{}] {}.rope_type must be default: scaled rotary embeddings change the model; found {}", where, key,
+                         type);
   }
 }
 
@@ -80,10 +80,20 @@ std::vector<std::string> field_names() {
 /// Baichuan-13B (ALiBi) and Baichuan 2 (a normalised head) have the same model_type.
 void check_baichuan(const Json& object, const Fields& fields, std::string_view where) {
   const auto architectures = object.find("architectures");
-  const bool is_named_otherwise = architectures != object.end() && architectures->dump().find("BaichuanForCausalLM") != std::string::npos;
-  require<FormatError>(!fields.has("model_max_length") && !is_named_otherwise,
-                       "[{}] of the baichuan models this version knows Baichuan-7B (BaiChuanForCausalLM); found another one, whose attention "
-                       "or head is different", where);
+  const bool is_named_otherwise =
+      architectures != object.end() && architectures->dump().find("BaichuanForCausalLM") != std::string::npos;
+  require<FormatError>(
+      !fields.has("model_max_length") && !is_named_otherwise,
+      "[{}] of the baichuan models this version knows Baichuan-7B (BaiChuanForCausalLM); found another one, whose attention "
+      "or head is different",
+      where);
+}
+
+/// One is written as a number, none as null.
+Json end_ids_json(const LlamaConfig& config) {
+  const auto& ids = config.eos_token_ids;
+  if (ids.empty()) return nullptr;
+  return ids.size() == 1 ? Json(ids.front()) : Json(ids);
 }
 
 }  // namespace
@@ -95,7 +105,8 @@ LlamaConfig parse_llama_config(std::string_view json, std::string_view where) {
   std::string model_type, activation = "silu";
   fields.text("model_type", model_type);
   const bool is_baichuan = model_type == "baichuan";
-  require<FormatError>(model_type == "llama" || is_baichuan, "[{}] model_type must be llama or baichuan; found \"{}\"", where, model_type);
+  require<FormatError>(model_type == "llama" || is_baichuan, "[{}] model_type must be llama or baichuan; found \"{}\"", where,
+                       model_type);
   if (is_baichuan) check_baichuan(object, fields, where);
   fields.text("hidden_act", activation);
   require<FormatError>(activation == "silu", "[{}] hidden_act must be silu; found \"{}\"", where, activation);
@@ -109,6 +120,7 @@ LlamaConfig parse_llama_config(std::string_view json, std::string_view where) {
   for (const auto& [key, member] : kNumbers) fields.number(key.c_str(), config.*member);
   for (const auto& [key, member] : kBooleans) fields.boolean(key.c_str(), config.*member);
   fields.integers("eos_token_id", config.eos_token_ids);
+  if (object.contains("eos_token_id") && object.at("eos_token_id").is_null()) config.eos_token_ids.clear();
   if (fields.has("pad_token_id")) fields.integer("pad_token_id", config.pad_token_id.emplace());
   read_rope(fields, where, config);
   config.dtype = formats::read_float_dtype(fields, where, config.dtype);
@@ -129,13 +141,19 @@ LlamaConfig parse_llama_config(std::string_view json, std::string_view where) {
 }
 
 LlamaConfig read_llama_config(const Path& directory) {
-  require<IoError>(std::filesystem::is_directory(directory),
-                   "[model] a model must be a directory; found no directory at {}", directory.string());
+  require<IoError>(std::filesystem::is_directory(directory), "[model] a model must be a directory; found no directory at {}",
+                   directory.string());
   const Path file = directory / "config.json";
   require<IoError>(std::filesystem::exists(file),
-                   "[model] a model directory must hold config.json (Hugging Face's layout); {} has none",
-                   directory.string());
+                   "[model] a model directory must hold config.json (Hugging Face's layout); {} has none", directory.string());
   return parse_llama_config(read_file(file, 16u << 20), file.string());
+}
+
+std::string write_generation_config(const LlamaConfig& config) {
+  const Json generation = {{"bos_token_id", config.bos_token_id},
+                           {"eos_token_id", end_ids_json(config)},
+                           {"pad_token_id", config.pad_token_id ? Json(*config.pad_token_id) : Json()}};
+  return generation.dump(2) + "\n";
 }
 
 std::string write_llama_config(const LlamaConfig& config) {
@@ -156,12 +174,13 @@ std::string write_llama_config(const LlamaConfig& config) {
     json["auto_map"] = {{"AutoConfig", "configuration_baichuan.BaiChuanConfig"},
                         {"AutoModelForCausalLM", "modeling_baichuan.BaiChuanForCausalLM"}};
   }
-  json["eos_token_id"] = config.eos_token_ids.size() == 1 ? Json(config.eos_token_ids[0]) : Json(config.eos_token_ids);
+  json["eos_token_id"] = end_ids_json(config);
   for (const auto& [key, member] : kIntegers) json[key] = config.*member;
   for (const auto& [key, member] : kNumbers) json[key] = config.*member;
   for (const auto& [key, member] : kBooleans) json[key] = config.*member;
   if (config.quantization) {
-    json["quantization_config"] = formats::parse_json(formats::write_quantization_config(*config.quantization), "quantization_config");
+    json["quantization_config"] =
+        formats::parse_json(formats::write_quantization_config(*config.quantization), "quantization_config");
   }
   return json.dump(2) + "\n";
 }
@@ -193,8 +212,8 @@ void check_llama_config(const LlamaConfig& config, std::string_view where) {
   for (const auto& [key, member] : kIntegers) {
     const bool may_be_absent = key == "bos_token_id";
     const int64_t value = config.*member;
-    require<ConfigError>(may_be_absent || (value > 0 && value <= kMost), "[{}] {} must be between 1 and {}; found {}",
-                         where, key, kMost, value);
+    require<ConfigError>(may_be_absent || (value > 0 && value <= kMost), "[{}] {} must be between 1 and {}; found {}", where, key,
+                         kMost, value);
   }
   require<ConfigError>(config.num_hidden_layers <= 10'000, "[{}] num_hidden_layers must be at most 10000; found {}", where,
                        config.num_hidden_layers);

@@ -28,8 +28,7 @@ Tensor read_raw(const Path& file, const formats::Llama2cFile::Tensor& entry) {
   std::ifstream stream(file, std::ios::binary);
   stream.seekg(static_cast<std::streamoff>(entry.offset));
   stream.read(static_cast<char*>(tensor.data_ptr()), static_cast<std::streamsize>(tensor.nbytes()));
-  require<IoError>(stream.good(), "[convert] {} must be readable to its end; reading {} failed", file.string(),
-                   entry.name);
+  require<IoError>(stream.good(), "[convert] {} must be readable to its end; reading {} failed", file.string(), entry.name);
   return tensor;
 }
 
@@ -76,7 +75,7 @@ struct Copy {
 };
 
 Copy copy_of(const Path& from, const SaveOptions& options) {
-  LlamaConfig config = read_llama_config(from);
+  LlamaConfig config = read_stored_config(from);
   config.dtype = options.dtype.value_or(config.dtype);
   nn::ModelWeights weights(from, layout_of(config), {.dtype = io::to_torch(config.dtype, "config.json")});
   config.quantization = std::nullopt;  // what was in few bits is written as the numbers that it stands for
@@ -92,9 +91,12 @@ void fill_random(const Tensor& rows_ND, double deviation, uint64_t seed) {
 
 void fill_means(const Tensor& rows_ND, const Tensor& old_VD, const data::ExtendedTokenizer& tokenizer) {
   for (size_t i = 0; i < tokenizer.old_pieces.size(); ++i) {
-    require<DataError>(!tokenizer.old_pieces[i].empty(), "[new rows] a token must have old pieces whose mean it starts as; {:?} has none; "
-                       "use random rows", tokenizer.tokens[i]);
-    rows_ND[static_cast<int64_t>(i)].copy_(old_VD.index_select(0, at::tensor(tokenizer.old_pieces[i], at::kLong)).to(at::kFloat).mean(0));
+    require<DataError>(!tokenizer.old_pieces[i].empty(),
+                       "[new rows] a token must have old pieces whose mean it starts as; {:?} has none; "
+                       "use random rows",
+                       tokenizer.tokens[i]);
+    rows_ND[static_cast<int64_t>(i)].copy_(
+        old_VD.index_select(0, at::tensor(tokenizer.old_pieces[i], at::kLong)).to(at::kFloat).mean(0));
   }
 }
 
@@ -145,9 +147,7 @@ formats::Llama2cFile read_llama2c(const Path& file) {
   return formats::parse_llama2c(std::as_bytes(std::span(head)), std::filesystem::file_size(file), file.string());
 }
 
-LlamaConfig llama2c_config(const Path& file, const SaveOptions& options) {
-  return config_of(read_llama2c(file), file, options);
-}
+LlamaConfig llama2c_config(const Path& file, const SaveOptions& options) { return config_of(read_llama2c(file), file, options); }
 
 LlamaConfig convert_llama2c(const Path& file, const Path& directory, const SaveOptions& options) {
   const auto parsed = read_llama2c(file);
@@ -175,19 +175,24 @@ LlamaConfig convert_hf(const Path& from, const Path& directory, const SaveOption
 }
 
 int64_t grown_vocabulary(const LlamaConfig& config, const VocabularyGrowth& growth) {
-  require<ConfigError>(growth.new_rows == "mean" || growth.new_rows == "random", "[new rows] new rows must be mean or random; found {}",
-                       growth.new_rows);
-  require<ConfigError>(growth.multiple >= 1 && growth.multiple <= 1 << 20, "[new rows] the number of rows must be made a multiple of "
-                       "1 to {}; found {}", 1 << 20, growth.multiple);
-  require<ShapeError>(growth.tokenizer.first_id <= config.vocab_size,
-                      "[new rows] the model must have a row for every piece of the tokenizer; found {} rows and {} pieces; use the "
-                      "model's own tokenizer", config.vocab_size, growth.tokenizer.first_id);
+  require<ConfigError>(growth.new_rows == "mean" || growth.new_rows == "random",
+                       "[new rows] new rows must be mean or random; found {}", growth.new_rows);
+  require<ConfigError>(growth.multiple >= 1 && growth.multiple <= 1 << 20,
+                       "[new rows] the number of rows must be made a multiple of "
+                       "1 to {}; found {}",
+                       1 << 20, growth.multiple);
+  require<ShapeError>(
+      growth.tokenizer.first_id <= config.vocab_size,
+      "[new rows] the model must have a row for every piece of the tokenizer; found {} rows and {} pieces; use the "
+      "model's own tokenizer",
+      config.vocab_size, growth.tokenizer.first_id);
   const int64_t needed = growth.tokenizer.vocab_size();
   if (needed <= config.vocab_size) return config.vocab_size;
   return (needed + growth.multiple - 1) / growth.multiple * growth.multiple;
 }
 
-LlamaConfig convert_hf_with_tokens(const Path& from, const Path& directory, const VocabularyGrowth& growth, const SaveOptions& options) {
+LlamaConfig convert_hf_with_tokens(const Path& from, const Path& directory, const VocabularyGrowth& growth,
+                                   const SaveOptions& options) {
   auto [config, weights] = copy_of(from, options);
   config.vocab_size = grown_vocabulary(config, growth);
   check_llama_config(config, "new tokens");

@@ -54,7 +54,8 @@ std::string gguf_name(const std::string& path) {
 }
 
 Places places_of(const LlamaConfig& config) {
-  require<ShapeError>(!config.fused_qkv, "[gguf] llama.cpp's layers for q, k and v are three; found a Baichuan, whose adapters are on W_pack; "
+  require<ShapeError>(!config.fused_qkv,
+                      "[gguf] llama.cpp's layers for q, k and v are three; found a Baichuan, whose adapters are on W_pack; "
                       "merge the adapter into the model instead (lora merge)");
   constexpr std::string_view kWeight = ".weight";
   Places places;
@@ -73,8 +74,7 @@ Places places_of(const LlamaConfig& config) {
 
 std::string listed(const std::vector<std::string>& names) {
   const auto shown = static_cast<std::ptrdiff_t>(std::min(names.size(), kNamesShown));
-  return fmt::format("{}{}", fmt::join(names.begin(), names.begin() + shown, ", "),
-                     names.size() > kNamesShown ? ", ..." : "");
+  return fmt::format("{}{}", fmt::join(names.begin(), names.begin() + shown, ", "), names.size() > kNamesShown ? ", ..." : "");
 }
 
 /// Rows of a q or k projection from Hugging Face's rotary order (i, i + K/2) to pairs (2i, 2i + 1): the inverse of
@@ -88,19 +88,22 @@ const Place& place_for(const Places& places, const LowRankValue& update, const L
   const auto found = places.find(update.path);
   require<ShapeError>(found != places.end(),
                       "[gguf] every update must be of a linear layer or the embedding of the model; found {:?}; check that "
-                      "the adapter belongs to this base model", update.path);
+                      "the adapter belongs to this base model",
+                      update.path);
   const bool is_embedding = update.path == kEmbedding;
   require<ShapeError>(!is_embedding || !config.tie_word_embeddings,
                       "[gguf] an update of an embedding that is tied to the output head cannot be told apart in GGUF; found "
-                      "one of {}; merge the adapter into the model instead (lora merge)", update.path);
+                      "one of {}; merge the adapter into the model instead (lora merge)",
+                      update.path);
   const Place& place = found->second;
   const int64_t in = is_embedding ? place.out : place.in, out = is_embedding ? place.in : place.out;
   const Tensor &a = update.a_RI, &b = update.b_OR;
   const bool fits = update.embedding == is_embedding && a.dim() == 2 && b.dim() == 2 && a.size(0) == b.size(1) &&
                     a.size(1) == in && b.size(0) == out;
-  require<ShapeError>(fits, "[gguf] the update of {} must have A of [rank, {}] and B of [{}, rank]; found [{}] and [{}]; check "
-                      "that the adapter belongs to this base model", update.path, in, out, fmt::join(a.sizes(), ", "),
-                      fmt::join(b.sizes(), ", "));
+  require<ShapeError>(fits,
+                      "[gguf] the update of {} must have A of [rank, {}] and B of [{}, rank]; found [{}] and [{}]; check "
+                      "that the adapter belongs to this base model",
+                      update.path, in, out, fmt::join(a.sizes(), ", "), fmt::join(b.sizes(), ", "));
   return place;
 }
 
@@ -160,8 +163,10 @@ Tensor folded(const LowRankValue& update, double alpha) {
 void require_expressible(const LowRankAdapter& adapter) {
   if (adapter.others.empty()) return;
   const std::string& name = adapter.others.begin()->first;
-  fail<ShapeError>("[gguf] an adapter must be made of low-rank updates alone, since GGUF knows no other; found {} ({:?}); "
-                   "merge the adapter into the model instead (lora merge)", part_of_method(name), name);
+  fail<ShapeError>(
+      "[gguf] an adapter must be made of low-rank updates alone, since GGUF knows no other; found {} ({:?}); "
+      "merge the adapter into the model instead (lora merge)",
+      part_of_method(name), name);
 }
 
 /// The modules of the model that the options of an adapter mean.
@@ -186,7 +191,8 @@ void require_same_modules(const LowRankAdapter& adapter, const std::vector<std::
   require<ShapeError>(missing.empty() && extra.empty(),
                       "[gguf] the file must hold an update for exactly the modules that target_modules means; found {} "
                       "missing ({}) and {} without a place ({}); check adapter_config.json, and that the adapter belongs to "
-                      "this base model", missing.size(), listed(missing), extra.size(), listed(extra));
+                      "this base model",
+                      missing.size(), listed(missing), extra.size(), listed(extra));
 }
 
 }  // namespace
@@ -205,7 +211,8 @@ formats::GgufHeader save_gguf_lora(const Path& file, const LlamaConfig& config, 
     contents.add(place.name + ".lora_a", update.embedding ? update.a_RI.t() : update.a_RI, update.path);
     contents.add(place.name + ".lora_b", b_OR, update.path);
   }
-  require<ShapeError>(!contents.header.tensors.empty(), "[gguf] an adapter must update at least one module; found none; there "
+  require<ShapeError>(!contents.header.tensors.empty(),
+                      "[gguf] an adapter must update at least one module; found none; there "
                       "is nothing to write");
   contents.write(file);
   return contents.header;

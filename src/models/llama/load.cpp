@@ -1,7 +1,6 @@
 #include "lora/models/llama/load.h"
 
 #include "core/check.h"
-#include "formats/json.h"
 #include "lora/core/file.h"
 #include "lora/io/dtype.h"
 #include "models/llama/layout.h"
@@ -13,18 +12,24 @@ nn::LayerList layers_of(LlamaForCausalLMImpl& model) { return {model.model->laye
 
 }  // namespace
 
-void offload_to_host(LlamaForCausalLMImpl& model, const at::Device& device) { nn::offload_to_host(model, layers_of(model), device); }
+void offload_to_host(LlamaForCausalLMImpl& model, const at::Device& device) {
+  nn::offload_to_host(model, layers_of(model), device);
+}
 
 std::shared_ptr<LlamaForCausalLMImpl> load(const Path& directory, const LoadOptions& options) {
-  for (const auto& [key, text] : options.fields) {
-    fail<ConfigError>("[model.{}] over a loaded Llama no field of config.json can be set; found {}; leave it out", key, text);
+  LlamaConfig config = read_stored_config(directory);
+  auto fields = options.fields;
+  const bool is_untied = nn::take_untied_head(fields, config.tie_word_embeddings);
+  for (const auto& [key, text] : fields) {
+    fail<ConfigError>("[model.{}] over a loaded Llama only tie_word_embeddings can be set; found {}; leave it out", key, text);
   }
-  LlamaConfig config = read_llama_config(directory);
   const nn::ModelWeights weights(directory, layout_of(config), options);
   config.dtype = io::from_torch(weights.dtype());
   config.quantization = std::nullopt;  // the layers know
   auto model = std::make_shared<LlamaForCausalLMImpl>(config, weights.parameters());
   weights.fill(*model, layers_of(*model));
+  if (is_untied) model->untie_head();
+  model->generation_end_ids = nn::generation_end_ids(directory, config.vocab_size);
   return model;
 }
 
@@ -38,12 +43,7 @@ void save(LlamaForCausalLMImpl& model, const Path& directory, const SaveOptions&
   config.dtype = saved.dtype;
   config.quantization = saved.quantization;
   write_file_atomically(directory / "config.json", write_llama_config(config));
-  const formats::Json generation = {
-      {"bos_token_id", config.bos_token_id},
-      {"eos_token_id", config.eos_token_ids.size() == 1 ? formats::Json(config.eos_token_ids[0])
-                                                        : formats::Json(config.eos_token_ids)},
-      {"pad_token_id", config.pad_token_id ? formats::Json(*config.pad_token_id) : formats::Json()}};
-  write_file_atomically(directory / "generation_config.json", generation.dump(2) + "\n");
+  write_file_atomically(directory / "generation_config.json", write_generation_config(config));
   if (options.copy_tokenizer_from) copy_tokenizer_files(*options.copy_tokenizer_from, directory);
 }
 

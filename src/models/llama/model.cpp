@@ -26,7 +26,8 @@ Tensor attention_mask(const Batch& batch, const nn::KvCache* cache, int64_t num_
   const int64_t cached = cache != nullptr ? cache->length() : 0;
   const auto options = batch.input_ids_BS.options().dtype(at::kBool);
   if (!batch.attention_mask_BS.defined()) {
-    return num_prefixed == 0 ? Tensor() : nn::with_virtual_columns(at::ones({1, 1, longest, longest}, options).tril(), num_prefixed);
+    return num_prefixed == 0 ? Tensor()
+                             : nn::with_virtual_columns(at::ones({1, 1, longest, longest}, options).tril(), num_prefixed);
   }
   const Tensor causal = at::ones({length, cached + length}, options).tril(cached);
   require<ShapeError>(batch.attention_mask_BS.size(1) == cached + length,
@@ -68,9 +69,9 @@ Tensor positions_of(const Batch& batch, const ops::Segments& segments, int64_t f
 Tensor masked_attention(const ops::Heads& heads, const Tensor& mask, bool causal) {
   const int64_t num_heads = heads.q_BHSK.size(1);
   const std::optional<Tensor> given = mask.defined() ? std::optional(mask) : std::nullopt;
-  const Tensor seen_BHSK = at::scaled_dot_product_attention(
-      heads.q_BHSK, ops::repeat_heads(heads.k_BGSK, num_heads), ops::repeat_heads(heads.v_BGSK, num_heads), given,
-      /*dropout_p=*/0.0, /*is_causal=*/!given && causal);
+  const Tensor seen_BHSK = at::scaled_dot_product_attention(heads.q_BHSK, ops::repeat_heads(heads.k_BGSK, num_heads),
+                                                            ops::repeat_heads(heads.v_BGSK, num_heads), given,
+                                                            /*dropout_p=*/0.0, /*is_causal=*/!given && causal);
   return seen_BHSK.transpose(1, 2).flatten(2);
 }
 
@@ -85,8 +86,7 @@ Tensor attend_with_prefix(const ops::Heads& heads, const Tensor& mask, const Pre
 
 }  // namespace
 
-LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config, int64_t layer,
-                                       const nn::ParameterOptions& parameters)
+LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config, int64_t layer, const nn::ParameterOptions& parameters)
     : layer_(layer),
       num_heads_(config.num_attention_heads),
       num_kv_heads_(config.num_key_value_heads),
@@ -185,13 +185,11 @@ bool LlamaMlpImpl::keeps_rows_apart(at::ScalarType dtype, const nn::FastPaths& f
   return fast.fused_swiglu && gate_up_.keeps_rows_apart(dtype, fast) && down_.keeps_rows_apart(dtype, fast);
 }
 
-LlamaDecoderLayerImpl::LlamaDecoderLayerImpl(const LlamaConfig& config, int64_t layer,
-                                             const nn::ParameterOptions& parameters) {
-  input_layernorm = register_module("input_layernorm",
-                                    nn::RmsNorm(config.hidden_size, config.rms_norm_eps, parameters));
+LlamaDecoderLayerImpl::LlamaDecoderLayerImpl(const LlamaConfig& config, int64_t layer, const nn::ParameterOptions& parameters) {
+  input_layernorm = register_module("input_layernorm", nn::RmsNorm(config.hidden_size, config.rms_norm_eps, parameters));
   self_attn = register_module("self_attn", LlamaAttention(config, layer, parameters));
-  post_attention_layernorm = register_module("post_attention_layernorm",
-                                             nn::RmsNorm(config.hidden_size, config.rms_norm_eps, parameters));
+  post_attention_layernorm =
+      register_module("post_attention_layernorm", nn::RmsNorm(config.hidden_size, config.rms_norm_eps, parameters));
   mlp = register_module("mlp", LlamaMlp(config, parameters));
   attention_adapters = register_module("attention_adapters", nn::BlockOutput(config.hidden_size));
   output_adapters = register_module("output_adapters", nn::BlockOutput(config.hidden_size));
@@ -213,8 +211,8 @@ Residual LlamaDecoderLayerImpl::feed_forward(const Residual& stream, const nn::F
 
 LlamaModelImpl::LlamaModelImpl(const LlamaConfig& config, const nn::ParameterOptions& parameters)
     : max_positions_(config.max_position_embeddings), rotary_(config.head_dim, config.rope_theta) {
-  embed_tokens = register_module(
-      "embed_tokens", nn::Embedding(nn::EmbeddingOptions{config.vocab_size, config.hidden_size, parameters}));
+  embed_tokens =
+      register_module("embed_tokens", nn::Embedding(nn::EmbeddingOptions{config.vocab_size, config.hidden_size, parameters}));
   layers = register_module("layers", torch::nn::ModuleList());
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) layers->push_back(LlamaDecoderLayer(config, i, parameters));
   norm = register_module("norm", nn::RmsNorm(config.hidden_size, config.rms_norm_eps, parameters));
@@ -252,7 +250,8 @@ nn::PredictingStates LlamaModelImpl::forward(const Batch& given, nn::KvCache* ca
                       "[llama] a sequence must fit the model's {} positions, virtual tokens included; found {}; shorten the rows "
                       "or use a model with a longer context",
                       max_positions_, first + length);
-  std::tie(context.cos, context.sin) = rotary_.at(positions_of(batch, context.segments, first, num_virtual, length, cache != nullptr));
+  std::tie(context.cos, context.sin) =
+      rotary_.at(positions_of(batch, context.segments, first, num_virtual, length, cache != nullptr));
   context.mask = attention_mask(batch, cache, context.num_prefixed, table_length(context.segments, length));
   context.causal = length > 1;
   context.cache = cache;
@@ -273,13 +272,13 @@ bool LlamaModelImpl::keeps_rows_apart(const nn::FastPaths& fast) const {
   if (!fast.fused_norm || !embed_tokens->slot.contributing().empty() || nn::rows_are_chosen(embed_tokens->slot)) return false;
   return std::all_of(layers->begin(), layers->end(), [&](const auto& module) {
     const auto* layer = module->template as<LlamaDecoderLayerImpl>();
-    if (!layer->attention_adapters->slot.contributing().empty() || !layer->output_adapters->slot.contributing().empty()) return false;
+    if (!layer->attention_adapters->slot.contributing().empty() || !layer->output_adapters->slot.contributing().empty())
+      return false;
     return layer->self_attn->keeps_rows_apart(dtype, fast) && layer->mlp->keeps_rows_apart(dtype, fast);
   });
 }
 
-LlamaForCausalLMImpl::LlamaForCausalLMImpl(const LlamaConfig& config_, const nn::ParameterOptions& parameters)
-    : config(config_) {
+LlamaForCausalLMImpl::LlamaForCausalLMImpl(const LlamaConfig& config_, const nn::ParameterOptions& parameters) : config(config_) {
   // The layers' own initialisation would draw every weight once in vain; this model has its rule.
   nn::ParameterOptions uninitialized = parameters;
   uninitialized.initialize = false;
@@ -291,6 +290,12 @@ LlamaForCausalLMImpl::LlamaForCausalLMImpl(const LlamaConfig& config_, const nn:
   if (config.tie_word_embeddings) lm_head->tie_weight(model->embed_tokens->weight);
   head_group_ = nn::LinearGroup({lm_head});
   if (parameters.initialize) nn::initialize(*this, config.initializer_range, config.tie_word_embeddings ? "lm_head.weight" : "");
+}
+
+void LlamaForCausalLMImpl::untie_head() {
+  if (!config.tie_word_embeddings) return;
+  config.tie_word_embeddings = false;
+  lm_head->untie_weight();
 }
 
 Tensor LlamaForCausalLMImpl::hidden(const Batch& batch, nn::KvCache* cache) {

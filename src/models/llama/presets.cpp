@@ -55,8 +55,7 @@ LlamaConfig llama_preset(std::string_view name) {
     config.fused_qkv = preset.fused_qkv;
     return config;
   }
-  fail<ConfigError>("[model.preset] a preset must be one of {}; found \"{}\"", fmt::join(llama_preset_names(), ", "),
-                    name);
+  fail<ConfigError>("[model.preset] a preset must be one of {}; found \"{}\"", fmt::join(llama_preset_names(), ", "), name);
 }
 
 }  // namespace lora::llama

@@ -9,17 +9,18 @@ namespace {
 nn::DecoderLayerShape shape_of(const LlamaDecoderLayerImpl& layer) {
   const auto& attention = *layer.self_attn;
   const auto& mlp = *layer.mlp;
-  const nn::LinearGroupShape joined =
-      attention.W_pack ? nn::LinearGroupShape{nn::shape_of(*attention.W_pack)}
-                       : nn::LinearGroupShape{nn::shape_of(*attention.q_proj), nn::shape_of(*attention.k_proj), nn::shape_of(*attention.v_proj)};
-  return {.qkv = joined,
-          .out = {nn::shape_of(*attention.o_proj)},
-          .gate_up = {nn::shape_of(*mlp.gate_proj), nn::shape_of(*mlp.up_proj)},
-          .down = {nn::shape_of(*mlp.down_proj)},
-          .norms_trained = layer.input_layernorm->weight.requires_grad() ||
-                           layer.post_attention_layernorm->weight.requires_grad(),
-          .attention_adapters = adapters::bottleneck_shapes(layer.attention_adapters),
-          .output_adapters = adapters::bottleneck_shapes(layer.output_adapters)};
+  const nn::LinearGroupShape joined = attention.W_pack
+                                          ? nn::LinearGroupShape{nn::shape_of(*attention.W_pack)}
+                                          : nn::LinearGroupShape{nn::shape_of(*attention.q_proj), nn::shape_of(*attention.k_proj),
+                                                                 nn::shape_of(*attention.v_proj)};
+  return {
+      .qkv = joined,
+      .out = {nn::shape_of(*attention.o_proj)},
+      .gate_up = {nn::shape_of(*mlp.gate_proj), nn::shape_of(*mlp.up_proj)},
+      .down = {nn::shape_of(*mlp.down_proj)},
+      .norms_trained = layer.input_layernorm->weight.requires_grad() || layer.post_attention_layernorm->weight.requires_grad(),
+      .attention_adapters = adapters::bottleneck_shapes(layer.attention_adapters),
+      .output_adapters = adapters::bottleneck_shapes(layer.output_adapters)};
 }
 
 }  // namespace

@@ -141,8 +141,8 @@ void add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, do
   });
 }
 
-void rms_norm_backward(const Tensor& dy, const Tensor& dsum, const Tensor& sum, const Tensor& weight,
-                       const Tensor& inverse_rms, Tensor& dx) {
+void rms_norm_backward(const Tensor& dy, const Tensor& dsum, const Tensor& sum, const Tensor& weight, const Tensor& inverse_rms,
+                       Tensor& dx) {
   with_types(sum, dy, [&](auto x_type, auto y_type) {
     using X = decltype(x_type);
     using Y = decltype(y_type);
@@ -204,8 +204,7 @@ void gelu_tanh(const Tensor& x, Tensor& y) {
   with_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const int64_t width = x.size(1);
-    run(x.size(0), width, width, {&x, &y},
-        team::GeluTanh<T>{.x = pointer<const T>(x), .width = width, .y = pointer<T>(y)});
+    run(x.size(0), width, width, {&x, &y}, team::GeluTanh<T>{.x = pointer<const T>(x), .width = width, .y = pointer<T>(y)});
   });
 }
 
@@ -214,8 +213,7 @@ void gelu_tanh_backward(const Tensor& dy, const Tensor& x, Tensor& dx) {
     using T = decltype(type);
     const int64_t width = x.size(1);
     run(x.size(0), width, width, {&dy, &x, &dx},
-        team::GeluTanhBackward<T>{
-            .dy = pointer<const T>(dy), .x = pointer<const T>(x), .width = width, .dx = pointer<T>(dx)});
+        team::GeluTanhBackward<T>{.dy = pointer<const T>(dy), .x = pointer<const T>(x), .width = width, .dx = pointer<T>(dx)});
   });
 }
 
@@ -233,10 +231,8 @@ void swiglu_backward(const Tensor& dh, const Tensor& gate_up, Tensor& dgate_up) 
     using T = decltype(type);
     const int64_t width = dh.size(1);
     run(dh.size(0), width, width, {&dh, &gate_up, &dgate_up},
-        team::SwiGluBackward<T>{.dh = pointer<const T>(dh),
-                                .gate_up = pointer<const T>(gate_up),
-                                .width = width,
-                                .dgate_up = pointer<T>(dgate_up)});
+        team::SwiGluBackward<T>{
+            .dh = pointer<const T>(dh), .gate_up = pointer<const T>(gate_up), .width = width, .dgate_up = pointer<T>(dgate_up)});
   });
 }
 
@@ -256,8 +252,8 @@ void cross_entropy(Tensor& logits, const Tensor& labels, bool gradient, Tensor& 
 namespace {
 
 /// split_rotated and join_rotated.
-void move_heads(const Tensor& together, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos,
-                const Tensor& sin, bool splits) {
+void move_heads(const Tensor& together, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos, const Tensor& sin,
+                bool splits) {
   with_type(together.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using W = Wide<T>;
@@ -285,8 +281,7 @@ void split_rotated(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tens
   move_heads(qkv, q, k, v, cos, sin, /*splits=*/true);
 }
 
-void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& cos, const Tensor& sin,
-                  Tensor& dqkv) {
+void join_rotated(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& cos, const Tensor& sin, Tensor& dqkv) {
   move_heads(dqkv, dq, dk, dv, cos, sin, /*splits=*/false);
 }
 
@@ -317,8 +312,8 @@ struct AdamWSettings {
 };
 
 template <class G, class P>
-__global__ void __launch_bounds__(kAdamWThreads) adamw_chunks(const __grid_constant__ AdamWTable<G, P> table,
-                                                                     const AdamWSettings settings) {
+__global__ void __launch_bounds__(kAdamWThreads)
+    adamw_chunks(const __grid_constant__ AdamWTable<G, P> table, const AdamWSettings settings) {
   constexpr int kPack = team::AdamW<G, P>::kWidestPack;
   const auto number = static_cast<int64_t>(blockIdx.x);
   int own = 0;

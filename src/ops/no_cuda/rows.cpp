@@ -30,9 +30,7 @@ void swiglu(const Tensor&, Tensor&) { fail_without_cuda(); }
 void swiglu_backward(const Tensor&, const Tensor&, Tensor&) { fail_without_cuda(); }
 void cross_entropy(Tensor&, const Tensor&, bool, Tensor&) { fail_without_cuda(); }
 void split_rotated(const Tensor&, const Tensor&, const Tensor&, Tensor&, Tensor&, Tensor&) { fail_without_cuda(); }
-void join_rotated(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, Tensor&) {
-  fail_without_cuda();
-}
+void join_rotated(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, Tensor&) { fail_without_cuda(); }
 void joint_adamw(const AdamWStep&, bool, const std::vector<AdamWTensors>&) { fail_without_cuda(); }
 
 }  // namespace lora::ops::rows::cuda

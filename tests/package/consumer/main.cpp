@@ -25,8 +25,7 @@ void adapt_own_module() {
   HeadImpl head;
   const auto x = at::ones({2, 6});
   const auto base = head.forward(x);
-  const auto adapters =
-      lora::inject(head, lora::LoraOptions{.rank = 2, .targets = std::vector<std::string>{"proj"}});
+  const auto adapters = lora::inject(head, lora::LoraOptions{.rank = 2, .targets = std::vector<std::string>{"proj"}});
   const auto report = lora::freeze_base(head, adapters);
   check(report.trainable == 2 * (6 + 4), "rank 2 on a 6 x 4 layer must train 20 parameters");
   check(head.forward(x).equal(base), "a fresh adapter must not change the output");

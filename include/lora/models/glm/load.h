@@ -31,7 +31,8 @@ void offload_to_host(ChatGlmForConditionalGenerationImpl& model, const at::Devic
 void save(ChatGlmForConditionalGenerationImpl& model, const Path& directory, const SaveOptions& options = {});
 
 /// Copies a model directory into another, existing one, as `save` would write it, tensor by tensor: in another type or sharding,
-/// few bits as the plain numbers that they stand for. Its weights must be as `load` wants them. Throws IoError, FormatError, ShapeError.
+/// few bits as the plain numbers that they stand for. Its weights must be as `load` wants them. Throws IoError, FormatError,
+/// ShapeError.
 void convert_hf(const Path& from, const Path& directory, const SaveOptions& options = {});
 
 }  // namespace lora::glm

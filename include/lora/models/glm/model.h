@@ -29,13 +29,14 @@ using at::Tensor;
 /// normalised.
 using nn::Residual;
 
-/// What every layer of one forward pass shares. The first half of the rotary tables turns by the position in the sequence, the second
-/// by that in the answer.
+/// What every layer of one forward pass shares. The first half of the rotary tables turns by the position in the sequence, the
+/// second by that in the answer.
 struct AttentionContext : nn::DecoderContext {
   std::vector<int64_t> contexts;  ///< how many first places of each sequence all its tokens see
-  ops::Contexts shared;           ///< the same on the device, where no kernel of ours attends to a first pass; longest 0 otherwise
-  std::vector<int64_t> lengths;   ///< of a packed row's sequences; empty: not packed
-  Tensor source_N, real_N;        ///< of a packed row with a prefix: what stands at its longer rows' places, and where its own tokens do
+  ops::Contexts shared;          ///< the same on the device, where no kernel of ours attends to a first pass; longest 0 otherwise
+  std::vector<int64_t> lengths;  ///< of a packed row's sequences; empty: not packed
+  Tensor source_N,
+      real_N;  ///< of a packed row with a prefix: what stands at its longer rows' places, and where its own tokens do
 };
 
 class GlmAttentionImpl : public torch::nn::Module, public nn::FusedProjections {
@@ -124,13 +125,14 @@ class ChatGlmForConditionalGenerationImpl : public nn::CausalLMImpl {
   Tensor hidden(const Batch& batch, nn::KvCache* cache = nullptr) override;
   nn::PredictingStates predicting_states(const Batch& batch) override;
   at::ScalarType stored_dtype() const override;
-  std::vector<int64_t> end_ids() const override { return {config.eos_token_id}; }
+  std::vector<int64_t> end_ids() const override { return generation_end_ids.value_or(std::vector{config.eos_token_id}); }
   std::vector<int64_t> answer_start() const override { return {config.gmask_token_id, config.bos_token_id}; }
   nn::Linear head() override { return lm_head; }
   nn::LinearGroup* head_group() override { return &head_group_; }
   int64_t vocab_size() const override { return config.vocab_size; }
   int64_t num_layers() const override { return config.num_layers; }
   int64_t attention_width() const override { return config.hidden_size; }
+  void untie_head() override;
   int64_t max_positions() const override { return config.max_sequence_length; }
   std::string model_type() const override { return "chatglm"; }
   std::string model_class() const override { return "ChatGLMForConditionalGeneration"; }
@@ -143,6 +145,7 @@ class ChatGlmForConditionalGenerationImpl : public nn::CausalLMImpl {
   int64_t independent_rows() override;
 
   GlmConfig config;
+  std::optional<std::vector<int64_t>> generation_end_ids;  ///< of generation_config.json, over config's
   GlmModel transformer{nullptr};
   nn::Linear lm_head{nullptr};  ///< its weight is word_embeddings' own tensor when tied
 

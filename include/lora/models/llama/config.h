@@ -51,9 +51,11 @@ LlamaConfig read_llama_config(const Path& directory);
 
 /// The text of config.json, with both spellings, so that old and new readers agree.
 std::string write_llama_config(const LlamaConfig& config);
+/// The text of generation_config.json: the special tokens.
+std::string write_generation_config(const LlamaConfig& config);
 
-/// llama-7b, llama-13b, llama-30b, llama-65b (the first version), llama2-7b, llama2-13b, llama2-70b, baichuan-7b; for training from
-/// scratch tiny, 15m, 110m, 1b. Throws ConfigError otherwise.
+/// llama-7b, llama-13b, llama-30b, llama-65b (the first version), llama2-7b, llama2-13b, llama2-70b, baichuan-7b; for training
+/// from scratch tiny, 15m, 110m, 1b. Throws ConfigError otherwise.
 LlamaConfig llama_preset(std::string_view name);
 std::vector<std::string> llama_preset_names();
 

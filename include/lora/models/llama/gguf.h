@@ -18,9 +18,9 @@ namespace lora::llama {
 ///
 /// What is scale * B A in any way can be written: AdaLoRA as A * E (by rows), B and alpha / (init_r + 1e-5).
 ///
-/// Throws ShapeError for Baichuan's W_pack, modules that the model does not have, shapes that do not fit it, a tied embedding and no update at
-/// all; NonFiniteError for numbers that are not finite in `dtype`; ConfigError for another dtype; IoError.
-/// Source: llama.cpp convert_lora_to_gguf.py and src/llama-adapter.cpp.
+/// Throws ShapeError for Baichuan's W_pack, modules that the model does not have, shapes that do not fit it, a tied embedding and
+/// no update at all; NonFiniteError for numbers that are not finite in `dtype`; ConfigError for another dtype; IoError. Source:
+/// llama.cpp convert_lora_to_gguf.py and src/llama-adapter.cpp.
 formats::GgufHeader save_gguf_lora(const Path& file, const LlamaConfig& config, const std::vector<LowRankValue>& updates,
                                    double alpha, DType dtype = DType::kF32);
 

@@ -113,9 +113,10 @@ class LlamaForCausalLMImpl : public nn::CausalLMImpl {
   int64_t vocab_size() const override { return config.vocab_size; }
   int64_t num_layers() const override { return config.num_hidden_layers; }
   int64_t attention_width() const override { return config.num_attention_heads * config.head_dim; }
+  void untie_head() override;
   int64_t max_positions() const override { return config.max_position_embeddings; }
   at::ScalarType stored_dtype() const override;
-  std::vector<int64_t> end_ids() const override { return config.eos_token_ids; }
+  std::vector<int64_t> end_ids() const override { return generation_end_ids.value_or(config.eos_token_ids); }
   std::string model_type() const override { return config.fused_qkv ? "baichuan" : "llama"; }
   std::string model_class() const override { return config.fused_qkv ? "BaiChuanForCausalLM" : "LlamaForCausalLM"; }
   std::vector<std::string> default_targets() const override {
@@ -127,6 +128,7 @@ class LlamaForCausalLMImpl : public nn::CausalLMImpl {
   int64_t independent_rows() override;
 
   LlamaConfig config;
+  std::optional<std::vector<int64_t>> generation_end_ids;  ///< of generation_config.json, over config's
   LlamaModel model{nullptr};
   nn::Linear lm_head{nullptr};  ///< its weight is embed_tokens' own tensor when tied
 
