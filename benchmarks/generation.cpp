@@ -13,6 +13,7 @@
 #include "lora/core/stopwatch.h"
 #include "lora/io/dtype.h"
 #include "lora/lora.h"
+#include "lora/models/glm.h"
 #include "lora/models/llama.h"
 
 namespace {
@@ -25,26 +26,42 @@ struct Options {
   int64_t hidden = 256, layers = 6, vocabulary = 8000, rows = 32, prompt_tokens = 96, new_tokens = 64, sequences = 32;
   double ends = 0.01;  ///< part of the vocabulary that ends a row
   int rounds = 3, threads = 1;
-  std::string dtype = "fp32";
+  std::string arch = "llama", dtype = "fp32";
 };
 
-std::shared_ptr<llama::LlamaForCausalLMImpl> random_llama(const Options& options) {
-  at::manual_seed(1);
-  auto config = llama::fresh_llama_config(
+std::shared_ptr<nn::CausalLMImpl> random_llama(const Options& options) {
+  return std::make_shared<llama::LlamaForCausalLMImpl>(llama::fresh_llama_config(
       std::nullopt, {{"vocab_size", std::to_string(options.vocabulary)},
                      {"hidden_size", std::to_string(options.hidden)},
                      {"intermediate_size", std::to_string(options.hidden * 8 / 3)},
                      {"num_hidden_layers", std::to_string(options.layers)},
                      {"num_attention_heads", std::to_string(options.hidden / 64)},
-                     {"max_position_embeddings", std::to_string(options.prompt_tokens + options.new_tokens)}});
-  auto model = std::make_shared<llama::LlamaForCausalLMImpl>(config);
+                     {"max_position_embeddings", std::to_string(options.prompt_tokens + options.new_tokens)}}));
+}
+
+std::shared_ptr<nn::CausalLMImpl> random_glm(const Options& options) {
+  return std::make_shared<glm::ChatGlmForConditionalGenerationImpl>(
+      glm::fresh_glm_config(std::nullopt, {{"vocab_size", std::to_string(options.vocabulary)},
+                                           {"hidden_size", std::to_string(options.hidden)},
+                                           {"inner_hidden_size", std::to_string(options.hidden * 4)},
+                                           {"num_layers", std::to_string(options.layers)},
+                                           {"num_attention_heads", std::to_string(options.hidden / 64)},
+                                           {"max_sequence_length", std::to_string(options.prompt_tokens + options.new_tokens)}}));
+}
+
+std::shared_ptr<nn::CausalLMImpl> random_model(const Options& options) {
+  at::manual_seed(1);
+  auto model = options.arch == "glm" ? random_glm(options) : random_llama(options);
   model->to(io::to_torch(parse_float_dtype(options.dtype, "--dtype"), "--dtype"));
   model->eval();
   return model;
 }
 
-/// Prompts of a quarter of the longest to the longest.
-std::vector<PromptRow> random_prompts(const Options& options) {
+/// Ids from here on may have a meaning.
+int64_t first_special(const Options& options) { return options.vocabulary - (options.arch == "glm" ? 16 : 0); }
+
+/// Prompts of a quarter of the longest to the longest, which end with `start`.
+std::vector<PromptRow> random_prompts(const Options& options, const std::vector<int64_t>& start) {
   SplitMix64 random(2);
   std::vector<PromptRow> prompts;
   for (int64_t row = 0; row < options.rows; ++row) {
@@ -52,8 +69,9 @@ std::vector<PromptRow> random_prompts(const Options& options) {
     const auto length =
         shortest + static_cast<int64_t>(random.below(static_cast<uint64_t>(options.prompt_tokens - shortest + 1)));
     PromptRow prompt{.row = row, .ids = {}};
-    for (int64_t i = 0; i < length; ++i)
-      prompt.ids.push_back(static_cast<int64_t>(random.below(static_cast<uint64_t>(options.vocabulary))));
+    for (int64_t i = std::ssize(start); i < length; ++i)
+      prompt.ids.push_back(static_cast<int64_t>(random.below(static_cast<uint64_t>(first_special(options)))));
+    prompt.ids.insert(prompt.ids.end(), start.begin(), start.end());
     prompts.push_back(prompt);
   }
   return prompts;
@@ -66,6 +84,7 @@ generate::GenerateOptions generate_options(const Options& options) {
   result.sampling.temperature = 1;
   for (int64_t id = 0; id < static_cast<int64_t>(options.ends * static_cast<double>(options.vocabulary)); ++id)
     result.stop_ids.push_back(id);
+  for (int64_t id = first_special(options); id < options.vocabulary; ++id) result.stop_ids.push_back(id);
   return result;
 }
 
@@ -120,8 +139,8 @@ size_t rows_alike(const Way& one, const Way& other) {
 
 void measure(const Options& options) {
   at::set_num_threads(options.threads);
-  const auto model = random_llama(options);
-  const auto prompts = random_prompts(options);
+  const auto model = random_model(options);
+  const auto prompts = random_prompts(options, model->answer_start());
   const auto how = generate_options(options);
   std::vector<Way> ways{
       {"batched", [&] { return generate::complete_all(*model, prompts, how, {.max_sequences = options.sequences}, at::kCPU); }},
@@ -152,7 +171,8 @@ void measure(const Options& options) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app("Rows per second of generation with a Llama of random weights, three ways in turns");
+  CLI::App app("Rows per second of generation with a model of random weights, three ways in turns");
+  app.add_option("--arch", options.arch)->check(CLI::IsMember({"llama", "glm"}))->capture_default_str();
   app.add_option("--hidden", options.hidden, "Width; heads have 64")->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--layers", options.layers)->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--vocabulary", options.vocabulary)->check(CLI::PositiveNumber)->capture_default_str();

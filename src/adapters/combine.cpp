@@ -136,7 +136,8 @@ class Combiner {
   }
 
   Factors decomposed(const Parts& parts) {
-    if (rule_.pruning == Pruning::kNone) return largest(decomposition_of_factors(parts));
+    // What a clamp cuts depends on the singular vectors' signs, which are those of PEFT's decomposition of the whole sum alone.
+    if (rule_.pruning == Pruning::kNone && !options_.svd_clamp) return largest(decomposition_of_factors(parts));
     std::vector<Tensor> updates;
     for (const auto& value : parts.values) updates.push_back(value.b_OR.mm(value.a_RI) * value.scale);
     return largest(at::linalg_svd(sum(updates, parts.weights), /*full_matrices=*/false));
