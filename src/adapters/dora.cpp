@@ -45,11 +45,9 @@ void DoraLinear::measure(nn::LinearImpl& layer) {
   seen_ = nn::stamp_of(layer.weight);
 }
 
-/// Values of a weight that was given up cannot change; one that trains changes with every step.
+/// Values of a weight that was given up cannot change.
 bool DoraLinear::is_measured(const nn::LinearImpl& layer) const {
-  if (!seen_) return false;
-  if (layer.weight_is_released()) return true;
-  return !layer.weight.requires_grad() && nn::stamp_of(layer.weight) == *seen_;
+  return seen_ && (layer.weight_is_released() || nn::stamp_of(layer.weight) == *seen_);
 }
 
 void DoraLinear::reset_magnitude(nn::LinearImpl& layer) {
@@ -90,6 +88,7 @@ at::Tensor DoraLinear::output_scale(const at::Tensor& rows_RO, nn::LinearImpl& l
   const at::Tensor scale_O =
       ratio(lora_magnitude_vector, row_lengths(has_rows ? rows_RO : layer.times_weight(factors().a_RI.detach())));
   // A pass with gradients is followed by an update, of which versions may know nothing.
+  if (at::GradMode::is_enabled() && layer.weight.requires_grad()) seen_.reset();
   kept_ = at::GradMode::is_enabled() ? nullptr : std::make_shared<const KeptScale>(KeptScale{stamps(), scale_O});
   return scale_O;
 }

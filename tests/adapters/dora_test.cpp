@@ -177,6 +177,22 @@ TEST_CASE("without gradients DoRA finds its scale once, and anew when anything i
   CHECK(group.forward(x, {}).requires_grad());
 }
 
+TEST_CASE("without gradients a base that could train is measured once, too, and anew after a pass that trains it", "[adapters]") {
+  auto layer = linear(8, 6, true);
+  layer->weight.set_requires_grad(true);
+  const auto dora = attached(layer);
+  const at::Tensor x = at::randn({3, 8});
+  {
+    const torch::NoGradGuard no_grad;
+    layer->forward(x);
+    CHECK(dora->output_scale({}, *layer).is_same(dora->output_scale({}, *layer)));
+  }
+  layer->forward(x);
+  layer->weight.data_ptr<float>()[0] += 1;  // as a fused update does, of which the version says nothing
+  const torch::NoGradGuard no_grad;
+  CHECK(difference(layer->forward(x), by_definition(x, layer, *dora)) < 1e-5);
+}
+
 TEST_CASE("a scale that was kept does not outlive a pass with gradients, whose update may write past the versions",
           "[adapters]") {
   at::manual_seed(4);
