@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include "cli/command.h"
 #include "cli/options.h"
@@ -170,13 +171,13 @@ std::string Evaluation::identity() const {
       if (entry.is_regular_file()) adapters += file_digest(entry.path()) + " ";
     }
   }
-  std::string model;
+  std::set<std::string> model;
   if (config_.model.path) {
     for (const auto& entry : std::filesystem::directory_iterator(*config_.model.path)) {
       if (!entry.is_regular_file()) continue;
       // Weights are too large to read for this; whoever writes them anew changes when they were written.
-      model += fmt::format("{} {} {} ", entry.path().filename().string(), entry.file_size(),
-                           entry.last_write_time().time_since_epoch().count());
+      model.insert(fmt::format("{} {} {}", entry.path().filename().string(), entry.file_size(),
+                               entry.last_write_time().time_since_epoch().count()));
     }
   }
   RunConfig shown = config_;
@@ -287,12 +288,31 @@ int score_predictions(const RunConfig& config, const Path& file, bool overwrite,
   return write_result(output, result, print_json);
 }
 
+constexpr const char *kPredictions = "predictions.jsonl", *kEvaluated = "eval_predictions.jsonl", *kEvaluation = "eval.json";
+
+/// Where an evaluation puts its answers: those that lora predict left stay.
+Path place_of_evaluated(const Path& output_dir, bool overwrite) {
+  const bool is_free = overwrite || !std::filesystem::exists(output_dir / kPredictions);
+  return output_dir / (is_free ? kPredictions : kEvaluated);
+}
+
+/// Gives the answers of an evaluation their other name, so that lora predict has a place for its own.
+void make_place_for_predictions(const Path& output_dir) {
+  const Path file = output_dir / kEvaluation;
+  if (!std::filesystem::exists(output_dir / kPredictions) || !std::filesystem::exists(file)) return;
+  OrderedJson result = formats::parse_ordered_json(read_file(file), file.string());
+  if (!result.is_object() || result.value("answers", "") != kPredictions) return;
+  result["answers"] = kEvaluated;
+  write_file_atomically(file, result.dump(2) + "\n");
+  std::filesystem::rename(output_dir / kPredictions, output_dir / kEvaluated);
+  log::info(fmt::format("the answers of the evaluation are in {} now", (output_dir / kEvaluated).string()));
+}
+
 int run_eval(Evaluation& evaluation, bool overwrite, bool print_json) {
   const RunConfig& config = evaluation.config();
   const Path output = require_place(config.run.output_dir / "eval.json", overwrite);
   const bool has_metrics = has_answers(config) && !config.eval.metrics.empty();
-  const Path answers = config.run.output_dir / "predictions.jsonl";
-  if (has_metrics) require_place(answers, overwrite);
+  const Path answers = place_of_evaluated(config.run.output_dir, overwrite);
   const auto loss = evaluation.loss();
   OrderedJson result = {{"loss", loss.loss}, {"perplexity", std::exp(loss.loss)}, {"rows", loss.rows}, {"targets", loss.targets}};
   if (!has_metrics) return write_result(output, result, print_json);
@@ -302,6 +322,7 @@ int run_eval(Evaluation& evaluation, bool overwrite, bool print_json) {
   evaluation.predict(predictions, &scores);
   for (const auto& score : scores.finish()) result[score.name] = score.value;
   result["generation_seconds"] = watch.seconds();
+  result["answers"] = answers.filename().string();
   write_result(output, result, print_json);
   predictions.finish();
   return kDone;
@@ -309,7 +330,8 @@ int run_eval(Evaluation& evaluation, bool overwrite, bool print_json) {
 
 int run_predict(Evaluation& evaluation, bool overwrite) {
   const RunConfig& config = evaluation.config();
-  const Path output = require_place(config.run.output_dir / "predictions.jsonl", overwrite);
+  if (!overwrite) make_place_for_predictions(config.run.output_dir);
+  const Path output = require_place(config.run.output_dir / kPredictions, overwrite);
   PredictionFile predictions(output, evaluation.identity());
   evaluation.predict(predictions, nullptr);
   predictions.finish();

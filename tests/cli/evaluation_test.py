@@ -140,14 +140,25 @@ log: {{samples: 0}}
         self.assertEqual((self.folder / "parts/predictions.jsonl").read_text(), whole)
         self.assertFalse(part.exists())
 
-    def test_predictions_are_not_replaced_by_those_of_an_evaluation(self):
+    def test_an_evaluation_and_predictions_leave_each_other_their_answers(self):
         self.evaluation(rows=3)
-        self.run_command("predict", "-c", "run.yaml")
-        before = (self.folder / "out/predictions.jsonl").read_text()
-        self.assertIn("predictions.jsonl exists", self.run_command("eval", "-c", "run.yaml", "--set", "eval.max_new_tokens=2", code=2))
-        self.assertEqual((self.folder / "out/predictions.jsonl").read_text(), before)
-        self.run_command("eval", "-c", "run.yaml", "--set", "eval.max_new_tokens=2", "--overwrite")
-        self.assertNotEqual((self.folder / "out/predictions.jsonl").read_text(), before)
+        short = ("-c", "run.yaml", "--set", "eval.max_new_tokens=2")
+
+        def answers(folder, name="predictions.jsonl"):
+            return (self.folder / folder / name).read_text()
+        self.run_command("predict", "-c", "run.yaml", "--set", "run.output_dir=first")
+        predicted = answers("first")
+        self.run_command("eval", *short, "--set", "run.output_dir=first")
+        self.assertEqual(answers("first"), predicted)
+        evaluated = answers("first", "eval_predictions.jsonl")
+        self.assertNotEqual(evaluated, predicted)
+        self.assertIn("existing output", self.run_command("predict", "-c", "run.yaml", "--set", "run.output_dir=first", code=2))
+
+        self.run_command("eval", *short, "--set", "run.output_dir=second")
+        self.assertEqual(answers("second"), evaluated)
+        self.run_command("predict", "-c", "run.yaml", "--set", "run.output_dir=second")
+        self.assertEqual((answers("second"), answers("second", "eval_predictions.jsonl")), (predicted, evaluated))
+        self.assertEqual(json.loads((self.folder / "second/eval.json").read_text())["answers"], "eval_predictions.jsonl")
 
     def test_evaluation_refuses_what_it_cannot_do(self):
         self.evaluation()
