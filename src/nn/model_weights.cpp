@@ -14,6 +14,7 @@
 #include "formats/model_fields.h"
 #include "io/weight_files.h"
 #include "lora/core/file.h"
+#include "lora/core/log.h"
 #include "lora/io/dtype.h"
 #include "lora/nn/linear.h"
 #include "lora/ops/quantized.h"
@@ -183,6 +184,18 @@ bool is_half(DType dtype) { return dtype == DType::kF16 || dtype == DType::kBF16
 
 DType written_dtype(const WeightShape& weight, DType dtype) { return weight.wide && is_half(dtype) ? DType::kF32 : dtype; }
 
+bool holds_other_head(const Path& directory, const std::string& embedding, const std::string& head) {
+  if (!io::has_weight_files(directory)) return false;
+  const io::ModelFiles files(directory);
+  if (!files.contains(embedding) || !files.contains(head)) return false;
+  const auto table = io::stored_weight(files, embedding), other = io::stored_weight(files, head);
+  if (table.scheme || other.scheme || table.shape != other.shape) return table.shape != other.shape;
+  const Tensor first = at::empty(table.shape, at::kFloat), second = at::empty(other.shape, at::kFloat);
+  files.read_into(embedding, first);
+  files.read_into(head, second);
+  return !first.equal(second);
+}
+
 }  // namespace
 
 std::function<bool(const std::string&)> computed_weights(bool head_is_tied) {
@@ -219,15 +232,10 @@ std::optional<std::vector<int64_t>> generation_end_ids(const Path& directory, in
 }
 
 bool stores_other_head(const Path& directory, const std::string& embedding, const std::string& head) {
-  if (!io::has_weight_files(directory)) return false;
-  const io::ModelFiles files(directory);
-  if (!files.contains(embedding) || !files.contains(head)) return false;
-  const auto table = io::stored_weight(files, embedding), other = io::stored_weight(files, head);
-  if (table.scheme || other.scheme || table.shape != other.shape) return table.shape != other.shape;
-  const Tensor first = at::empty(table.shape, at::kFloat), second = at::empty(other.shape, at::kFloat);
-  files.read_into(embedding, first);
-  files.read_into(head, second);
-  return !first.equal(second);
+  if (!holds_other_head(directory, embedding, head)) return false;
+  log::warn(fmt::format("[model] config.json in {} says that the head is the embeddings' table; found another {}, which stands",
+                        directory.string(), head));
+  return true;
 }
 
 ModelWeights::ModelWeights(const Path& directory, ModelLayout layout, const LoadOptions& options)

@@ -72,7 +72,7 @@ bool take_untied_head(std::vector<std::pair<std::string, std::string>>& fields, 
 std::optional<std::vector<int64_t>> generation_end_ids(const Path& directory, int64_t vocab_size);
 
 /// Whether a directory whose config.json says that the head is the embeddings' table holds another head besides. It is not tied
-/// then, to transformers either.
+/// then, to transformers either, which a warning says.
 bool stores_other_head(const Path& directory, const std::string& embedding, const std::string& head);
 
 /// The layers of a decoder, whose Linears are the products that stream or are kept in few bits, and their path in the model.

@@ -1,10 +1,7 @@
 #include "lora/models/glm/load.h"
 
-#include <fmt/format.h>
-
 #include "formats/json.h"
 #include "lora/core/file.h"
-#include "lora/core/log.h"
 #include "lora/io/dtype.h"
 
 namespace lora::glm {
@@ -20,13 +17,9 @@ nn::ModelLayout layout_of(const GlmConfig& config) {
 /// config.json as its weights have it: a head that is stored beside the embeddings, and is not their table, is not tied.
 GlmConfig read_stored_config(const Path& directory) {
   GlmConfig config = read_glm_config(directory);
-  if (!config.tie_word_embeddings || !nn::stores_other_head(directory, "transformer.word_embeddings.weight", "lm_head.weight"))
-    return config;
-  log::warn(
-      fmt::format("[model] config.json in {} says that the head is the embeddings' table; found another lm_head.weight, which "
-                  "stands",
-                  directory.string()));
-  config.tie_word_embeddings = false;
+  if (config.tie_word_embeddings && nn::stores_other_head(directory, "transformer.word_embeddings.weight", "lm_head.weight")) {
+    config.tie_word_embeddings = false;
+  }
   return config;
 }
 

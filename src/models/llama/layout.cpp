@@ -1,20 +1,12 @@
 #include "models/llama/layout.h"
 
-#include <fmt/format.h>
-
-#include "lora/core/log.h"
-
 namespace lora::llama {
 
 LlamaConfig read_stored_config(const Path& directory) {
   LlamaConfig config = read_llama_config(directory);
-  if (!config.tie_word_embeddings || !nn::stores_other_head(directory, "model.embed_tokens.weight", "lm_head.weight"))
-    return config;
-  log::warn(
-      fmt::format("[model] config.json in {} says that the head is the embeddings' table; found another lm_head.weight, which "
-                  "stands",
-                  directory.string()));
-  config.tie_word_embeddings = false;
+  if (config.tie_word_embeddings && nn::stores_other_head(directory, "model.embed_tokens.weight", "lm_head.weight")) {
+    config.tie_word_embeddings = false;
+  }
   return config;
 }
 
