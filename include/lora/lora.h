@@ -13,6 +13,7 @@
 #include "lora/adapters/lora.h"
 #include "lora/adapters/low_rank.h"
 #include "lora/adapters/reparametrize.h"
+#include "lora/adapters/token_start.h"
 #include "lora/core/error.h"
 #include "lora/core/log.h"
 #include "lora/core/path.h"

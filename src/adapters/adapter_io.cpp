@@ -4,115 +4,32 @@
 #include <torch/utils.h>
 
 #include <algorithm>
-#include <numbers>
-#include <set>
 
 #include "adapters/inject_as_stored.h"
 #include "adapters/listing.h"
+#include "adapters/mismatches.h"
+#include "adapters/peft_names.h"
+#include "adapters/plain_form.h"
 #include "adapters/state.h"
 #include "core/check.h"
 #include "core/overloaded.h"
-#include "lora/adapters/dora.h"
 #include "lora/adapters/inject.h"
 #include "lora/core/log.h"
-#include "lora/core/pattern.h"
 
 namespace lora {
 namespace {
 
-constexpr std::string_view kPrefix = "base_model.model.";
+using adapters::FileTensors;
+using adapters::fits;
+using adapters::kFilePrefix;
+using adapters::Mismatches;
+using adapters::Places;
+using adapters::places_of;
+using adapters::without;
+
 constexpr std::string_view kBaseLayerWeight = ".base_layer.weight";
 
-/// Where the tensors of a file belong, by their file names without the prefix.
-using Places = std::map<std::string, at::Tensor>;
-using FileTensors = std::map<std::string, at::Tensor>;
-
 constexpr const char* kPromptEmbeddings = "prompt_embeddings";
-
-/// LoRA's factors of a Linear are modules in PEFT and end in ".weight"; everything else is a bare parameter. Rows of tokens
-/// beside another method are in a module of their own.
-std::string factor_name(const AdapterSet& adapters, const AdapterSet::Slot& slot, const std::string& parameter) {
-  const bool is_alone = std::holds_alternative<TrainableTokensOptions>(adapters.options());
-  if (token_rows(*slot.adapter) != nullptr) return slot.path + (is_alone ? "." : ".token_adapter.") + parameter;
-  const bool is_module = (parameter == "lora_A" || parameter == "lora_B") && dynamic_cast<const LoraLinear*>(slot.adapter.get());
-  return slot.path + "." + parameter + (is_module ? ".weight" : "");
-}
-
-/// AdapterHub's name of a parameter: it keeps all adapters of a place in one module.
-std::string hub_name(const AdapterSet::BlockSlot& block, const std::string& adapter, const std::string& parameter) {
-  return block.path + ".adapters." + adapter + "." + parameter;
-}
-
-/// PEFT puts an adapted layer's own parameters one level deeper.
-std::string bias_name(const AdapterSet& adapters, const std::string& name) {
-  const auto& slots = adapters.slots();
-  const bool adapted = std::ranges::any_of(slots, [&](const auto& slot) { return name == slot.path + ".bias"; });
-  if (!adapted) return name;
-  return name.substr(0, name.rfind('.')) + ".base_layer.bias";
-}
-
-at::Tensor trained_value(const AdapterSet& adapters, const AdapterSet::SavedParameter& saved) {
-  return adapters.state().trained_values_in_model ? saved.parameter : saved.other;
-}
-
-Places places_of(const AdapterSet& adapters) {
-  Places places;
-  for (const auto& slot : adapters.slots()) {
-    for (const auto& parameter : slot.adapter->named_parameters()) {
-      places[factor_name(adapters, slot, parameter.key())] = parameter.value();
-    }
-  }
-  for (const auto& block : adapters.blocks()) {
-    for (const auto& parameter : block.adapter->named_parameters()) {
-      places[hub_name(block, adapters.name(), parameter.key())] = parameter.value();
-    }
-  }
-  for (const auto& saved : adapters.saved_parameters()) places[saved.name] = trained_value(adapters, saved);
-  for (const auto& bias : adapters.biases()) places[bias_name(adapters, bias.name)] = trained_value(adapters, bias);
-  return places;
-}
-
-/// `text` without the first occurrence of `part`.
-std::string without(const std::string& text, const std::string& part) {
-  const size_t at = text.find(part);
-  return at == std::string::npos ? text : text.substr(0, at) + text.substr(at + part.size());
-}
-
-/// A state dict that was written without PEFT's save function still has the adapter's name in it.
-std::string without_adapter_name(const std::string& file_name, const std::string& adapter) {
-  for (const char* factor : {".lora_A", ".lora_B", ".lora_E", ".lora_embedding_A", ".lora_embedding_B", ".lora_magnitude_vector",
-                             ".ia3_l", ".trainable_tokens_delta"}) {
-    const std::string named = factor + ("." + adapter);
-    const size_t at = file_name.find(named);
-    const size_t end = at + named.size();
-    if (at == std::string::npos || (end != file_name.size() && file_name[end] != '.')) continue;
-    return file_name.substr(0, end - adapter.size() - 1) + file_name.substr(end);
-  }
-  return without(file_name, ".modules_to_save." + adapter);
-}
-
-/// AdapterHub's name with our adapter in the place of the one that it was saved as.
-std::string with_own_name(const std::string& file_name, const std::string& adapter) {
-  constexpr std::string_view kAdapters = ".adapters.";
-  const size_t begin = file_name.find(kAdapters);
-  if (begin == std::string::npos) return file_name;
-  const size_t end = file_name.find('.', begin + kAdapters.size());
-  return end == std::string::npos ? file_name : file_name.substr(0, begin + kAdapters.size()) + adapter + file_name.substr(end);
-}
-
-/// The place that a file's tensor name means; the name as it is when it means none.
-std::string place_name(const std::string& file_name, const std::string& adapter, const Places& places) {
-  const std::string bare = file_name.starts_with(kPrefix) ? file_name.substr(kPrefix.size()) : file_name;
-  std::vector<std::string> readings = {bare, without_adapter_name(bare, adapter), without_adapter_name(bare, "default"),
-                                       with_own_name(bare, adapter)};
-  if (bare.ends_with(".lora_magnitude_vector.weight")) readings.push_back(bare.substr(0, bare.rfind('.')));
-  // Older files name the bias of an adapted layer as the base model does; ours may hold a layer
-  // only another adapts.
-  readings.push_back(without(bare, ".base_layer"));
-  if (bare.ends_with(".bias")) readings.push_back(bare.substr(0, bare.rfind('.')) + ".base_layer.bias");
-  const auto known = std::ranges::find_if(readings, [&](const auto& name) { return places.contains(name); });
-  return known == readings.end() ? bare : *known;
-}
 
 /// The adapted layer whose frozen weight a file repeats under `name`; null for anything else.
 const AdapterSet::Slot* base_copy_of(const AdapterSet& adapters, const std::string& name) {
@@ -121,10 +38,6 @@ const AdapterSet::Slot* base_copy_of(const AdapterSet& adapters, const std::stri
   const auto& slots = adapters.slots();
   const auto found = std::ranges::find_if(slots, [&](const auto& slot) { return slot.path == path; });
   return found == slots.end() ? nullptr : &*found;
-}
-
-bool fits(const at::Tensor& value, const at::Tensor& place) {
-  return value.sizes() == place.sizes() && value.is_floating_point();
 }
 
 /// With bias: all PEFT writes biases of modules that train whole a second time, under the name of what wraps them.
@@ -153,39 +66,6 @@ const AdapterSet::Slot* tied_rows_of(const AdapterSet& adapters, const std::stri
   });
   return found == adapters.slots().end() ? nullptr : &*found;
 }
-
-std::string shape_text(const at::Tensor& tensor) {
-  return fmt::format("{} [{}]", c10::toString(tensor.scalar_type()), fmt::join(tensor.sizes(), ", "));
-}
-
-/// What stands between a file and an adapter; each list becomes one part of the message.
-class Mismatches {
- public:
-  void missing(const std::string& name) { missing_.push_back(adapters::quote_name(name)); }
-  void extra(const std::string& name) { extra_.push_back(adapters::quote_name(name)); }
-  void misshapen(const std::string& name, const at::Tensor& value, const at::Tensor& place) {
-    misshapen_.push_back(fmt::format("{} ({} in the file, float [{}] in the model)", adapters::quote_name(name),
-                                     shape_text(value), fmt::join(place.sizes(), ", ")));
-  }
-
-  void require_none() const {
-    std::vector<std::string> parts;
-    const auto add = [&](const char* what, const std::vector<std::string>& names) {
-      if (!names.empty()) parts.push_back(fmt::format("{} {}: {}", names.size(), what, adapters::listed(names)));
-    };
-    add("missing", missing_);
-    add("without a place", extra_);
-    add("of another shape", misshapen_);
-    require<ShapeError>(parts.empty(),
-                        "[adapters.load] the file's tensors must be exactly the adapter's; found {}; check r, "
-                        "rank_pattern and target_modules of adapter_config.json, and that it belongs to this base "
-                        "model",
-                        fmt::join(parts, "; "));
-  }
-
- private:
-  std::vector<std::string> missing_, extra_, misshapen_;
-};
 
 /// Room for an adapter whose config and tensors disagree in an honest way, so that the message can
 /// name them.
@@ -239,85 +119,6 @@ at::Tensor without_dropout(PromptEncoder& prompt) {
   return flat;
 }
 
-bool has_start(const AdapterSet& adapters) { return std::ranges::any_of(adapters.slots(), adapters::has_start); }
-
-/// PiSSA and OLoRA as plain LoRA of twice the rank on the original base: A and B beside what they began as. The scale stays.
-/// Slots without a start stay as they are.
-LoraOptions doubled(const AdapterSet& adapters) {
-  LoraOptions options = std::get<LoraOptions>(adapters.options());
-  const LoraOptions undoubled = options;
-  const double factor = options.rank_stabilized ? std::numbers::sqrt2 : 2;
-  options.init = "true";
-  options.rank *= 2;
-  options.alpha *= factor;
-  for (auto& entry : options.rank_pattern) entry.second *= 2;
-  require<ConfigError>(
-      options.alpha_pattern.empty() || !options.rank_stabilized,
-      "[adapters.save] alpha_pattern must be empty with use_rslora where PiSSA or OLoRA is saved as plain LoRA: PEFT's "
-      "alphas are whole numbers; found {} entries",
-      options.alpha_pattern.size());
-  for (auto& entry : options.alpha_pattern) entry.second *= 2;
-  for (const auto& slot : adapters.slots()) {
-    if (adapters::has_start(slot) || token_rows(*slot.adapter) != nullptr) continue;
-    const LoraSize own = lora_size(undoubled, slot.path);
-    options.rank_pattern.emplace(options.rank_pattern.begin(), slot.path, own.rank);
-    options.alpha_pattern.emplace(options.alpha_pattern.begin(), slot.path, own.alpha);
-  }
-  return options;
-}
-
-/// What is in a file where the parameters themselves are not: sums with a start, ranks that are left.
-void put_doubled(const AdapterSet::Slot& slot, const LoraLinear& linear, FileTensors& tensors) {
-  tensors[slot.path + ".lora_A.weight"] = at::cat({linear.lora_A.detach(), linear.start_A});
-  tensors[slot.path + ".lora_B.weight"] = at::cat({linear.lora_B.detach(), -linear.start_B}, 1);
-}
-
-/// As PEFT does for a tied output head, whose rows are the embedding's.
-void put_tied_rows(const AdapterSet& adapters, FileTensors& tensors) {
-  for (const auto& slot : adapters.slots()) {
-    const auto* tied = dynamic_cast<const TiedTrainableTokens*>(slot.adapter.get());
-    if (tied != nullptr) tensors[slot.path + ".trainable_tokens_delta"] = tied->rows().trainable_tokens_delta;
-  }
-}
-
-/// Ranks whose E is zero add nothing. Only once an allocation was made, and while it holds: between two of them pruned ranks
-/// may grow again.
-bool is_pruned(const AdapterSet& adapters) {
-  if (!adapters.allocator() || !adapters.allocator()->kept()) return false;
-  const auto& kept = *adapters.allocator()->kept();
-  for (size_t i = 0; i < kept.size(); ++i) {  // behind these there may be rows of tokens
-    const auto& linear = dynamic_cast<const AdaLoraLinear&>(*adapters.slots()[i].adapter);
-    const auto e_R = linear.lora_E.detach().flatten().cpu().to(at::kFloat);
-    for (size_t r = 0; r < kept[i].size(); ++r) {
-      if (!kept[i][r] && e_R.const_data_ptr<float>()[r] != 0) return false;
-    }
-  }
-  return true;
-}
-
-at::Tensor indexes_of(const std::vector<bool>& kept) {
-  std::vector<int64_t> indexes;
-  for (size_t r = 0; r < kept.size(); ++r) {
-    if (kept[r]) indexes.push_back(static_cast<int64_t>(r));
-  }
-  return at::tensor(indexes, at::kLong);
-}
-
-/// Fills in the pattern and cuts the tensors.
-void cut_to_kept(const AdapterSet& adapters, AdaLoraOptions& options, FileTensors& tensors) {
-  options.rank_pattern.emplace();
-  for (size_t i = 0; i < adapters.allocator()->kept()->size(); ++i) {
-    const std::string& path = adapters.slots()[i].path;
-    const auto& kept = (*adapters.allocator()->kept())[i];
-    (*options.rank_pattern)[path + ".lora_E"] = kept;
-    for (const char* factor : {".lora_A", ".lora_B", ".lora_E"}) {
-      at::Tensor& tensor = tensors.at(path + factor);
-      const int64_t dim = std::string_view(factor) == ".lora_B" ? 1 : 0;
-      tensor = tensor.detach().index_select(dim, indexes_of(kept).to(tensor.device()));
-    }
-  }
-}
-
 /// What a reader of the file wants to know of the model.
 void describe_model(const AdapterSet& adapters, formats::AdapterConfig& config) {
   const auto describe = [&](formats::PeftPromptLearning& prompt) {
@@ -365,30 +166,6 @@ void require_described_model(const AdapterSet& adapters, const formats::AdapterC
       config);
 }
 
-std::optional<TokenIndices> saved_token_indices(const MethodOptions& options) {
-  if (const auto* rows = std::get_if<TrainableTokensOptions>(&options)) return rows->token_indices;
-  if (const auto* lora = std::get_if<LoraOptions>(&options)) return lora->token_indices;
-  if (const auto* adalora = std::get_if<AdaLoraOptions>(&options)) return adalora->token_indices;
-  return std::nullopt;
-}
-
-/// A list is of whatever table there are rows of.
-std::vector<int64_t> ids_at(const TokenIndices& indices, const std::string& path) {
-  if (const auto* ids = std::get_if<std::vector<int64_t>>(&indices)) return *ids;
-  for (const auto& [name, ids] : std::get<1>(indices)) {
-    if (matches_suffix(path, name)) return ids;
-  }
-  return {};
-}
-
-std::optional<at::Tensor> saved_rows_at(const FileTensors& tensors, const std::string& path) {
-  for (const char* end : {".trainable_tokens_delta", ".token_adapter.trainable_tokens_delta"}) {
-    const auto found = tensors.find(std::string(kPrefix) + path + end);
-    if (found != tensors.end()) return found->second;
-  }
-  return std::nullopt;
-}
-
 void load_prompt(const AdapterSet& adapters, const FileTensors& tensors) {
   Mismatches mismatches;
   const at::Tensor* found = nullptr;
@@ -410,17 +187,10 @@ void load_prompt(const AdapterSet& adapters, const FileTensors& tensors) {
 io::AdapterFiles adapter_to_files(const AdapterSet& adapters) {
   MethodOptions options = adapters.options();
   FileTensors tensors = places_of(adapters);
-  if (has_start(adapters)) {
-    options = doubled(adapters);
-    for (const auto& slot : adapters.slots()) {
-      if (adapters::has_start(slot)) put_doubled(slot, dynamic_cast<const LoraLinear&>(*slot.adapter), tensors);
-    }
-  }
-  if (is_pruned(adapters)) cut_to_kept(adapters, std::get<AdaLoraOptions>(options), tensors);
+  adapters::put_plain_form(adapters, options, tensors);
   io::AdapterFiles files{.config = config_from(options), .tensors = {}};
   describe_model(adapters, files.config);
-  if (std::holds_alternative<TrainableTokensOptions>(options)) put_tied_rows(adapters, tensors);
-  const std::string prefix = std::holds_alternative<BottleneckOptions>(options) ? "" : std::string(kPrefix);
+  const std::string prefix = std::holds_alternative<BottleneckOptions>(options) ? "" : std::string(kFilePrefix);
   for (const auto& [name, tensor] : tensors) files.tensors[prefix + name] = to_file(tensor);
   if (adapters.prompt()) files.tensors[kPromptEmbeddings] = to_file(without_dropout(*adapters.prompt()));
   return files;
@@ -433,7 +203,7 @@ void load_adapter_tensors(const AdapterSet& adapters, const FileTensors& tensors
   std::map<std::string, std::string> file_names;
   Mismatches mismatches;
   for (const auto& [file_name, value] : tensors) {
-    const std::string name = place_name(file_name, adapters.name(), places);
+    const std::string name = adapters::place_name(file_name, adapters.name(), places);
     const auto place = places.find(name);
     if (place != places.end()) {
       if (!fits(value, place->second)) mismatches.misshapen(file_name, value, place->second);
@@ -477,38 +247,6 @@ void warn_unless_in_few_bits(const AdapterSet& adapters) {
 }
 
 }  // namespace
-
-void start_token_rows(const AdapterSet& adapters, const io::AdapterFiles& files) {
-  const MethodOptions saved = options_from(files.config);
-  const std::optional<TokenIndices> ids = saved_token_indices(saved);
-  size_t found = 0;
-  Mismatches mismatches;
-  std::vector<std::pair<at::Tensor, at::Tensor>> copies;
-  for (const auto& slot : adapters.slots()) {
-    const auto* rows = dynamic_cast<const TrainableTokens*>(slot.adapter.get());
-    if (rows == nullptr) continue;
-    ++found;
-    require<ConfigError>(
-        ids && ids_at(*ids, slot.path) == rows->ids(),
-        "[adapters.tokens_from] the saved adapter must have the rows of the same tokens at {}; found others; give both the "
-        "same trainable_token_indices",
-        slot.path);
-    const at::Tensor& place = rows->trainable_tokens_delta;
-    const auto value = saved_rows_at(files.tensors, slot.path);
-    if (!value) {
-      mismatches.missing(slot.path + ".trainable_tokens_delta");
-    } else if (!fits(*value, place)) {
-      mismatches.misshapen(slot.path + ".trainable_tokens_delta", *value, place);
-    } else {
-      copies.emplace_back(place, *value);
-    }
-  }
-  require<ConfigError>(found > 0,
-                       "[adapters.tokens_from] the adapter must train rows of tokens; found none; give trainable_token_indices");
-  mismatches.require_none();
-  const torch::NoGradGuard no_grad;
-  for (auto& [place, value] : copies) place.copy_(value);
-}
 
 AdapterSet adapter_from_files(torch::nn::Module& model, const io::AdapterFiles& files, const std::string& name,
                               const std::optional<MethodOptions>& options) {

@@ -10,7 +10,6 @@ nn::BottleneckShape shape_of(const BottleneckAdapter& adapter) {
   const std::string& activation = options.non_linearity;
   return {.size = adapter.size(),
           .numbers = nn::trained_numbers(adapter),
-          .reads_sum = !options.is_parallel && options.original_ln_before,
           .reads_stream = options.is_parallel,
           .drops = options.dropout > 0,
           .keeps_before_activation = activation != "relu" && activation != "tanh" && activation != "sigmoid",

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "adapters/listing.h"
+#include "adapters/peft_names.h"
 #include "core/check.h"
 #include "lora/adapters/adapter_io.h"
 #include "lora/adapters/inject.h"
@@ -23,8 +24,6 @@ namespace lora {
 namespace {
 
 using at::Tensor;
-
-constexpr std::string_view kPrefix = "base_model.model.";
 
 enum class Pruning { kNone, kMagnitude, kRandom };
 
@@ -315,7 +314,7 @@ LoraOptions combined_options(const std::vector<LoraOptions>& options, int64_t ra
 
 /// PEFT's names: a Linear's factors are modules, an Embedding's bare parameters.
 void add_factors(io::AdapterFiles& files, const std::string& path, bool embedding, const Factors& factors) {
-  const std::string start = std::string(kPrefix) + path + (embedding ? ".lora_embedding_" : ".lora_");
+  const std::string start = std::string(adapters::kFilePrefix) + path + (embedding ? ".lora_embedding_" : ".lora_");
   const std::string end = embedding ? "" : ".weight";
   files.tensors[start + "A" + end] = factors.a_RI;
   files.tensors[start + "B" + end] = factors.b_OR;
@@ -354,7 +353,8 @@ io::AdapterFiles combine_adapters(const std::vector<io::AdapterFiles>& adapters,
   const int64_t rank = new_rank(rule, options, each);
   io::AdapterFiles combined;
   combined.config = config_from(combined_options(each, rank, modules));
-  for (const auto& [name, tensor] : united_parameters(plain, modules)) combined.tensors[std::string(kPrefix) + name] = tensor;
+  for (const auto& [name, tensor] : united_parameters(plain, modules))
+    combined.tensors[std::string(adapters::kFilePrefix) + name] = tensor;
   Combiner combiner(rule, options, rank);
   for (const auto& [path, parts] : modules) {
     const auto& first = parts.values.front();

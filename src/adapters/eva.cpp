@@ -1,6 +1,7 @@
 #include "lora/adapters/eva.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cmath>
@@ -239,17 +240,33 @@ class EvaSearch {
     const at::Tensor positions_N = counted_positions(batch, options_, device());
     most_positions_ = std::max(most_positions_, positions_N.numel());
     Observation observation(model_);
+    std::vector<std::pair<Input*, at::Tensor>> waiting;
+    const auto most_waiting = batch.input_ids_BS.is_cpu() ? static_cast<size_t>(at::get_num_threads()) : 1;
     for (auto& [source, input] : inputs_) {
       if (input.converged || positions_N.numel() < input.pca.wanted()) continue;
-      const Layer& layer = layers_[source];
-      observation.observe(layer.linear, [&layer, &input, &positions_N, this](const at::Tensor& x) {
-        const at::Tensor former_RD = input.pca.components();
-        input.pca.add(counted_rows(x, positions_N, layer.path));
-        if (!former_RD.defined()) return;
-        input.found_R = (at::cosine_similarity(input.pca.components(), former_RD) >= options_.tau).cpu();
+      observation.observe(layers_[source].linear, [&, path = layers_[source].path, input = &input](const at::Tensor& x) {
+        waiting.emplace_back(input, counted_rows(x, positions_N, path));
+        if (waiting.size() == most_waiting) add_rows(waiting);
       });
     }
     pass(batch);
+    add_rows(waiting);
+  }
+
+  /// Each thread takes inputs of its own: their sums are made of many small products, in which threads would mostly wait for each
+  /// other.
+  void add_rows(std::vector<std::pair<Input*, at::Tensor>>& waiting) {
+    at::parallel_for(0, static_cast<int64_t>(waiting.size()), 1, [&](int64_t i, int64_t end) {
+      for (; i < end; ++i) {
+        const auto& [input, rows_ND] = waiting[static_cast<size_t>(i)];
+        const at::NoGradGuard no_grad;
+        const at::Tensor former_RD = input->pca.components();
+        input->pca.add(rows_ND);
+        if (former_RD.defined())
+          input->found_R = (at::cosine_similarity(input->pca.components(), former_RD) >= options_.tau).cpu();
+      }
+    });
+    waiting.clear();
   }
 
   /// The budget goes to the directions that explain most. Of layers with the same input the first, whose sums decide when to

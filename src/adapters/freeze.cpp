@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "lora/adapters/adalora.h"
 #include "lora/adapters/fused_rows.h"
 #include "lora/core/pattern.h"
 #include "lora/core/text.h"
@@ -103,6 +104,19 @@ FreezeReport apply_rules(Parameters& parameters, const FreezeRules& rules) {
   return report;
 }
 
+/// AdaLoRA compares the importances of all its modules, which are measured by gradients.
+void require_importances(const AdapterSet& set) {
+  if (!set.allocator()) return;
+  for (const auto& slot : set.slots()) {
+    if (std::dynamic_pointer_cast<AdaLoraLinear>(slot.adapter) == nullptr) continue;
+    const auto parameters = slot.adapter->parameters();
+    require<ConfigError>(std::ranges::all_of(parameters, [](const at::Tensor& parameter) { return parameter.requires_grad(); }),
+                         "[adapters.freeze] all modules of AdaLoRA must train, since it shares ranks out among them; found {:?} "
+                         "frozen; leave it out of target_modules instead (layers_to_transform, exclude_modules)",
+                         slot.path);
+  }
+}
+
 }  // namespace
 
 std::string FreezeReport::summary() const {
@@ -128,6 +142,7 @@ FreezeReport freeze_base(torch::nn::Module& model, const std::vector<AdapterSet>
     for (auto& parameter : set.parameters()) free_for_training(parameter);
   }
   FreezeReport report = apply_rules(parameters, rules);
+  for (const auto& set : adapters) require_importances(set);
   for (const auto& set : adapters) report.trainable -= num_held_numbers(set);
   return report;
 }

@@ -8,13 +8,13 @@
 #include <utility>
 
 #include "adapters/listing.h"
+#include "adapters/peft_names.h"
 #include "core/check.h"
 #include "lora/adapters/adapter_io.h"
 
 namespace lora {
 namespace {
 
-constexpr std::string_view kPrefix = "base_model.model.";
 constexpr std::string_view kWeight = ".weight";
 
 /// A tensor that is one factor of a module's update.
@@ -94,7 +94,8 @@ LowRankAdapter low_rank_adapter(const io::AdapterFiles& files) {
   LowRankAdapter adapter;
   std::map<std::string, Pair> pairs;
   for (const auto& [file_name, tensor] : files.tensors) {
-    const std::string name = file_name.starts_with(kPrefix) ? file_name.substr(kPrefix.size()) : file_name;
+    const std::string name =
+        file_name.starts_with(adapters::kFilePrefix) ? file_name.substr(adapters::kFilePrefix.size()) : file_name;
     if (name.ends_with(".base_layer.weight")) continue;
     const auto factor = factor_of(name);
     if (!factor) {

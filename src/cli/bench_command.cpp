@@ -10,6 +10,7 @@
 #include <optional>
 #include <utility>
 
+#include "cli/adapter_setup.h"
 #include "cli/bench_peer.h"
 #include "cli/command.h"
 #include "cli/options.h"
@@ -126,6 +127,7 @@ RunConfig load_config(const BenchCommand& command, const Path& folder) {
 RunConfig with_random_files(RunConfig config, const Path& folder) {
   const auto model = make_model(config, parse_device(config.run.device));
   const int64_t length = config.data.max_length.value_or(model->max_positions());
+  config.data.train.path = folder / "rows.jsonl";  // wherever the user's rows are: those are not touched
   write_file_atomically(*config.data.train.path, random_rows(config.train.micro_batch, length, model->vocab_size()));
   const Path directory = folder / "model";
   std::filesystem::create_directories(directory);
@@ -266,7 +268,12 @@ class Ours {
     }
     for (auto [name, parameter] : adapters_.named_parameters()) {
       if (!parameter.grad().defined()) continue;
-      name.replace(name.find(".default"), 8, "");
+      const size_t place = name.find(".default");
+      require<ConfigError>(place != std::string::npos,
+                           "[bench] beside a peer only an adapter's own factors may train; found {:?}; leave out modules_to_save "
+                           "and bias",
+                           name);
+      name.erase(place, std::string_view(".default").size());
       found.emplace_back("base_model.model." + name + ".weight", parameter);
     }
     return found;
@@ -303,7 +310,8 @@ Agreement compare_gradients(Ours& ours, BenchPeer& peer, const Path& folder) {
     require<DataError>(twin != theirs.end() && twin->second.sizes() == gradient.sizes() && theirs.size() == mine.size(),
                        "[bench] both sides must train the same parameters; found {:?} on ours alone, or in another shape", name);
     const at::Tensor a = gradient.to(at::kDouble).flatten(), b = twin->second.to(at::kDouble).flatten();
-    const double cosine = (a.dot(b) / (a.norm() * b.norm())).item<double>();
+    const double measured = (a.dot(b) / (a.norm() * b.norm())).item<double>();
+    const double cosine = std::isfinite(measured) ? measured : -1;  // of a gradient of zeros, or not finite
     if (cosine >= found.worst_cosine) continue;
     found.worst_cosine = cosine;
     worst = name;

@@ -1,5 +1,6 @@
 #include "cli/best_result.h"
 
+#include "cli/adapter_setup.h"
 #include "cli/options.h"
 #include "cli/run_setup.h"
 #include "core/copy_directory.h"
@@ -11,10 +12,11 @@ namespace {
 /// Where the model is within the best result.
 Path model_within(const Path& best, const ResultParts& parts) { return parts.adapter ? best / "model" : best; }
 
-/// The run file with the base that a run's own result fits.
+}  // namespace
+
 config::RunConfig with_base_of_result(const config::RunConfig& config, const ResultParts& parts) {
   const Path& output = config.run.output_dir;
-  if (!parts.model) return with_base_of(output, config);
+  if (!parts.model) return with_base_of(output / "adapter", config);
   config::RunConfig changed = config;
   config::ModelSection model;
   model.path = output / "model";
@@ -25,23 +27,22 @@ config::RunConfig with_base_of_result(const config::RunConfig& config, const Res
   return changed;
 }
 
-}  // namespace
-
 Path best_directory(const config::RunConfig& config) { return config.run.output_dir / "best"; }
 
 void publish_best(const config::RunConfig& config, const ResultParts& parts) {
   const Path best = best_directory(config), &output = config.run.output_dir;
+  std::optional<AtomicDirectory> adapter, model;  // both are whole before one is seen
   if (parts.adapter) {
-    AtomicDirectory adapter(output / "adapter");
-    copy_directory(best, adapter.path());
-    if (parts.model) std::filesystem::remove_all(model_within(adapter.path(), parts));
-    adapter.commit();
+    adapter.emplace(output / "adapter");
+    copy_directory(best, adapter->path());
+    if (parts.model) std::filesystem::remove_all(model_within(adapter->path(), parts));
   }
   if (parts.model) {
-    AtomicDirectory model(output / "model");
-    copy_directory(model_within(best, parts), model.path());
-    model.commit();
+    model.emplace(output / "model");
+    copy_directory(model_within(best, parts), model->path());
   }
+  if (adapter) adapter->commit();
+  if (model) model->commit();
 }
 
 LoadedResult load_result(const config::RunConfig& config, const ResultParts& parts, const at::Device& device) {

@@ -15,6 +15,9 @@ struct ResultParts {
   bool adapter = false, model = false;
 };
 
+/// The run file with the base that a run's own result fits: the model that it trained, or that of its adapter.
+config::RunConfig with_base_of_result(const config::RunConfig& config, const ResultParts& parts);
+
 /// <output_dir>/best: the adapter's files, or the model's; of a run with both the model is in its folder `model`.
 Path best_directory(const config::RunConfig& config);
 

@@ -65,12 +65,9 @@ std::vector<int64_t> chat_prompt(const GenerateCommand& command, const data::Tok
   return {example.input_ids.begin(), example.input_ids.end()};
 }
 
-/// The generated text: without the end token, in valid UTF-8. Null without a tokenizer.
+/// Null without a tokenizer.
 formats::Json text_of(const generate::Generation& generation, const LoadedModel& loaded) {
-  if (loaded.tokenizer == nullptr) return nullptr;
-  std::vector<int64_t> ids = generation.token_ids;
-  if (generation.finish_reason == "stop") ids.pop_back();
-  return readable_text(*loaded.tokenizer, std::move(ids));
+  return loaded.tokenizer == nullptr ? formats::Json() : formats::Json(generated_text(*loaded.tokenizer, generation));
 }
 
 int GenerateCommand::run() const {

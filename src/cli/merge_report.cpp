@@ -38,7 +38,7 @@ int64_t drawn_id(SplitMix64& random, int64_t vocabulary, const std::vector<int64
 /// in the middle.
 std::vector<Tensor> built_in_rows(const nn::CausalLMImpl& model) {
   constexpr int64_t kRows = 4, kLength = 32;
-  const int64_t length = std::min(kLength, model.max_positions());
+  const int64_t length = std::min(kLength, model.longest_row());
   const std::vector<int64_t> middle = model.answer_start();
   SplitMix64 random(0);
   std::vector<Tensor> rows;
@@ -61,9 +61,9 @@ ReportRows rows_of_file(const LoadedModel& loaded, const std::string& file) {
     if (full) continue;
     const auto example = reader.read(*line, lines.line_number());
     const auto length = static_cast<int64_t>(example.input_ids.size());
-    require<DataError>(length <= loaded.model->max_positions(),
+    require<DataError>(length <= loaded.model->longest_row(),
                        "[{}:{}] a row must fit the model's {} positions; found {} tokens; shorten it", file, lines.line_number(),
-                       loaded.model->max_positions(), length);
+                       loaded.model->longest_row(), length);
     full = !rows.ids_1S.empty() && rows.num_tokens() + length > room;
     if (!full) rows.ids_1S.push_back(at::tensor(example.input_ids, at::kLong).unsqueeze(0));
   }

@@ -21,6 +21,25 @@ void add_log_options(CLI::App& command) {
       "-v,--verbose", [] { log::set_level(log::Level::kDebug); }, "Say more");
 }
 
+void RunFileOptions::add_to(CLI::App& command, bool with_device) {
+  command.add_option("-c,--config", file, "Run file (YAML)")->required();
+  command.add_option("--set", overrides, "section.key=value, over the run file")
+      ->take_all()
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  if (with_device) command.add_option("--device", device, "auto, cpu, cuda or cuda:N, over run.device");
+}
+
+std::vector<std::string> RunFileOptions::all_overrides() const {
+  std::vector<std::string> all = overrides;
+  if (!device.empty()) all.push_back("run.device=" + device);
+  return all;
+}
+
+config::RunConfig RunFileOptions::load(const std::string& mode) const {
+  return config::load_run_config(file, all_overrides(), std::filesystem::current_path(), mode);
+}
+
 void ModelOptions::add_to(CLI::App& command) {
   command.add_option("--model", model, "Model directory (Hugging Face layout)")->required();
   command.add_option("--adapter", adapters, "Adapter directory (PEFT layout); given again, one that works together with it")
@@ -34,7 +53,6 @@ void ModelOptions::add_to(CLI::App& command) {
 namespace {
 
 /// The first is "default", the others have numbers: names are for those that a program chooses from.
-/// Of the command line: the first is the default.
 std::vector<NamedAdapter> named(const std::vector<std::string>& directories) {
   std::vector<NamedAdapter> adapters;
   for (const auto& directory : directories) {
@@ -95,6 +113,12 @@ const data::Tokenizer& require_tokenizer(const LoadedModel& loaded, std::string_
 std::string readable_text(const data::Tokenizer& tokenizer, std::vector<int64_t> ids) {
   std::erase_if(ids, [&](int64_t id) { return id >= tokenizer.vocab_size(); });
   return to_utf8(tokenizer.decode(ids));
+}
+
+std::string generated_text(const data::Tokenizer& tokenizer, const generate::Generation& generation) {
+  std::vector<int64_t> ids = generation.token_ids;
+  if (generation.finish_reason == "stop" && !ids.empty()) ids.pop_back();
+  return readable_text(tokenizer, std::move(ids));
 }
 
 void require_free_output(const Path& output, bool overwrite) {

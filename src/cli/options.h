@@ -11,12 +11,25 @@
 #include "lora/config/run_config.h"
 #include "lora/core/path.h"
 #include "lora/data/tokenizer.h"
+#include "lora/generate/generate.h"
 #include "lora/models/registry.h"
 
 namespace lora::cli {
 
 /// -q and -v on a sub-command; they take effect while the command line is read.
 void add_log_options(CLI::App& command);
+
+/// -c, --set and, where it means something, --device: a run file and what the command line says over it.
+struct RunFileOptions {
+  std::string file, device;
+  std::vector<std::string> overrides;
+
+  void add_to(CLI::App& command, bool with_device);
+  /// The overrides, the device among them.
+  std::vector<std::string> all_overrides() const;
+  /// `mode`: of the sub-command, see config::load_run_config.
+  config::RunConfig load(const std::string& mode) const;
+};
 
 /// --model, --adapter, --dtype, --device: a model to compute with.
 struct ModelOptions {
@@ -56,6 +69,9 @@ const data::Tokenizer& require_tokenizer(const LoadedModel& loaded, std::string_
 /// Text of generated ids, in valid UTF-8. Ids beyond the tokenizer's pieces give nothing: a model's vocabulary may be
 /// padded, and an untrained model chooses such ids.
 std::string readable_text(const data::Tokenizer& tokenizer, std::vector<int64_t> ids);
+
+/// The same of a generation, without the end token that it stopped at.
+std::string generated_text(const data::Tokenizer& tokenizer, const generate::Generation& generation);
 
 /// Throws ConfigError when `output` exists (a file, or a directory with something in it) and `overwrite` is false.
 void require_free_output(const Path& output, bool overwrite);

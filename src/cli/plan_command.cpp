@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cli/adapter_setup.h"
 #include "cli/command.h"
 #include "cli/options.h"
 #include "cli/run_setup.h"
@@ -26,8 +27,8 @@ using config::RunConfig;
 using formats::OrderedJson;
 
 struct PlanCommand {
-  std::string run_file, device, memory;
-  std::vector<std::string> overrides;
+  RunFileOptions run_file;
+  std::string memory;
   bool json = false;
 
   int run() const;
@@ -176,10 +177,8 @@ void look_at_rows(const nn::CausalLMImpl& model, Planned& planned) {
 // ---- The plan ----
 
 Planned make_plan(const PlanCommand& command) {
-  auto overrides = command.overrides;
-  if (!command.device.empty()) overrides.push_back("run.device=" + command.device);
   Planned planned;
-  planned.config = config::load_run_config(command.run_file, overrides, std::filesystem::current_path(), "");
+  planned.config = command.run_file.load("");
   const RunConfig& config = planned.config;
   planned.device = planned_device(config.run.device);
   planned.memory_bytes = available_memory(command, config.run.device);
@@ -379,12 +378,7 @@ void add_plan_command(CLI::App& program, Action& action) {
   auto* command = program.add_subcommand("plan", "Predicts the memory of a run, without loading weights");
   command->footer("Example: lora plan -c run.yaml --memory 24GiB");
   auto state = std::make_shared<PlanCommand>();
-  command->add_option("-c,--config", state->run_file, "Run file (YAML)")->required();
-  command->add_option("--set", state->overrides, "section.key=value, over the run file")
-      ->take_all()
-      ->expected(1)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  command->add_option("--device", state->device, "auto, cpu, cuda or cuda:N, over run.device");
+  state->run_file.add_to(*command, /*with_device=*/true);
   command->add_option("--memory", state->memory, "Memory to fit, for example 24GiB (default: this machine's, or the GPU's)");
   command->add_flag("--json", state->json, "Print one JSON object");
   add_log_options(*command);

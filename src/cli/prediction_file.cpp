@@ -3,6 +3,7 @@
 #include <fstream>
 #include <utility>
 
+#include "cli/run_directory.h"
 #include "core/check.h"
 #include "formats/json.h"
 #include "lora/core/error.h"
@@ -13,18 +14,33 @@ namespace {
 
 using formats::OrderedJson;
 
+OrderedJson text_or_null(const std::optional<std::string>& text) { return text ? OrderedJson(*text) : OrderedJson(); }
+
+std::optional<std::string> text_at(const formats::Json& json, const char* key) {
+  const auto& value = json.at(key);
+  return value.is_null() ? std::nullopt : std::optional(value.get<std::string>());
+}
+
+Path part_of(const Path& file) { return file.string() + kUnfinishedAnswers; }
+
 std::string line_of(const Prediction& one) {
-  return OrderedJson{{"row", one.row}, {"prompt", one.prompt}, {"prediction", one.prediction}, {"reference", one.reference}}
-             .dump() +
-         "\n";
+  OrderedJson json = {{"row", one.row},
+                      {"prompt", text_or_null(one.prompt)},
+                      {"prediction", text_or_null(one.prediction)},
+                      {"reference", text_or_null(one.reference)}};
+  if (one.token_ids) json["token_ids"] = *one.token_ids;
+  return json.dump() + "\n";
 }
 
 Prediction parse(const std::string& line, const std::string& where) {
   const auto json = formats::parse_json(line, where);
-  return {.row = json.at("row").get<int64_t>(),
-          .prompt = json.at("prompt").get<std::string>(),
-          .prediction = json.at("prediction").get<std::string>(),
-          .reference = json.at("reference").get<std::string>()};
+  Prediction one{.row = json.at("row").get<int64_t>(),
+                 .prompt = text_at(json, "prompt"),
+                 .prediction = text_at(json, "prediction"),
+                 .reference = text_at(json, "reference"),
+                 .token_ids = {}};
+  if (json.contains("token_ids")) one.token_ids = json.at("token_ids").get<std::vector<int64_t>>();
+  return one;
 }
 
 /// The whole lines of a file that an interrupted run left, as far as they are predictions.
@@ -57,7 +73,13 @@ std::pair<std::string, std::string> read_answer(const std::string& line, const s
       "[{}] a line must hold the texts \"prediction\" and \"reference\" (or \"predict\" and \"label\"); it has neither", where);
 }
 
-PredictionFile::PredictionFile(Path file, const std::string& identity) : file_(std::move(file)), part_(file_.string() + ".part") {
+bool has_answers_of_another(const Path& file, const std::string& identity) {
+  std::ifstream stream(part_of(file));
+  std::string line;
+  return std::getline(stream, line) && line != identity;
+}
+
+PredictionFile::PredictionFile(Path file, const std::string& identity) : file_(std::move(file)), part_(part_of(file_)) {
   predictions_ = read_part(part_, identity);
   std::string kept = identity + "\n";
   for (const auto& [row, one] : predictions_) kept += line_of(one);

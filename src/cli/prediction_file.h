@@ -3,21 +3,27 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "lora/core/path.h"
 
 namespace lora::cli {
 
 struct Prediction {
-  int64_t row = 0;  ///< number in the data, from 1
-  std::string prompt, prediction, reference;
+  int64_t row = 0;                                           ///< number in the data, from 1
+  std::optional<std::string> prompt, prediction, reference;  ///< nothing: no tokenizer; no reference: the row has no answer
+  std::optional<std::vector<int64_t>> token_ids;             ///< what was generated, of rows of tokens and where no text is
 };
 
 /// Prediction and reference of a line: {"prediction", "reference"} as here, or {"predict", "label"} as LLaMA-Factory writes them.
 /// Throws FormatError beginning with `where`.
 std::pair<std::string, std::string> read_answer(const std::string& line, const std::string& where);
+
+/// Whether a stopped run left answers for `file` that one with another `identity` generated.
+bool has_answers_of_another(const Path& file, const std::string& identity);
 
 /// Predictions in the order in which they come, kept beside the file until all are there. What an interrupted run with the same
 /// `identity` (of model, data and options) left is used again; a line that was cut short is not.

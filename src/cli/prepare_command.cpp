@@ -6,6 +6,7 @@
 #include "cli/run_setup.h"
 #include "cli/signals.h"
 #include "core/check.h"
+#include "lora/core/file.h"
 #include "lora/core/log.h"
 #include "lora/core/stopwatch.h"
 #include "lora/core/text.h"
@@ -19,8 +20,8 @@ namespace {
 using config::RunConfig;
 
 struct PrepareCommand {
-  std::string run_file, shard_size = "1GiB";
-  std::vector<std::string> overrides;
+  RunFileOptions run_file;
+  std::string shard_size = "1GiB";
   bool overwrite = false;
 
   int run() const;
@@ -36,7 +37,7 @@ struct Preparation {
 
 Preparation make_preparation(const PrepareCommand& command) {
   Preparation result;
-  result.config = config::load_run_config(command.run_file, command.overrides, std::filesystem::current_path(), "");
+  result.config = command.run_file.load("");
   const RunConfig& config = result.config;
   require<ConfigError>(config.data.format != "records",
                        "[data.format] lora prepare makes records out of another format; found records; name the "
@@ -89,7 +90,12 @@ int PrepareCommand::run() const {
   const RunConfig& config = preparation.config;
   if (config.run.threads > 0) at::set_num_threads(static_cast<int>(config.run.threads));
   catch_stop_signals();
-  if (overwrite) std::filesystem::remove_all(preparation.directory);
+  if (overwrite) {
+    for (const auto& source : {config.data.train.path, config.data.eval.path}) {
+      if (source) file_digest(*source);  // what is there is not given up for a file that is not
+    }
+    std::filesystem::remove_all(preparation.directory);
+  }
   const Path training_records = preparation.directory / "train";
   prepare_set(preparation, *config.data.train.path, training_records, preparation.options);
   if (!config.data.eval.path) return kDone;
@@ -107,11 +113,7 @@ void add_prepare_command(CLI::App& program, Action& action) {
       "Example: lora prepare -c run.yaml\nTrain from them with data.format=records and "
       "data.train.path=OUT/records/train.");
   auto state = std::make_shared<PrepareCommand>();
-  command->add_option("-c,--config", state->run_file, "Run file (YAML)")->required();
-  command->add_option("--set", state->overrides, "section.key=value, over the run file")
-      ->take_all()
-      ->expected(1)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  state->run_file.add_to(*command, /*with_device=*/false);
   command->add_option("--shard-size", state->shard_size, "Most bytes of a data file, such as 512MiB")->capture_default_str();
   command->add_flag("--overwrite", state->overwrite, "Remove the records that are there, then write anew");
   add_log_options(*command);

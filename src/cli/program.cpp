@@ -13,6 +13,7 @@
 #include "lora/config/known_names.h"
 #include "lora/core/error.h"
 #include "lora/core/log.h"
+#include "lora/core/text.h"
 #include "lora/data/format_registry.h"
 #include "lora/eval/metric_registry.h"
 #include "lora/models/glm.h"
@@ -27,8 +28,15 @@ namespace {
 
 constexpr const char* kVersion = "lora " LORA_VERSION;
 
+/// One line, unless all is to be said. Messages hold names and texts from outside, which must not drive the terminal.
+std::string printable(std::string_view message) {
+  std::string text = escape_control(to_utf8(message));
+  if (log::level() != log::Level::kDebug) std::ranges::replace(text, '\n', ' ');
+  return text;
+}
+
 int report(std::string_view message, int code) {
-  fmt::print(stderr, "error: {}\n", message);
+  fmt::print(stderr, "error: {}\n", printable(message));
   return code;
 }
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <set>
 
-#include "cli/run_setup.h"
+#include "cli/adapter_setup.h"
 #include "core/check.h"
 #include "lora/core/file.h"
 #include "lora/core/log.h"
@@ -12,19 +12,22 @@
 namespace lora::cli {
 namespace {
 
+constexpr const char* kUnfinished = "unfinished";
+
 /// Everything that a run, and an evaluation of what it made, writes into its directory.
 std::set<std::string> own_entries(const config::RunConfig& config) {
-  return {"config.yaml",
-          config.log.metrics.begin()->string(),
-          "adapter",
-          "base",
-          "best",
-          "model",
-          "checkpoints",
-          "report.html",
-          "eval.json",
-          "predictions.jsonl",
-          "predictions.jsonl.part"};
+  std::set<std::string> names = {
+      "config.yaml", kUnfinished, config.log.metrics.string(), "adapter", "base", "best", "model", "checkpoints",
+      "report.html", kEvaluation};
+  for (const std::string answers : {kPredictions, kEvaluatedAnswers})
+    names.merge(std::set{answers, answers + kUnfinishedAnswers});
+  return names;
+}
+
+/// The metrics in a folder of their own, which may hold other files.
+bool is_folder_of_metrics(const std::string& name, const config::RunConfig& config) {
+  const Path metrics = config.log.metrics.lexically_normal();
+  return metrics.has_parent_path() && name == metrics.begin()->string();
 }
 
 /// What may be lost when a run starts again: the configuration, the metrics, temporary files, a base that it made and the best
@@ -32,7 +35,7 @@ std::set<std::string> own_entries(const config::RunConfig& config) {
 bool is_leftover(const std::string& name, const config::RunConfig& config) {
   if (name == "best" && config.checkpoint.keep_best) return true;
   if (name == "base" && own_base(config)) return true;
-  return name == "config.yaml" || name == config.log.metrics.begin()->string() || name.find(".tmp-") != std::string::npos;
+  return name == "config.yaml" || name == kUnfinished || name == config.log.metrics || name.find(".tmp-") != std::string::npos;
 }
 
 std::vector<std::string> entries_of(const Path& directory) {
@@ -92,13 +95,14 @@ RunStart start_anew(const config::RunConfig& config, bool overwrite) {
   RunStart start;
   for (const auto& name : entries_of(directory)) {
     if (is_token_cache(directory, name) || is_records(directory, name)) continue;
-    const bool may_go = is_leftover(name, config) || is_empty_checkpoints(directory, name);
+    const bool is_of_metrics = is_folder_of_metrics(name, config);
+    const bool may_go = is_leftover(name, config) || is_empty_checkpoints(directory, name) || is_of_metrics;
     const bool resume_auto = config.run.resume == "auto";
-    require<ConfigError>(own.contains(name) || (may_go && resume_auto),
+    require<ConfigError>(own.contains(name) || (is_of_metrics && overwrite) || (may_go && resume_auto),
                          "[run.output_dir] a new run needs an empty directory; {} holds {}; choose another output_dir{} or "
                          "pass --overwrite",
                          directory.string(), name, resume_auto ? "" : ", resume: auto");
-    start.obsolete.push_back(directory / name);
+    start.obsolete.push_back(directory / (is_of_metrics ? config.log.metrics : Path(name)));
   }
   return start;
 }
@@ -133,6 +137,12 @@ void require_no_followers(const RunStart& start) {
 
 void clear_obsolete(const RunStart& start) {
   for (const auto& path : start.obsolete) std::filesystem::remove_all(path);
+}
+
+void mark_unfinished(const config::RunConfig& config) { write_file_atomically(config.run.output_dir / kUnfinished, ""); }
+void mark_finished(const config::RunConfig& config) { std::filesystem::remove(config.run.output_dir / kUnfinished); }
+bool is_marked_unfinished(const config::RunConfig& config) {
+  return std::filesystem::exists(config.run.output_dir / kUnfinished);
 }
 
 }  // namespace lora::cli

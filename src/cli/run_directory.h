@@ -32,4 +32,13 @@ void require_no_followers(const RunStart& start);
 /// Removes what is obsolete.
 void clear_obsolete(const RunStart& start);
 
+/// A file in the directory stands for a run from its beginning until all of its result is there.
+void mark_unfinished(const config::RunConfig& config);
+void mark_finished(const config::RunConfig& config);
+bool is_marked_unfinished(const config::RunConfig& config);
+
+/// What `lora eval` and `lora predict` write into a run's directory.
+constexpr const char *kEvaluation = "eval.json", *kPredictions = "predictions.jsonl",
+                     *kEvaluatedAnswers = "eval_predictions.jsonl", *kUnfinishedAnswers = ".part";
+
 }  // namespace lora::cli

@@ -4,13 +4,8 @@
 
 #include <algorithm>
 
-#include "cli/saved_adapter.h"
+#include "cli/method_options.h"
 #include "core/check.h"
-#include "lora/adapters/adapter_io.h"
-#include "lora/adapters/eva.h"
-#include "lora/adapters/fused_rows.h"
-#include "lora/adapters/inject.h"
-#include "lora/adapters/loftq.h"
 #include "lora/core/dtype.h"
 #include "lora/core/log.h"
 #include "lora/core/text.h"
@@ -18,10 +13,7 @@
 #include "lora/data/format_registry.h"
 #include "lora/data/glm_tokenizer.h"
 #include "lora/data/supervision.h"
-#include "lora/io/adapter_files.h"
 #include "lora/io/dtype.h"
-#include "lora/io/model_files.h"
-#include "lora/io/quantized.h"
 #include "lora/nn/few_bits.h"
 
 namespace lora::cli {
@@ -32,242 +24,6 @@ using config::RunConfig;
 std::optional<at::ScalarType> model_dtype(const RunConfig& config) {
   if (!config.model.dtype) return std::nullopt;
   return io::to_torch(parse_float_dtype(*config.model.dtype, "model.dtype"), "model.dtype");
-}
-
-/// Puts a given key of the run file into `target`; keys that are not given leave it.
-template <class Target, class Value>
-void apply(Target& target, const std::optional<Value>& value) {
-  if (value) target = *value;
-}
-
-/// Of every method on weights.
-template <class Options>
-void apply_targets(Options& options, const config::AdapterSection& section) {
-  apply(options.targets, section.target_modules);
-  apply(options.exclude, section.exclude_modules);
-  apply(options.modules_to_save, section.modules_to_save);
-}
-
-/// Of LoRA and AdaLoRA.
-template <class Options>
-void apply_low_rank(Options& options, const config::AdapterSection& section) {
-  apply_targets(options, section);
-  if (section.trainable_token_indices) options.token_indices = section.trainable_token_indices;
-  apply(options.alpha, section.lora_alpha);
-  apply(options.dropout, section.lora_dropout);
-  apply(options.bias, section.bias);
-  apply(options.layers_pattern, section.layers_pattern);
-  if (section.layers_to_transform) options.layers_to_transform = section.layers_to_transform;
-}
-
-/// The run file has whole numbers.
-std::vector<std::pair<std::string, double>> alphas_of(const config::Patterns& patterns) {
-  return {patterns.begin(), patterns.end()};
-}
-
-LoraOptions lora_options(const config::AdapterSection& section) {
-  LoraOptions options;
-  apply_low_rank(options, section);
-  apply(options.rank, section.r);
-  apply(options.rank_stabilized, section.use_rslora);
-  apply(options.dora, section.use_dora);
-  apply(options.init, section.init_lora_weights);
-  apply(options.rank_pattern, section.rank_pattern);
-  if (section.alpha_pattern) options.alpha_pattern = alphas_of(*section.alpha_pattern);
-  return options;
-}
-
-AdaLoraOptions adalora_options(const config::AdapterSection& section, int64_t total_steps) {
-  AdaLoraOptions options;
-  apply_low_rank(options, section);
-  apply(options.init_rank, section.init_r);
-  apply(options.target_rank, section.target_r);
-  apply(options.initial_steps, section.tinit);
-  apply(options.final_steps, section.tfinal);
-  apply(options.interval, section.deltaT);
-  apply(options.beta1, section.beta1);
-  apply(options.beta2, section.beta2);
-  apply(options.orth_reg_weight, section.orth_reg_weight);
-  options.total_steps = section.total_step.value_or(total_steps);
-  return options;
-}
-
-/// Without feedforward_modules those of the default that are targets.
-Ia3Options ia3_options(const config::AdapterSection& section) {
-  Ia3Options options;
-  apply_targets(options, section);
-  apply(options.feedforward, section.feedforward_modules);
-  return options;
-}
-
-PrefixOptions prefix_options(const config::AdapterSection& section, int64_t hidden) {
-  PrefixOptions options;
-  if (section.method == "ptuning_v2") {
-    options.dropout = kPTuningV2Dropout;
-    options.encoder_hidden_size = hidden;
-    options.num_virtual_tokens = 128;
-  }
-  apply(options.num_virtual_tokens, section.num_virtual_tokens);
-  apply(options.projection, section.prefix_projection);
-  apply(options.dropout, section.prefix_dropout);
-  apply(options.encoder_hidden_size, section.encoder_hidden_size);
-  options.init_zero = section.init_weights == "zero";
-  return options;
-}
-
-PromptOptions prompt_options(const RunConfig& config, const config::AdapterSection& section, const data::Tokenizer* tokenizer) {
-  PromptOptions options;
-  apply(options.num_virtual_tokens, section.num_virtual_tokens);
-  apply(options.init, section.prompt_tuning_init);
-  apply(options.init_text, section.prompt_tuning_init_text);
-  if (options.init != "TEXT") return options;
-  require<ConfigError>(
-      tokenizer != nullptr && !options.init_text.empty(),
-      "[adapter.prompt_tuning_init] TEXT needs adapter.prompt_tuning_init_text and a tokenizer; found {}; give it",
-      tokenizer == nullptr ? "no tokenizer" : "no text");
-  options.init_ids = data::encode_prompt(*tokenizer, options.init_text);
-  options.tokenizer = config.model.path.value_or(config.tokenizer.path.value_or("")).string();
-  return options;
-}
-
-PTuningOptions ptuning_options(const config::AdapterSection& section) {
-  PTuningOptions options;
-  apply(options.num_virtual_tokens, section.num_virtual_tokens);
-  apply(options.encoder, section.encoder_reparameterization_type);
-  apply(options.encoder_hidden_size, section.encoder_hidden_size);
-  apply(options.encoder_num_layers, section.encoder_num_layers);
-  apply(options.encoder_dropout, section.encoder_dropout);
-  return options;
-}
-
-BottleneckOptions bottleneck_options(const config::AdapterSection& section) {
-  BottleneckOptions options = bottleneck_preset(section.preset.value_or("pfeiffer"));
-  apply(options.mh_adapter, section.mh_adapter);
-  apply(options.output_adapter, section.output_adapter);
-  apply(options.original_ln_before, section.original_ln_before);
-  apply(options.is_parallel, section.is_parallel);
-  apply(options.reduction_factor, section.reduction_factor);
-  apply(options.non_linearity, section.non_linearity);
-  apply(options.scaling, section.scaling);
-  apply(options.learn_scaling, section.learn_scaling);
-  apply(options.dropout, section.dropout);
-  apply(options.init, section.init_weights);
-  apply(options.leave_out, section.leave_out);
-  return options;
-}
-
-TrainableTokensOptions token_options(const config::AdapterSection& section) {
-  TrainableTokensOptions options;
-  options.token_indices = std::get<std::vector<int64_t>>(section.trainable_token_indices.value());
-  if (section.target_modules) options.targets = section.target_modules;
-  return options;
-}
-
-/// Width of the states; 0: a model that takes no virtual tokens, for which alone it is asked.
-int64_t hidden_size(const nn::CausalLMImpl& model) {
-  const auto shape = model.prompt_shape();
-  return shape ? shape->hidden : 0;
-}
-
-MethodOptions method_options(const RunConfig& config, const config::AdapterSection& given, const nn::CausalLMImpl& model,
-                             const data::Tokenizer* tokenizer, int64_t total_steps) {
-  const std::string& method = given.method;
-  config::AdapterSection section = given;
-  const bool is_low_rank = method == "lora" || method == "adalora";
-  if (is_low_rank && !section.target_modules && !model.default_targets().empty())
-    section.target_modules = model.default_targets();
-  if (method == "adalora") return adalora_options(section, total_steps);
-  if (method == "ia3") return ia3_options(section);
-  if (method == "trainable_tokens") return token_options(section);
-  if (method == "prefix" || method == "ptuning_v2") return prefix_options(section, hidden_size(model));
-  if (method == "prompt") return prompt_options(config, section, tokenizer);
-  if (method == "ptuning") return ptuning_options(section);
-  if (method == "bottleneck") return bottleneck_options(section);
-  return lora_options(section);
-}
-
-/// Whether a run finds the adapter's form or values when it begins: eva or loftq.
-bool starts_as(const config::AdapterSection& section, std::string_view init) {
-  return section.init_lora_weights == init && !section.init_from;
-}
-
-/// Rows whose labels say what EVA counts, so that padding, which has none, never does.
-class CountedRows : public data::RowSource {
- public:
-  CountedRows(const data::RowSource& rows, const EvaOptions& options) : rows_(rows), options_(options) {}
-
-  int64_t size() const override { return rows_.size(); }
-  int64_t length(int64_t row) const override { return rows_.length(row); }
-  void read(int64_t row, data::Example& example) const override {
-    rows_.read(row, example);
-    for (size_t i = 0; i < example.labels.size(); ++i) {
-      const bool left_out = options_.use_label_mask && example.labels[i] == options_.label_mask_value;
-      example.labels[i] = left_out ? static_cast<int32_t>(kIgnoreLabel) : example.input_ids[i];
-    }
-  }
-
- private:
-  const data::RowSource& rows_;
-  const EvaOptions& options_;
-};
-
-void start_eva(const config::EvaSection& section, nn::CausalLMImpl& model, const AdapterSet& adapters, const data::Dataset& rows,
-               data::LoaderOptions loader_options) {
-  EvaOptions options;
-  apply(options.rho, section.rho);
-  apply(options.tau, section.tau);
-  apply(options.use_label_mask, section.use_label_mask);
-  apply(options.label_mask_value, section.label_mask_value);
-  apply(options.whiten, section.whiten);
-  apply(options.adjust_scaling_factors, section.adjust_scaling_factors);
-  loader_options.workers = 0;
-  loader_options.grad_accum = 1;
-  loader_options.num_steps = options.most_batches;
-  const CountedRows counted(rows, options);
-  data::Loader loader(counted, loader_options);
-  log::info("EVA: finding the directions of the layers' inputs in the training data");
-  EvaOptions by_label = options;
-  by_label.use_label_mask = true;
-  by_label.label_mask_value = kIgnoreLabel;
-  const auto report = initialize_eva(
-      model, adapters, [&](int64_t) { return loader.next().value().micro_batches.at(0); }, by_label);
-  const auto [least, most] = std::ranges::minmax(report.layers, {}, &EvaLayer::rank);
-  const auto empty = std::ranges::count(report.layers, 0, &EvaLayer::rank);
-  log::info(fmt::format("EVA: ranks from {} to {} after {} batches; {} of {} modules have no adapter", least.rank, most.rank,
-                        report.batches, empty, report.layers.size()));
-}
-
-void start_loftq(const RunConfig& config, const AdapterSet& adapters) {
-  const io::ModelFiles files(*config.model.path);
-  const auto plain_weight = [&](const std::string& path) {
-    const auto stored = io::stored_weight(files, path + ".weight");
-    require<ConfigError>(!stored.scheme,
-                         "[adapter.init_lora_weights] loftq needs the weights before they are quantised; found a model in "
-                         "few bits in {}; give model.path the original, or use another init",
-                         config.model.path->string());
-    const at::Tensor weight = at::empty(stored.shape, at::kFloat);
-    files.read_into(path + ".weight", weight);
-    return weight;
-  };
-  const auto report = initialize_loftq(adapters, plain_weight, config.adapter.loftq_config.loftq_iter.value_or(1));
-  log::info(fmt::format(
-      "LoftQ: what quantising took from {} weights falls from {:.4g} to {:.4g} (Frobenius); {} weights quantised anew",
-      report.layers, report.error_before, report.error_after, report.requantized));
-}
-
-/// Positions that virtual tokens will take from every row.
-int64_t num_virtual_positions(const config::AdapterSection& section, const nn::CausalLMImpl& model) {
-  const std::string& method = section.method;
-  const bool is_prefix = method == "prefix" || method == "ptuning_v2";
-  if (!is_prefix && method != "prompt" && method != "ptuning") return 0;
-  if (is_prefix && !model.prefix_takes_positions()) return 0;
-  if (section.num_virtual_tokens) return *section.num_virtual_tokens;
-  if (section.init_from) {
-    const MethodOptions saved = options_from(io::read_adapter_config(*section.init_from));
-    if (const auto* prefix = std::get_if<PrefixOptions>(&saved)) return prefix->num_virtual_tokens;
-    if (const auto* prompt = std::get_if<PromptOptions>(&saved)) return prompt->num_virtual_tokens;
-  }
-  return is_prefix ? prefix_options(section, hidden_size(model)).num_virtual_tokens : PromptOptions().num_virtual_tokens;
 }
 
 int64_t row_limit(const RunConfig& config, int64_t context) {
@@ -447,57 +203,6 @@ data::Dataset make_dataset(const RunConfig& config, const Path& file, const nn::
   return dataset;
 }
 
-std::optional<Path> own_base(const RunConfig& config) {
-  const bool iterates = starts_as(config.adapter, "loftq") && config.adapter.loftq_config.loftq_iter.value_or(1) > 1;
-  return iterates ? std::optional(config.run.output_dir / "base") : std::nullopt;
-}
-
-RunConfig with_base_of(const Path& checkpoint, const RunConfig& config) {
-  RunConfig changed = config;
-  if (own_base(config)) changed.model.path = base_model_name(options_from(io::read_adapter_config(checkpoint / "adapter")));
-  return changed;
-}
-
-void start_adapters(const RunConfig& config, nn::CausalLMImpl& model, const AdapterSets& adapters, const data::Dataset& rows,
-                    const data::LoaderOptions& loader) {
-  const auto& sets = adapters.all();
-  for (size_t i = 0; i < sets.size(); ++i) {
-    const auto& section = i == 0 ? config.adapter : config.more_adapters.at(i - 1).adapter;
-    if (starts_as(section, "eva")) start_eva(section.eva_config, model, sets[i], rows, loader);
-  }
-  if (starts_as(config.adapter, "loftq")) start_loftq(config, sets.front());
-}
-
-AdapterSets make_adapters(const RunConfig& config, nn::CausalLMImpl& model, const data::Tokenizer* tokenizer, int64_t total_steps,
-                          const std::optional<Path>& checkpoint) {
-  if (config.adapter.method == "none") return {};
-  const auto make = [&](const config::AdapterSection& section, const std::string& name) {
-    if (checkpoint && (starts_as(section, "eva") || starts_as(section, "loftq"))) {
-      return load_adapter(model, name == "default" ? *checkpoint / "adapter" : *checkpoint / "adapter" / name, name);
-    }
-    if (section.init_from) return load_saved_adapter(section, model, name);
-    MethodOptions options = method_options(config, section, model, tokenizer, total_steps);
-    set_base_model_name(options, own_base(config).value_or(config.model.path.value_or("")).string());
-    const AdapterSet adapters = inject_method(model, options, name);
-    if (section.tokens_from) start_token_rows(adapters, io::read_adapter_files(*section.tokens_from));
-    return adapters;
-  };
-  const auto made = [&](const config::AdapterSection& section, const std::string& name) {
-    const AdapterSet adapters = make(section, name);
-    if (section.fused_rows) train_fused_rows(model, adapters, *section.fused_rows);
-    return adapters;
-  };
-  std::vector<AdapterSet> sets = {made(config.adapter, "default")};
-  for (const auto& one : config.more_adapters) sets.push_back(made(one.adapter, one.name));
-  if (sets.size() > 1) activate_together(model, sets);
-  return sets;
-}
-
-FreezeReport freeze(const RunConfig& config, nn::CausalLMImpl& model, const AdapterSets& adapters) {
-  const FreezeRules rules{config.freeze.train, config.freeze.freeze};
-  return adapters ? freeze_base(model, adapters.all(), rules) : train_all(model, rules);
-}
-
 Path token_cache_dir(const RunConfig& config) { return config.data.cache_dir.value_or(config.run.output_dir / "cache"); }
 
 data::LoaderOptions loader_options(const RunConfig& config, int64_t pad_id, int64_t max_positions) {
@@ -554,6 +259,20 @@ train::TrainerOptions trainer_options(const RunConfig& config, const at::Device&
   return options;
 }
 
+generate::GenerateOptions generate_options(const RunConfig& config, nn::CausalLMImpl& model) {
+  const auto& section = config.generate;
+  generate::GenerateOptions options;
+  options.sampling = {section.temperature, section.top_k, section.top_p};
+  options.beams.num_beams = section.num_beams;
+  options.beams.length_penalty = section.length_penalty;
+  options.repetition_penalty = section.repetition_penalty;
+  options.prompt_lookup_num_tokens = section.prompt_lookup_num_tokens;
+  options.max_new_tokens = section.max_new_tokens;
+  options.stop_ids = model.end_ids();
+  options.seed = static_cast<uint64_t>(config.run.seed);
+  return options;
+}
+
 void check_supervision(const RunConfig& config, const data::Dataset& dataset, const data::Tokenizer* tokenizer,
                        const nn::CausalLMImpl& model) {
   const auto ends = model.end_ids();
@@ -561,6 +280,9 @@ void check_supervision(const RunConfig& config, const data::Dataset& dataset, co
   const auto report = data::check_supervision(dataset, tokenizer, end_id);
   log::info(fmt::format("{} of {} tokens are targets; one row: {}", with_thousands(report.num_targets),
                         with_thousands(report.num_tokens), report.shown));
+  if (report.rows_without_targets > 0 && !report.teaches_nothing())
+    log::info(fmt::format("{} of {} rows have no target", with_thousands(report.rows_without_targets),
+                          with_thousands(report.num_rows)));
   require<DataError>(!report.teaches_nothing(),
                      "[data.train] some token must be a target; found none in {} rows: every label is masked", report.num_rows);
   if (!data::has_answers(config.data.format) || !report.never_teaches_the_end()) return;

@@ -1,13 +1,12 @@
-// From the sections of a run file to the objects of a run: one function per stage.
+// From the sections of a run file to model, tokenizer, data and options of a run.
 #pragma once
 
 #include <memory>
 
-#include "lora/adapters/adapter_sets.h"
-#include "lora/adapters/freeze.h"
 #include "lora/config/run_config.h"
 #include "lora/data/dataset.h"
 #include "lora/data/loader.h"
+#include "lora/generate/generate.h"
 #include "lora/models/registry.h"
 #include "lora/train/trainer.h"
 
@@ -39,28 +38,11 @@ std::vector<int64_t> overlap_to_drop(const config::RunConfig& config, const std:
 data::Dataset make_dataset(const config::RunConfig& config, const Path& file, const nn::CausalLMImpl& model,
                            const data::Tokenizer* tokenizer, const std::optional<Path>& cache_dir = std::nullopt);
 
-/// Attaches the adapter (fresh, or from adapter.init_from) and those of adapter.also, all active; none for method none.
-/// total_steps: of the run, for AdaLoRA's schedule. The tokenizer (may be null) is for adapter.prompt_tuning_init_text. With a
-/// checkpoint whose run found an adapter's form when it began (EVA's ranks), that adapter has that form.
-AdapterSets make_adapters(const config::RunConfig& config, nn::CausalLMImpl& model, const data::Tokenizer* tokenizer,
-                          int64_t total_steps, const std::optional<Path>& checkpoint = std::nullopt);
-
-/// What a fresh adapter takes from the training data (EVA) or from the weights before they were quantised (LoftQ); nothing for
-/// other inits. Before freeze(). loader: how the run reads its rows.
-void start_adapters(const config::RunConfig& config, nn::CausalLMImpl& model, const AdapterSets& adapters,
-                    const data::Dataset& rows, const data::LoaderOptions& loader);
-
-/// Where a run saves its base, since the adapter fits no other (LoftQ with more than one iteration); nothing: it does not.
-std::optional<Path> own_base(const config::RunConfig& config);
-
-/// The run file with the model that a resumed run goes on with: that of the checkpoint, where the run made its own.
-config::RunConfig with_base_of(const Path& checkpoint, const config::RunConfig& config);
-
-/// Applies the freezing rules.
-FreezeReport freeze(const config::RunConfig& config, nn::CausalLMImpl& model, const AdapterSets& adapters);
-
 data::LoaderOptions loader_options(const config::RunConfig& config, int64_t pad_id, int64_t max_positions);
 train::TrainerOptions trainer_options(const config::RunConfig& config, const at::Device& device, int64_t steps);
+
+/// How answers are generated: the run file's generate section, up to the model's end tokens.
+generate::GenerateOptions generate_options(const config::RunConfig& config, nn::CausalLMImpl& model);
 
 /// Warns and throws as the supervision rules say (data.require_end_token). Logs one decoded row.
 void check_supervision(const config::RunConfig& config, const data::Dataset& dataset, const data::Tokenizer* tokenizer,

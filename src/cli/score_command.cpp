@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "cli/command.h"
 #include "cli/options.h"
 #include "cli/row_reader.h"
@@ -40,8 +42,15 @@ int ScoreCommand::run() const {
 
   std::string results;
   std::vector<data::Example> rows;
+  int64_t scored = 0, not_finite = 0;
   const auto score_rows = [&] {
-    for (const auto& score : generate::score(*loaded.model, rows, batch_size, loaded.device)) results += to_line(score);
+    for (const auto& score : generate::score(*loaded.model, rows, batch_size, loaded.device)) {
+      ++scored;
+      if (!std::isfinite(score.sum_logprob) && ++not_finite == 1)
+        log::warn(
+            fmt::format("[{}] log-probabilities should be finite; those of row {} are not, and stand as null", input, scored));
+      results += to_line(score);
+    }
     rows.clear();
   };
   while (const auto line = lines.next()) {
@@ -50,6 +59,8 @@ int ScoreCommand::run() const {
   }
   score_rows();
   write_file_atomically(output, results);
+  if (not_finite > 1)
+    log::warn(fmt::format("[{}] {} of {} rows have log-probabilities that are not finite", input, not_finite, scored));
   log::info(fmt::format("scored {} rows into {}", lines.line_number(), output));
   return kDone;
 }

@@ -46,7 +46,7 @@ RunConfig parse_run_config(std::string_view text, std::string_view name, const P
   const formats::YamlNode* stages = root.find("stages");
   require<ConfigError>(stages == nullptr,
                        "[{}] stages are run by lora finetune alone; found them in a file for another command; give it "
-                       "the config.yaml in the folder of a stage",
+                       "the config.yaml in the folder of a stage, with --set run.mode=null",
                        stages == nullptr ? "" : file.place_of(*stages));
   read_tree(root, file, config, places);
   const Source command_line{"--set", std::filesystem::absolute(override_base), false};

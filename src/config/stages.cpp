@@ -14,6 +14,7 @@
 #include "config/reader.h"
 #include "config/saved_method.h"
 #include "config/scalar.h"
+#include "config/schema.h"
 #include "config/whole.h"
 #include "core/check.h"
 #include "lora/core/error.h"
@@ -104,6 +105,69 @@ Overrides read_overrides(const std::vector<std::string>& texts, const std::vecto
   return overrides;
 }
 
+/// Keys that say how a run trains an adapter, whatever form that has.
+bool is_of_the_run(std::string_view key) {
+  constexpr std::array<std::string_view, 6> kKeys = {"lora_dropout", "prefix_dropout", "encoder_dropout",
+                                                     "dropout",      "fused_rows",     "init_from"};
+  return std::ranges::find(kKeys, key) != kKeys.end();
+}
+
+/// Visits the keys of an adapter in their fixed order: notes those of one, then takes those out of another that are the same.
+class SameKeys {
+ public:
+  template <class T>
+  void key(std::string_view name, std::optional<T>& value, const Rule& = {}) {
+    if (!is_second_) return values_.push_back(&value);
+    const auto& first = *static_cast<const std::optional<T>*>(values_.at(next_++));
+    if (!is_of_the_run(name) && value == first) value.reset();
+  }
+  template <class T>
+  void key(std::string_view, T&, const Rule& = {}) {}
+  template <class Body>
+  void section(std::string_view, const Body&) {}
+  void begin_second() { is_second_ = true; }
+
+ private:
+  std::vector<const void*> values_;
+  size_t next_ = 0;
+  bool is_second_ = false;
+};
+
+/// The saved adapter, which may be in another form than it was begun in, stands for what both stages say.
+void leave_to_saved(const AdapterSection& trained, AdapterSection& next) {
+  AdapterSection first = trained;
+  SameKeys same;
+  describe_adapter(same, first);
+  same.begin_second();
+  describe_adapter(same, next);
+  if (next.eva_config == trained.eva_config) next.eva_config = {};
+  if (next.loftq_config == trained.loftq_config) next.loftq_config = {};
+}
+
+/// An adapter goes on in one of the same method in the next stage.
+void continue_adapter(const AdapterSection& trained, const Path& saved, const std::string& place, AdapterSection& next) {
+  require<ConfigError>(
+      trained.method != "ptuning" && !trained.prefix_projection.value_or(false),
+      "[{}] what a stage trains must be in its adapter's file; found {}, whose network makes the virtual tokens and "
+      "is not; train it in one stage, the last",
+      place, trained.method == "ptuning" ? "ptuning" : "prefix_projection");
+  leave_to_saved(trained, next);
+  next.init_from = saved;
+}
+
+/// The adapters beside the first.
+void continue_more_adapters(const Stage& before, const std::string& place, RunConfig& next) {
+  for (const auto& [name, trained] : before.config.more_adapters) {
+    const auto same = std::ranges::find(next.more_adapters, name, &NamedAdapter::name);
+    require<ConfigError>(
+        same != next.more_adapters.end() && same->adapter.method == trained.method,
+        "[{}] what stage {} trains must have a place in the next: adapter.also.{} must be there and of method {}; "
+        "found another or none; give it once, beside stages",
+        place, before.name, name, trained.method);
+    continue_adapter(trained, before.config.run.output_dir / "adapter" / name, place, same->adapter);
+  }
+}
+
 /// Where the trained values of `before` go on in the stage after it.
 void continue_from(const Stage& before, const StageTree& tree, const RunConfig& common, RunConfig& next) {
   const AdapterSection& trained = before.config.adapter;
@@ -118,10 +182,8 @@ void continue_from(const Stage& before, const StageTree& tree, const RunConfig& 
   const Path saved = before.config.run.output_dir / "adapter";
   adapter.init_from.reset();
   adapter.tokens_from.reset();
-  if (adapter.method == trained.method) {
-    adapter.init_from = saved;
-    return;
-  }
+  continue_more_adapters(before, tree.place, next);
+  if (adapter.method == trained.method) return continue_adapter(trained, saved, tree.place, adapter);
   const bool takes_rows = adapter.method == "lora" || adapter.method == "adalora";
   require<ConfigError>(
       trained.method == "trainable_tokens" && !trained.target_modules && takes_rows,
@@ -144,6 +206,10 @@ RunConfig without_derived(RunConfig config, const RunConfig& common, bool is_fir
   if (is_first) return config;
   config.adapter.init_from = common.adapter.init_from;
   config.adapter.tokens_from = common.adapter.tokens_from;
+  for (auto& one : config.more_adapters) {
+    const auto same = std::ranges::find(common.more_adapters, one.name, &NamedAdapter::name);
+    one.adapter.init_from = same == common.more_adapters.end() ? std::nullopt : same->adapter.init_from;
+  }
   return config;
 }
 
@@ -210,8 +276,10 @@ std::string dump_staged_config(const StagedConfig& staged) {
   for (const Stage& stage : staged.stages) {
     std::vector<FlatKey> own;
     const auto keys = flatten(without_derived(stage.config, staged.common, &stage == &staged.stages.front()));
-    for (size_t i = 0; i < keys.size(); ++i) {  // the schema fixes keys and order
-      if (keys[i].text != common[i].text) own.push_back(keys[i]);
+    for (const FlatKey& flat : keys) {
+      const auto same = std::ranges::find(common, flat.key, &FlatKey::key);
+      const bool is_another = same == common.end() || same->text != flat.text;
+      if (flat.is_given && is_another) own.push_back(flat);
     }
     text += fmt::format("  - name: {}\n{}", stage.name, write_keys(own, 2));
   }

@@ -53,8 +53,6 @@ void check_required(const WholeCheck& check, const RunConfig& config, std::strin
 
 void check_evaluation(const WholeCheck& check, const RunConfig& config, std::string_view mode) {
   if (trains(mode)) return;
-  check.holds(config.data.format != "records" || mode == "eval", "data.format",
-              "must have text for lora predict; found records; name the file that they were made of");
   check.holds((config.eval.segmenter == "dict") == config.eval.dictionary.has_value(), "eval.dictionary",
               fmt::format("belongs to eval.segmenter dict, which needs it; found segmenter {} and {} dictionary",
                           config.eval.segmenter, config.eval.dictionary ? "a" : "no"));
@@ -97,6 +95,9 @@ void check_adapter(const WholeCheck& check, const AdapterSection& adapter, const
                 fmt::format("belongs to adapter.method {}; found it with {}; remove it or change the method",
                             fmt::join(methods_of_key(key), ", "), adapter.method));
   }
+  check.holds(adapter.method == "bottleneck" || adapter.init_weights.value_or("zero") == "zero", section + ".init_weights",
+              fmt::format("must be zero with adapter.method {}, which begins at random without it; found {}; remove the key",
+                          adapter.method, adapter.init_weights.value_or("")));
 }
 
 /// Which rows train is said of lora_B, whose others must be zero from the beginning.

@@ -47,7 +47,8 @@ Dataset::Dataset(std::shared_ptr<const MappedFile> file, formats::TokenCache cac
 }
 
 Dataset::Dataset(std::shared_ptr<const formats::RecordSet> set)
-    : num_rows(static_cast<int64_t>(set->header().source.rows)),
+    : format(set->header().format),
+      num_rows(static_cast<int64_t>(set->header().source.rows)),
       num_bad_rows(static_cast<int64_t>(set->header().source.bad_rows)),
       num_truncated(static_cast<int64_t>(set->header().source.truncated)),
       first_row_(set->first_row()),
@@ -147,11 +148,10 @@ Dataset load_dataset(const Path& file, const DatasetOptions& options, const Toke
   if (options.format == "records") return open_records(file, options, tokenizer);
   check_dataset_options(options, tokenizer);
   const auto cache = DatasetCache::find(file, options, tokenizer);
-  if (cache) {
-    if (auto cached = cache->load()) return *std::move(cached);
-  }
-  Dataset dataset = tokenise_all(file, options, tokenizer);
-  if (cache) cache->save(dataset);
+  std::optional<Dataset> cached = cache ? cache->load() : std::nullopt;
+  Dataset dataset = cached ? *std::move(cached) : tokenise_all(file, options, tokenizer);
+  if (cache && !cached) cache->save(dataset);
+  dataset.format = options.format;
   return dataset;
 }
 

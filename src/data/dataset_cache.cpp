@@ -46,7 +46,7 @@ std::string without_name(const std::string& reason, const std::string& name) {
 
 std::string dataset_description(const Path& source, const std::string& source_digest, const DatasetOptions& options,
                                 const Tokenizer* tokenizer) {
-  return fmt::format(
+  const std::string text = fmt::format(
       "encoding {}\nsource {}\njson {}\ntokenizer {}\nformat {}\nsource length {}\ntarget length {}\nlength {}\n"
       "truncate {}\nskip {}\nvocabulary {}\nprompt {}\nresponse {}\ntexts {}\n"
       "sop {}\npad {}\ntemplate {}\n",
@@ -55,6 +55,7 @@ std::string dataset_description(const Path& source, const std::string& source_di
       options.truncate_long, options.skip_bad_rows, options.vocab_size, unmistakable(options.prompt_column),
       unmistakable(options.response_column), options.keep_text_pairs, options.train_on_sop, options.ignore_pad_in_loss,
       options.prompt_template ? formats::template_description(*options.prompt_template) : "of the model");
+  return options.answers_optional ? text + "answers optional\n" : text;
 }
 
 std::optional<DatasetCache> DatasetCache::find(const Path& source, const DatasetOptions& options, const Tokenizer* tokenizer) {

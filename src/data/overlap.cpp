@@ -84,6 +84,7 @@ Overlap find_overlap(const Dataset& training, const Dataset& evaluation, const T
 
 Dataset without_rows(const Dataset& dataset, const std::vector<int64_t>& rows) {
   Dataset kept;
+  kept.format = dataset.format;
   for (int64_t row = 0; row < dataset.size(); ++row) {
     if (!std::ranges::binary_search(rows, row)) kept.add(dataset.example(row));
   }

@@ -14,6 +14,7 @@
 #include "data/strip.h"
 #include "lora/data/glm_adgen.h"
 #include "lora/data/glm_chat.h"
+#include "lora/data/question.h"
 
 namespace lora::data {
 namespace {
@@ -82,14 +83,6 @@ std::optional<std::vector<Exchange>> history_of(const Json& row) {
   return history;
 }
 
-/// Where the last run of targets begins; the row's end without any.
-size_t last_answer_of(const Example& example) {
-  const auto is_target = [](int32_t label) { return label != kIgnoreLabel; };
-  const auto end = std::find_if(example.labels.rbegin(), example.labels.rend(), is_target);
-  if (end == example.labels.rend()) return example.labels.size();
-  return static_cast<size_t>(example.labels.rend() - std::find_if_not(end, example.labels.rend(), is_target));
-}
-
 int64_t count_answers(const Example& example) {
   int64_t count = 0;
   for (size_t i = 0; i < example.labels.size(); ++i) {
@@ -99,7 +92,7 @@ int64_t count_answers(const Example& example) {
 }
 
 /// The `number`th question (from 1) that has an answer, with it; the last one where there are fewer.
-TextPair exchange(const std::vector<Message>& messages, int64_t number) {
+TextPair exchange_at(const std::vector<Message>& messages, int64_t number) {
   TextPair found;
   for (size_t i = 1; i < messages.size() && number > 0; ++i) {
     if (messages[i].role != "assistant") continue;
@@ -246,7 +239,7 @@ EncodedRow RowEncoder::alpaca_row(const Json& row) const {
   }
   messages.push_back({.role = "user", .content = has_input ? with_input(template_, text.prompt, input) : text.prompt});
   messages.push_back({.role = "assistant", .content = text.response});
-  return conversation_of(messages);
+  return conversation_of(std::move(messages));
 }
 
 EncodedRow RowEncoder::chat_row(const Json& row) const {
@@ -259,7 +252,7 @@ EncodedRow RowEncoder::chat_row(const Json& row) const {
   if (!strip(system).empty()) {
     messages.insert(messages.begin(), {.role = "system", .content = system});
   }
-  return conversation_of(messages);
+  return conversation_of(std::move(messages));
 }
 
 EncodedRow RowEncoder::token_row(const Json& row) const {
@@ -284,14 +277,14 @@ EncodedRow RowEncoder::registered_row(const Json& row) const {
   }
   return std::visit(Overloaded{[&](const TextPair& text) {
                                  require_text("prompt", text.prompt);
-                                 require_text("answer", text.response);
+                                 if (!options_.answers_optional) require_text("answer", text.response);
                                  return completion_of(text);
                                },
                                [&](const std::vector<Message>& messages) { return conversation_of(messages); },
                                [&](const Example& example) {
                                  EncodedRow encoded = tokens_of(example);
                                  require<DataError>(encoded.example.num_targets() > 0, "a row must have a target; found none");
-                                 if (registered_->has_answers) encoded.text = text_of(encoded.example);
+                                 if (registered_->has_answers) encoded.text = text_of(encoded.example, *tokenizer_);
                                  return encoded;
                                }},
                     formatted);
@@ -315,33 +308,30 @@ EncodedRow RowEncoder::tokens_of(Example given) const {
 }
 
 /// The text of a conversation is the last exchange whose answer is in the row, or begins there.
-EncodedRow RowEncoder::conversation_of(const std::vector<Message>& messages) const {
+EncodedRow RowEncoder::conversation_of(std::vector<Message> messages) const {
+  const bool is_open = !messages.empty() && messages.back().role == "user";
+  if (options_.answers_optional && is_open) messages.push_back({.role = "assistant", .content = ""});
   EncodedRow encoded{.example = encode_chat(messages, *tokenizer_, template_), .truncated = false, .text = {}};
-  require<DataError>(encoded.example.num_targets() > 0, "a conversation must have an answer of the assistant; found none");
+  require<DataError>(options_.answers_optional || encoded.example.num_targets() > 0,
+                     "a conversation must have an answer of the assistant; found none");
   cut_at_end(encoded);
   const bool has_one_answer = glm_ || template_.rounds;
   const int64_t last = encoded.truncated && !has_one_answer ? count_answers(encoded.example) : std::ssize(messages);
-  encoded.text = exchange(messages, last);
+  encoded.text = exchange_at(messages, last);
   return encoded;
 }
 
-/// What a row of tokens asks, and what it answers last.
-TextPair RowEncoder::text_of(const Example& example) const {
-  const size_t answer = last_answer_of(example);
-  const auto text = [&](size_t begin, size_t end) {
-    std::vector<int64_t> ids;
-    for (size_t i = begin; i < end; ++i) {
-      const bool is_piece = example.input_ids[i] >= 0 && example.input_ids[i] < tokenizer_->vocab_size();
-      if (is_piece && (i < answer || example.labels[i] != kIgnoreLabel)) ids.push_back(example.input_ids[i]);
-    }
-    return to_utf8(tokenizer_->decode(ids));
-  };
-  return {.prompt = text(0, answer), .response = text(answer, example.input_ids.size())};
-}
-
+/// The response is empty where the row has none and needs none.
 TextPair RowEncoder::text_pair(const Json& row, const char* prompt, const char* response) const {
-  return {.prompt = required_text(row, options_.prompt_column.value_or(prompt)),
-          .response = required_text(row, options_.response_column.value_or(response))};
+  const std::string response_column = options_.response_column.value_or(response);
+  TextPair pair{.prompt = required_text(row, options_.prompt_column.value_or(prompt)), .response = {}};
+  if (options_.answers_optional) {
+    pair.response = optional_text(row, response_column);
+    if (strip(pair.response).empty()) pair.response.clear();
+  } else {
+    pair.response = required_text(row, response_column);
+  }
+  return pair;
 }
 
 void RowEncoder::cut_at_end(EncodedRow& row) const {

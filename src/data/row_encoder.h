@@ -36,9 +36,8 @@ class RowEncoder {
   EncodedRow token_row(const formats::Json& row) const;
   EncodedRow registered_row(const formats::Json& row) const;
   EncodedRow completion_of(TextPair text) const;
-  EncodedRow conversation_of(const std::vector<Message>& messages) const;
+  EncodedRow conversation_of(std::vector<Message> messages) const;
   EncodedRow tokens_of(Example example) const;
-  TextPair text_of(const Example& example) const;
   TextPair text_pair(const formats::Json& row, const char* prompt, const char* response) const;
   void cut_at_end(EncodedRow& row) const;
 

@@ -161,7 +161,8 @@ void read_loftq(ConfigReader& reader, PeftLoraConfig& config) {
   const auto* value = reader.find("loftq_config");
   if (value == nullptr || !is_truthy(*value)) return;
   reader.check(value->is_object(), "loftq_config", "be a map", *value);
-  ConfigReader inner(*value, "adapter_config.json, loftq_config");
+  const std::string where = fmt::format("{}: loftq_config", reader.where());
+  ConfigReader inner(*value, where);
   config.loftq.emplace();
   inner.read("loftq_bits", config.loftq->bits, 1);
   inner.read("loftq_iter", config.loftq->iter, 1);

@@ -32,6 +32,8 @@ class ConfigReader {
  public:
   ConfigReader(const OrderedJson& root, std::string_view where) : root_(root), where_(where) {}
 
+  std::string_view where() const { return where_; }
+
   /// The value of `key`; nothing when it is absent or null.
   const OrderedJson* find(const std::string& key) {
     asked_.push_back(key);

@@ -23,7 +23,7 @@ class Fields {
   void integer(const char* key, int64_t& value) const {
     if (!has(key)) return;
     const Json& field = object_.at(key);
-    check(field.is_number_integer() && !(field.is_number_unsigned() && field.get<uint64_t>() > INT64_MAX), key, "an integer");
+    check(is_integer(field), key, "an integer");
     value = field.get<int64_t>();
   }
   void number(const char* key, double& value) const {
@@ -48,7 +48,7 @@ class Fields {
     const Json list = field.is_array() ? field : Json::array({field});
     values.clear();
     for (const Json& item : list) {
-      check(item.is_number_integer(), key, "an integer or a list of integers");
+      check(is_integer(item), key, "an integer or a list of integers");
       values.push_back(item.get<int64_t>());
     }
   }
@@ -62,6 +62,10 @@ class Fields {
   }
 
  private:
+  static bool is_integer(const Json& value) {
+    return value.is_number_integer() && !(value.is_number_unsigned() && value.get<uint64_t>() > INT64_MAX);
+  }
+
   const Json& object_;
   std::string_view where_;
 };

@@ -36,6 +36,17 @@ void require_shard_is_there(const Path& file, size_t shards) {
                    file.string(), shards);
 }
 
+/// Whoever makes room for the longest row relies on there being none longer.
+void require_lengths(const std::vector<int64_t>& ends, const RecordHeader& header, const Path& index_file) {
+  int64_t begin = 0;
+  for (const int64_t end : ends) {
+    const int64_t length = end - std::exchange(begin, end);
+    require<FormatError>(length >= header.shortest && length <= header.longest,
+                         "[{}] rows must have from {} to {} tokens, as {} says; found one of {}; prepare the data again",
+                         index_file.string(), header.shortest, header.longest, kRecordHeaderFile, length);
+  }
+}
+
 /// The first row of a part: the first parts have one row more where the rows do not divide.
 int64_t bound(int64_t rows, int64_t part, int64_t parts) { return rows / parts * part + std::min(part, rows % parts); }
 
@@ -77,6 +88,7 @@ void RecordSet::open_shard(const Path& directory, size_t i, int64_t vocab_size) 
                          std::cmp_equal(shard.tokens.size(), info.tokens);
   require<FormatError>(is_listed, "[{}] must be the index that {} lists; found another one from byte 64; prepare the data again",
                        index_file.string(), kRecordHeaderFile);
+  require_lengths(shard.ends, header_, index_file);
   shards_.push_back(std::move(shard));
   files_.push_back(std::move(data));
 }

@@ -56,7 +56,7 @@ Path tensor_file(const Path& directory) {
   fail<IoError>("[{}] an adapter must hold {}; found none; check the path", directory.string(), kTensorFile);
 }
 
-/// Links everything but the adapter's own two files from `from` into `to`.
+/// Links, or copies, everything but the adapter's own two files from `from` into `to`.
 void keep_other_files(const Path& from, const Path& to) {
   using std::filesystem::copy_options;
   std::error_code error;
@@ -64,8 +64,10 @@ void keep_other_files(const Path& from, const Path& to) {
   for (std::filesystem::directory_iterator entry(from, error), end; !error && entry != end; entry.increment(error)) {
     const Path name = entry->path().filename();
     if (name == kConfigFile || name == kTensorFile) continue;
-    std::filesystem::copy(entry->path(), to / name,
-                          copy_options::recursive | copy_options::create_hard_links | copy_options::copy_symlinks, error);
+    constexpr auto kWhole = copy_options::recursive | copy_options::copy_symlinks;
+    std::filesystem::copy(entry->path(), to / name, kWhole | copy_options::create_hard_links, error);
+    // Not every file system has links.
+    if (error) std::filesystem::copy(entry->path(), to / name, kWhole | copy_options::overwrite_existing, error);
     if (error) break;
   }
   require<IoError>(!error, "[{}] other files of the directory must be kept, which failed: {}", from.string(), error.message());

@@ -72,9 +72,9 @@ Tensor Adapter::merged(const Tensor& weight, const Tensor& /*base*/) const {
 void AdapterSlot::merge(Tensor& weight, Tensor& bias) {
   require<ConfigError>(merged_.empty(), "[adapter.merge] adapters must be merged once; found {} merged already; unmerge first",
                        fmt::join(merged_, ", "));
-  if (active().empty()) return;
-  const torch::NoGradGuard no_grad;
   const auto& adapters = Attachments<Adapter>::contributing();
+  if (adapters.empty()) return;
+  const torch::NoGradGuard no_grad;
   const Tensor base = ops::rows::widened(weight.detach());
   Tensor wide = base, wide_bias = bias.defined() ? ops::rows::widened(bias.detach()) : bias;
   for (const auto& adapter : adapters) {

@@ -7,10 +7,6 @@ void CausalLMImpl::attach_prompt(const std::string& name, const std::shared_ptr<
   prompts_->attach(name, prompt);
 }
 
-void CausalLMImpl::detach_prompt(const std::string& name) {
-  if (prompts_) prompts_->detach(name);
-}
-
 at::ScalarType CausalLMImpl::stored_dtype() const {
   const auto all = parameters();
   return all.empty() ? at::kFloat : all.front().scalar_type();

@@ -16,6 +16,23 @@ void add_scales(const Adapter& adapter, LinearShape& shape) {
   if (rows_RI.defined()) shape.rows_for_scales += rows_RI.size(0);
 }
 
+/// In evaluation mode every low-rank adapter shows its factors; those that show none in training drop inputs.
+bool drops_inputs(Adapter& adapter) {
+  const bool was_training = adapter.is_training();
+  adapter.train();
+  const bool drops = adapter.adds() && !adapter.low_rank();
+  adapter.train(was_training);
+  return drops;
+}
+
+std::optional<LowRankFactors> factors_of(Adapter& adapter) {
+  const bool was_training = adapter.is_training();
+  adapter.eval();
+  auto factors = adapter.low_rank();
+  adapter.train(was_training);
+  return factors;
+}
+
 }  // namespace
 
 int64_t trained_numbers(const torch::nn::Module& module) {
@@ -24,7 +41,6 @@ int64_t trained_numbers(const torch::nn::Module& module) {
   return sum;
 }
 
-// In evaluation mode every low-rank adapter shows its factors; those that show none in training drop inputs.
 LinearShape shape_of(const LinearImpl& linear) {
   LinearShape shape{.in = linear.options.in_features, .out = linear.options.out_features, .dtype = linear.weight.scalar_type()};
   if (linear.weight_is_quantized()) shape.few_bits = linear.quantized_weight()->scheme().type;
@@ -32,10 +48,8 @@ LinearShape shape_of(const LinearImpl& linear) {
   for (const auto& adapter : linear.slot.contributing()) {
     shape.adapter_numbers += trained_numbers(*adapter);
     add_scales(*adapter, shape);
-    adapter->train();
-    if (adapter->adds() && !adapter->low_rank()) ++shape.dropouts;
-    adapter->eval();
-    const auto factors = adapter->low_rank();
+    if (drops_inputs(*adapter)) ++shape.dropouts;
+    const auto factors = factors_of(*adapter);
     if (!factors) continue;
     shape.rank += factors->a_RI.size(0);
     if (!factors->a_RI.is_leaf()) shape.products_of_factors += factors->a_RI.numel();

@@ -61,6 +61,8 @@ StoredWeights check_fit(const io::ModelFiles& files, const ModelLayout& layout) 
   if (!missing.empty()) problems.push_back("missing: " + first_names(missing));
   if (!misshapen.empty()) problems.push_back("wrong shape: " + first_names(misshapen));
   if (!extra.empty()) problems.push_back("unknown: " + first_names(extra));
+  const bool has_prefix = std::ranges::any_of(extra, [](const auto& name) { return name.find(".prefix_encoder.") != name.npos; });
+  if (has_prefix) problems.push_back("a prefix (P-tuning v2) is read as an adapter, prompt_embeddings in a PEFT directory of its own");
   fail<ShapeError>("[model] the weights in {} must be those that its config.json describes; {}", files.directory().string(),
                    fmt::join(problems, "; "));
 }

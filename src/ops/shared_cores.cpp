@@ -13,6 +13,7 @@
 #include <optional>
 #include <sstream>
 #include <string>
+#include <system_error>
 #include <thread>
 
 #include "ops/crowding.h"
@@ -96,10 +97,14 @@ class SharedCores::Watch {
       const bool is_crowded = crowding.after(use_between(before, *now));
       before = *now;
       if (is_crowded == team.has_value()) continue;
-      if (is_crowded) {
-        team.emplace(CPU_COUNT(&cores) + 1);
-      } else {
+      if (!is_crowded) {
         team.reset();
+        continue;
+      }
+      try {
+        team.emplace(CPU_COUNT(&cores) + 1);
+      } catch (const std::system_error&) {
+        return;  // no more threads may be started: everybody waits as before
       }
     }
   }

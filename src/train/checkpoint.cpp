@@ -1,45 +1,34 @@
 #include "lora/train/checkpoint.h"
 
 #include <ATen/ATen.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <set>
-#include <string_view>
-#include <type_traits>
 #include <utility>
 
 #include "core/check.h"
 #include "core/copy_directory.h"
-#include "formats/json.h"
 #include "lora/adapters/adapter_io.h"
 #include "lora/core/file.h"
 #include "lora/core/log.h"
 #include "lora/io/safetensors.h"
 #include "lora/ops/device.h"
+#include "train/checkpoint_folder.h"
+#include "train/checkpoint_manifest.h"
+#include "train/checkpoint_state.h"
 #include "train/device_of.h"
 
 namespace lora::train {
 namespace {
 
 namespace fs = std::filesystem;
-using formats::Json;
 
-constexpr int64_t kFormat = 1;
 constexpr const char* kFolder = "checkpoints";
-constexpr std::string_view kPrefix = "step-";
-constexpr const char* kManifest = "manifest.json";
-constexpr const char* kState = "state.json";
 constexpr const char* kConfig = "config.yaml";
 constexpr const char* kBest = "best";
 constexpr const char* kAdapter = "adapter";
-constexpr const char* kAdapterWeights = "adapter/adapter_model.safetensors";
-constexpr const char* kModel = "model.safetensors";
 constexpr const char* kTrained = "trained.safetensors";
 constexpr const char* kAdapterFile = "adapter_model.safetensors";
-constexpr const char* kOptimizer = "optimizer.safetensors";
-constexpr const char* kGenerator = "generator.safetensors";
 
 /// What an adapter's file does not hold: the first one's, or that of the adapter's name.
 std::string state_file(const AdapterSets& sets, size_t index) {
@@ -105,219 +94,9 @@ void save_resumable(const Path& directory, const nn::CausalLMImpl& model, const 
   io::save_safetensors(directory / kGenerator, generator_states(device_of(model)));
 }
 
-Json evaluations_json(const EvalHistory& history) {
-  const auto number_or_null = [](const std::optional<double>& loss) { return loss ? Json(*loss) : Json(); };
-  return {{"best_loss", number_or_null(history.best_loss)},
-          {"best_step", history.best_step},
-          {"improved_loss", number_or_null(history.improved_loss)},
-          {"without_improvement", history.without_improvement}};
-}
-
-Json state_json(const StepState& state) {
-  const auto scaler = state.scaler.state();
-  return {{"format", kFormat},
-          {"step", state.step},
-          {"nonfinite_in_a_row", state.nonfinite_in_a_row},
-          {"skipped_steps", state.skipped_steps},
-          {"scaler", {{"scale", scaler.scale}, {"finite_steps", scaler.finite_steps}}},
-          {"evaluations", evaluations_json(state.evaluations)},
-          {"stopped_by", state.stopped_by}};
-}
-
-Json manifest_json(const Path& directory) {
-  Json files = Json::object();
-  for (const auto& entry : fs::recursive_directory_iterator(directory)) {
-    if (!entry.is_regular_file()) continue;
-    files[entry.path().lexically_relative(directory).generic_string()] = {{"size", entry.file_size()},
-                                                                          {"digest", file_digest(entry.path())}};
-  }
-  return {{"format", kFormat}, {"files", files}};
-}
-
-// ---- Which there are ----
-
-/// N of a directory named step-N.
-std::optional<int64_t> step_of_name(const Path& path) {
-  const std::string name = path.filename().string();
-  if (!name.starts_with(kPrefix)) return std::nullopt;
-  int64_t step = 0;
-  const char* end = name.data() + name.size();
-  const auto [stop, error] = std::from_chars(name.data() + kPrefix.size(), end, step);
-  if (error != std::errc() || stop != end || step < 0) return std::nullopt;
-  return step;
-}
-
-/// Checkpoints of a folder by step, newest first.
-std::vector<std::pair<int64_t, Path>> checkpoints_in(const Path& folder) {
-  std::vector<std::pair<int64_t, Path>> found;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(folder, error)) {
-    const auto step = step_of_name(entry.path());
-    if (step && entry.is_directory(error)) found.emplace_back(*step, entry.path());
-  }
-  std::ranges::sort(found, std::greater<>());
-  return found;
-}
-
-/// Removes a checkpoint so that a half-removed one is never seen: it loses its name first.
-void remove_checkpoint(const Path& checkpoint) {
-  Path doomed = checkpoint;
-  doomed += fmt::format(".tmp-{}-0", ::getpid());
-  std::error_code error;
-  fs::remove_all(doomed, error);
-  fs::rename(checkpoint, doomed, error);
-  if (!error) fs::remove_all(doomed, error);
-  if (error) {
-    log::warn(fmt::format("[{}] an old checkpoint should go; {}; remove it by hand", checkpoint.string(), error.message()));
-  }
-}
-
-/// Keeps `current` and the newest before it. Those of later steps belong to a run that was given up
-/// for an earlier checkpoint.
-void prune(const Path& folder, int64_t current, int64_t keep) {
-  int64_t kept = 1;
-  for (const auto& [step, path] : checkpoints_in(folder)) {
-    if (step == current) continue;
-    if (step < current && kept < keep) {
-      ++kept;
-    } else {
-      remove_checkpoint(path);
-    }
-  }
-}
-
-// ---- Reading ----
-
-constexpr uint64_t kMaxJsonBytes = 16u << 20;
-
-Json read_json(const Path& path) { return formats::parse_json(read_file(path, kMaxJsonBytes), path.string()); }
-
-/// A member of the type that `get` wants; FormatError for none or another type.
-template <class T>
-T member(const Json& object, const char* key, const Path& path) {
-  constexpr const char* kText = "[{}] must hold {:?} in its proper type; it does not; use another checkpoint";
-  try {
-    const Json& value = object.at(key);
-    // The library would cut 1.5 to 1.
-    if constexpr (std::is_integral_v<T>) require<FormatError>(value.is_number_integer(), kText, path.string(), key);
-    return value.get<T>();
-  } catch (const Json::exception&) {
-    fail<FormatError>(kText, path.string(), key);
-  }
-}
-
-void require_format(const Json& json, const Path& path) {
-  const auto format = member<int64_t>(json, "format", path);
-  require<FormatError>(format == kFormat, "[{}] format must be {}; found {}; use the program that wrote it", path.string(),
-                       kFormat, format);
-}
-
-struct FileRecord {
-  uint64_t size = 0;
-  std::string digest;
-};
-
-bool stays_inside(const Path& path) {
-  return !path.empty() && path.is_relative() && std::ranges::none_of(path, [](const Path& part) { return part == ".."; });
-}
-
-std::map<std::string, FileRecord> read_manifest(const Path& checkpoint) {
-  const Path path = checkpoint / kManifest;
-  const Json json = read_json(path);
-  require_format(json, path);
-  std::map<std::string, FileRecord> files;
-  for (const auto& [name, record] : member<Json::object_t>(json, "files", path)) {
-    require<FormatError>(stays_inside(name), "[{}] files must lie in the checkpoint; found {:?}; use another checkpoint",
-                         path.string(), name);
-    files[name] = {member<uint64_t>(record, "size", path), member<std::string>(record, "digest", path)};
-  }
-  return files;
-}
-
-/// What is wrong with one file, or nothing.
-std::optional<std::string> defect_of(const Path& file, const FileRecord& expected) {
-  std::error_code error;
-  const auto size = fs::file_size(file, error);
-  if (error) return fmt::format("[{}] must exist; {}", file.string(), error.message());
-  if (size != expected.size) {
-    return fmt::format("[{}] must have {} bytes; found {}", file.string(), expected.size, size);
-  }
-  const std::string digest = file_digest(file);
-  if (digest == expected.digest) return std::nullopt;
-  return fmt::format("[{}] must have the digest {}; found {}", file.string(), expected.digest, digest);
-}
-
-/// Files without which a checkpoint says nothing.
-std::optional<std::string> missing_entry(const Path& checkpoint, const std::map<std::string, FileRecord>& files) {
-  if (!files.contains(kState)) {
-    return fmt::format("[{}] must list {}", (checkpoint / kManifest).string(), kState);
-  }
-  if (!files.contains(kModel) && !files.contains(kAdapterWeights)) {
-    return fmt::format("[{}] must list {} or {}", (checkpoint / kManifest).string(), kModel, kAdapterWeights);
-  }
-  return std::nullopt;
-}
-
-bool can_resume(const Path& checkpoint) {
-  const auto files = read_manifest(checkpoint);
-  return files.contains(kOptimizer) && files.contains(kGenerator);
-}
-
 // ---- Putting back ----
 
 using Tensors = std::map<std::string, at::Tensor>;
-
-/// state.json.
-struct SavedState {
-  RunPosition position;
-  int64_t nonfinite_in_a_row = 0, skipped_steps = 0;
-  GradScaler::State scaler;
-};
-
-/// A finite number, or nothing for null.
-std::optional<double> loss_member(const Json& object, const char* key, const Path& path) {
-  if (member<Json>(object, key, path).is_null()) return std::nullopt;
-  return member<double>(object, key, path);
-}
-
-EvalHistory read_evaluations(const Json& json, const Path& path) {
-  return {.best_loss = loss_member(json, "best_loss", path),
-          .best_step = member<int64_t>(json, "best_step", path),
-          .improved_loss = loss_member(json, "improved_loss", path),
-          .without_improvement = member<int64_t>(json, "without_improvement", path)};
-}
-
-/// Checkpoints of earlier versions say nothing of evaluations and skipped steps, which they did not compare.
-Json with_newer_members(Json json) {
-  if (!json.is_object()) return json;
-  json.emplace("skipped_steps", 0);
-  json.emplace("evaluations", evaluations_json({}));
-  json.emplace("stopped_by", "");
-  return json;
-}
-
-SavedState read_state(const Path& checkpoint) {
-  const Path path = checkpoint / kState;
-  const Json json = with_newer_members(read_json(path));
-  require_format(json, path);
-  SavedState state;
-  RunPosition& position = state.position;
-  position = {.step = member<int64_t>(json, "step", path),
-              .evaluations = read_evaluations(member<Json>(json, "evaluations", path), path),
-              .stopped_by = member<std::string>(json, "stopped_by", path)};
-  state.nonfinite_in_a_row = member<int64_t>(json, "nonfinite_in_a_row", path);
-  state.skipped_steps = member<int64_t>(json, "skipped_steps", path);
-  const auto is_count_of_steps = [&](int64_t count) { return count >= 0 && count <= position.step; };
-  for (const int64_t count : {position.step, state.nonfinite_in_a_row, state.skipped_steps, position.evaluations.best_step,
-                              position.evaluations.without_improvement}) {
-    require<FormatError>(is_count_of_steps(count),
-                         "[{}] counts must be from 0 to the steps done, {}; found {}; use another checkpoint", path.string(),
-                         position.step, count);
-  }
-  const auto scaler = member<Json>(json, "scaler", path);
-  state.scaler = {member<double>(scaler, "scale", path), member<int64_t>(scaler, "finite_steps", path)};
-  return state;
-}
 
 /// One adapter's part of a checkpoint.
 struct AdapterContent {
@@ -378,10 +157,20 @@ void copy_into(const io::NamedTensors& targets, const Tensors& saved) {
   for (const auto& [name, target] : targets) target.copy_(saved.at(name));
 }
 
-void restore_values(const Path& checkpoint, nn::CausalLMImpl& model, const StepState& state, const Content& content) {
-  const auto plain = state.adapters ? trained_outside_adapter(state) : all_parameters(model);
-  const Tensors& saved = state.adapters ? content.outside : content.model;
+/// What a checkpoint holds beside the adapters' own files, and where it belongs.
+std::pair<io::NamedTensors, const Tensors&> plain_values(nn::CausalLMImpl& model, const StepState& state,
+                                                         const Content& content) {
+  if (state.adapters) return {trained_outside_adapter(state), content.outside};
+  return {all_parameters(model), content.model};
+}
+
+void require_same_values(const Path& checkpoint, nn::CausalLMImpl& model, const StepState& state, const Content& content) {
+  const auto [plain, saved] = plain_values(model, state, content);
   require_same(saved, plain, checkpoint);
+}
+
+void restore_values(nn::CausalLMImpl& model, const StepState& state, const Content& content) {
+  const auto [plain, saved] = plain_values(model, state, content);
   for (size_t i = 0; i < state.adapters.size(); ++i) {
     AdapterSet set = state.adapters.all()[i];
     const auto& [values, beyond] = content.adapters[i];
@@ -413,7 +202,7 @@ Path save_checkpoint(const Path& output_dir, nn::CausalLMImpl& model, const Step
                      int64_t keep) {
   require<ConfigError>(keep >= 1, "[checkpoint] keep must be at least 1; found {}; use 2", keep);
   const Path folder = output_dir / kFolder;
-  const Path target = folder / fmt::format("{}{}", kPrefix, state.step);
+  const Path target = checkpoint_path(folder, state.step);
   remove_stale_temporaries(folder);
 
   AtomicDirectory directory(target);
@@ -423,10 +212,9 @@ Path save_checkpoint(const Path& output_dir, nn::CausalLMImpl& model, const Step
     fs::create_directory(directory.path() / kBest);
     copy_directory(content.best, directory.path() / kBest);
   }
-  write_file_atomically(directory.path() / kState, state_json(state).dump(2) + "\n");
+  write_state(directory.path(), state);
   write_file_atomically(directory.path() / kConfig, content.config_yaml);
-  // No newline at its end, so that a manifest cut short anywhere is no JSON.
-  write_file_atomically(directory.path() / kManifest, manifest_json(directory.path()).dump(2));
+  write_manifest(directory.path());
   directory.commit();
 
   prune(folder, state.step, keep);
@@ -441,8 +229,9 @@ void load_checkpoint(const Path& checkpoint, nn::CausalLMImpl& model, StepState&
                        "set checkpoint.save_optimizer, or start anew from its values",
                        checkpoint.string());
   const Content content = read_content(checkpoint, state.adapters);
+  require_same_values(checkpoint, model, state, content);  // before anything changes
   state.optimizer->load_state(content.optimizer);
-  restore_values(checkpoint, model, state, content);
+  restore_values(model, state, content);
   state.scaler.load_state(content.state.scaler);
   state.step = content.state.position.step;
   state.evaluations = content.state.position.evaluations;

@@ -129,21 +129,24 @@ std::string describe_nonfinite(nn::CausalLMImpl& model, std::span<const Batch> m
 }
 
 /// The step counts, but nothing is updated. An overflow that makes a dynamic scale smaller is how
-/// such a scale finds its size; any other value that is not finite is looked for and reported.
+/// such a scale finds its size; any other value that is not finite is looked for and reported. A step that ends the run
+/// leaves the state as it was.
 void skip_update(nn::CausalLMImpl& model, std::span<const Batch> micro_batches, StepState& state, StepResult& result) {
   result.overflow = true;
   const bool expected = std::isfinite(result.loss) && state.scaler.can_back_off();
+  if (!expected) {
+    result.nonfinite = describe_nonfinite(model, micro_batches, state);
+    const int64_t in_a_row = state.nonfinite_in_a_row + 1;
+    if (state.options.stop_on_nonfinite || in_a_row >= state.options.max_nonfinite) {
+      state.optimizer->zero_grad();
+      fail<NonFiniteError>(
+          "[step {}] loss and gradients must be finite; {}; {} step(s) in a row were not; lower the "
+          "learning rate, look at these rows, or see train.on_nonfinite and train.max_nonfinite",
+          result.step, result.nonfinite, in_a_row);
+    }
+    state.nonfinite_in_a_row = in_a_row;
+  }
   state.scaler.update(/*overflow=*/true);
-  if (expected) return;
-  result.nonfinite = describe_nonfinite(model, micro_batches, state);
-  ++state.nonfinite_in_a_row;
-  const bool too_many = state.nonfinite_in_a_row >= state.options.max_nonfinite;
-  if (!state.options.stop_on_nonfinite && !too_many) return;
-  state.optimizer->zero_grad();
-  fail<NonFiniteError>(
-      "[step {}] loss and gradients must be finite; {}; {} step(s) in a row were not; lower the "
-      "learning rate, look at these rows, or see train.on_nonfinite and train.max_nonfinite",
-      result.step, result.nonfinite, state.nonfinite_in_a_row);
 }
 
 void update(StepState& state, const StepResult& result) {

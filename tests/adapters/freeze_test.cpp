@@ -94,6 +94,18 @@ TEST_CASE("rules without effect and nothing to train are errors", "[adapters]") 
   CHECK(message_of<ConfigError>([&] { freeze_base(model, set); }).find("inactive") != std::string::npos);
 }
 
+TEST_CASE("no module of AdaLoRA may be frozen, whose importance nobody would know", "[adapters]") {
+  FakeLlama model(kSmall);
+  AdaLoraOptions options;
+  options.targets = Names{"q_proj"};
+  options.total_steps = 100;
+  const auto set = inject(model, options);
+  freeze_base(model, set, {.train = {}, .freeze = {"layers.0.input_layernorm"}});
+  const auto text =
+      message_of<ConfigError>([&] { freeze_base(model, set, {.train = {}, .freeze = {R"(layers\.1\..*lora_E)"}}); });
+  CHECK(text.find("model.layers.1.self_attn.q_proj") != std::string::npos);
+}
+
 TEST_CASE("modules to save stay trainable in a frozen base", "[adapters]") {
   FakeLlama model(kSmall);
   const auto set = inject(model, {.rank = 1, .targets = Names{"q_proj"}, .modules_to_save = {"lm_head"}});

@@ -7,6 +7,7 @@
 #include "lora/adapters/adapter_io.h"
 #include "lora/adapters/freeze.h"
 #include "lora/adapters/inject.h"
+#include "lora/adapters/token_start.h"
 #include "lora/core/error.h"
 #include "support.h"
 

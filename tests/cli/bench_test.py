@@ -27,7 +27,9 @@ class BenchTest(CliTest):
         small = ["model.hidden_size=32", "model.intermediate_size=64", "model.num_hidden_layers=1", "model.num_attention_heads=2",
                  "model.vocab_size=50", "data.max_length=10", "train.micro_batch=3"]
         arguments = [word for setting in small for word in ("--set", setting)]
-        out = self.run_command("bench", "--steps", 1, "--new-tokens", 0, "--output", "bench.json", *arguments)
+        mine = (self.folder / "rows.jsonl").read_bytes()
+        out = self.run_command("bench", "--steps", 1, "--new-tokens", 0, "--output", "bench.json", *arguments, "--set", "data.train.path=rows.jsonl")
+        self.assertEqual((self.folder / "rows.jsonl").read_bytes(), mine)
         self.assertIn("training", out)
         result = json.loads((self.folder / "bench.json").read_text())
         self.assertEqual((result["tokens"], result["dtype"]), (30, "bf16"))

@@ -39,7 +39,7 @@ train: {{max_steps: 3, micro_batch: 2}}
 
 
 def lora(*arguments, cwd=None):
-    return subprocess.run([PROGRAM, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run([PROGRAM, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
 def read_safetensors(path):

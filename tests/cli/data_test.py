@@ -40,6 +40,13 @@ class DataTest(CliTest):
         self.run_command("train", "-c", "text.yaml", "--set", "data.format=records", "--set", "data.train.path=out/records/none",
                          "--set", "run.output_dir=none", code=1)
 
+    def test_records_are_not_given_up_for_data_that_are_not_there(self):
+        self.text_run()
+        self.run_command("prepare", "-c", "text.yaml")
+        before = {path: path.read_bytes() for path in (self.folder / "out/records").rglob("*") if path.is_file()}
+        self.run_command("prepare", "-c", "text.yaml", "--overwrite", "--set", "data.eval.path=nowhere.jsonl", code=1)
+        self.assertEqual({path: path.read_bytes() for path in before}, before)
+
     def test_a_killed_preparation_goes_on(self):
         self.text_run(3000)
         command = ("prepare", "-c", "text.yaml", "--set", "data.eval={}", "--shard-size", "50000", "--set", "run.threads=1")

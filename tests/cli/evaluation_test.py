@@ -120,6 +120,77 @@ log: {{samples: 0}}
         predictions = [json.loads(line) for line in (self.folder / "predict/predictions.jsonl").read_text().splitlines()]
         self.assertEqual([one["prompt"] for one in predictions], [json.loads(line)["content"] for line in lines[970:]])
 
+    def predictions(self, folder, *words):
+        self.run_command("predict", "-c", "run.yaml", "--set", f"run.output_dir={folder}", *words)
+        return [json.loads(line) for line in (self.folder / folder / "predictions.jsonl").read_text().splitlines()]
+
+    def test_questions_need_no_answers_to_be_predicted(self):
+        _, rows = self.evaluation(rows=3)
+
+        def answers(name, data_format, with_answer, without):
+            found = []
+            for i, content in enumerate((with_answer, without)):
+                self.write_rows(f"{name}{i}.jsonl", content)
+                found.append(self.predictions(f"{name}{i}", "--set", f"data.format={data_format}", "--set", f"data.eval.path={name}{i}.jsonl"))
+            return found
+        open_rows = [{"content": rows[0]["content"]}, {**rows[1], "summary": None}, {**rows[2], "summary": " "}]
+        conversation = [{"role": "user", "content": rows[0]["content"]}, {"role": "assistant", "content": rows[0]["summary"]},
+                        {"role": "user", "content": rows[1]["content"]}]
+        for name, data_format, with_answer, without in (
+                ("adgen", "adgen", rows, open_rows),
+                ("completion", "completion", [{"prompt": row["content"], "completion": row["summary"]} for row in rows],
+                 [{"prompt": row["content"]} for row in rows]),
+                ("alpaca", "alpaca", [{"instruction": row["content"], "output": row["summary"]} for row in rows],
+                 [{"instruction": row["content"], "output": ""} for row in rows]),
+                ("chat", "chat", [{"messages": [*conversation, {"role": "assistant", "content": "an end"}]}], [{"messages": conversation}])):
+            known, unknown = answers(name, data_format, with_answer, without)
+            self.assertEqual([one["reference"] for one in unknown], [None] * len(without))
+            self.assertEqual([{**one, "reference": None} for one in known], unknown)
+            self.assertTrue(all(one["reference"] for one in known))
+        self.write_rows("open.jsonl", open_rows)
+        self.assertIn("summary", self.run_command("eval", "-c", "run.yaml", "--set", "data.eval.path=open.jsonl", code=1))
+        self.assertIn("reference", self.run_command("eval", "-c", "run.yaml", "--predictions", "adgen1/predictions.jsonl", code=1))
+        self.write_rows("empty.jsonl", [{"content": "", "summary": "a"}])
+        self.assertIn("content", self.run_command("predict", "-c", "run.yaml", "--set", "data.eval.path=empty.jsonl", code=1))
+
+    def test_records_are_evaluated_as_the_rows_they_were_made_of(self):
+        self.evaluation()
+        self.run_command("prepare", "-c", "run.yaml")
+        records = ("--set", "data.format=records", "--set", "data.train.path=out/records/train", "--set", "data.eval.path=out/records/eval")
+        of_rows = json.loads(self.run_command("eval", "-c", "run.yaml", "--json", "--set", "run.output_dir=rows"))
+        of_records = json.loads(self.run_command("eval", "-c", "run.yaml", "--json", "--set", "run.output_dir=records", *records))
+        self.assertEqual({name: value for name, value in of_rows.items() if name != "generation_seconds"},
+                         {name: value for name, value in of_records.items() if name != "generation_seconds"})
+        self.assertEqual(self.predictions("predicted", *records), self.predictions("also_predicted"))
+        self.write_rows("tokens.jsonl", [{"input_ids": [1, 12, 14, 20]}])
+        no_text = self.run_command("prepare", "-c", "run.yaml", "--set", "data.format=text", "--set", "data.train.path=train.txt", "--set",
+                                   "data.eval.path=train.txt", "--set", "run.output_dir=text", code=1)
+        self.assertIn("train.txt", no_text)
+        self.write("train.txt", "some words of a text " * 20)
+        text = ("--set", "data.eval.path=text/records/train", "--set", "data.format=records", "--set", "run.output_dir=of_text")
+        self.run_command("prepare", "-c", "run.yaml", "--set", "data.format=text", "--set", "data.train.path=train.txt", "--set",
+                         "data.eval.path=null", "--set", "run.output_dir=text")
+        self.assertNotIn("rouge-1", json.loads(self.run_command("eval", "-c", "run.yaml", "--json", *text)))
+        self.assertIn("records of text", self.run_command("predict", "-c", "run.yaml", *text, code=2))
+
+    def test_rows_of_tokens_are_answered_in_tokens(self):
+        base, _ = self.evaluation()
+        ids = [[1, 12, 14, 20, 21], [1, 122, 9]]
+        self.write_rows("tokens.jsonl", [{"input_ids": [*ids[0], 7, 8], "labels": [-100] * 5 + [7, 8]}, {"input_ids": ids[1], "labels": [-100] * 3}])
+        shutil.copytree(base, self.folder / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+        words = ("--set", "data.format=tokens", "--set", "data.eval.path=tokens.jsonl")
+        for model, has_text in ((base, True), ("bare", False)):
+            answers = self.predictions(f"of_{has_text}", *words, "--set", f"model.path={model}")
+            for answer, prompt in zip(answers, ids, strict=True):
+                alone = json.loads(self.run_command("generate", "--model", base, "--dtype", "fp32", "--prompt-ids", ",".join(map(str, prompt)),
+                                                    "--max-new-tokens", 8, "--temperature", 0, "--json"))
+                self.assertEqual(answer["token_ids"], alone["token_ids"])
+                self.assertEqual(answer["prediction"], alone["text"] if has_text else None)
+                self.assertEqual(answer["prompt"] is not None, has_text)
+        self.assertEqual([one["reference"] is not None for one in self.predictions("again", *words)], [True, False])
+        self.write_rows("tokens.jsonl", [{"input_ids": ids[0], "labels": [-100] * 4 + ids[0][-1:]}, {"input_ids": ids[1]}])
+        self.assertIn("row 2", self.run_command("predict", "-c", "run.yaml", *words, "--set", "run.output_dir=none", code=1))
+
     def test_predictions_go_on_where_they_were_stopped(self):
         self.evaluation(rows=24)
         self.run_command("predict", "-c", "run.yaml", "--set", "run.output_dir=whole")
@@ -160,6 +231,22 @@ log: {{samples: 0}}
         self.assertEqual((answers("second"), answers("second", "eval_predictions.jsonl")), (predicted, evaluated))
         self.assertEqual(json.loads((self.folder / "second/eval.json").read_text())["answers"], "eval_predictions.jsonl")
 
+    def test_an_evaluation_keeps_what_stopped_or_whole_predictions_are_there(self):
+        self.evaluation(rows=3)
+        short = ("-c", "run.yaml", "--set", "eval.max_new_tokens=2")
+        part = self.folder / "out/predictions.jsonl.part"
+        part.parent.mkdir()
+        part.write_text("of another run\n")
+        self.run_command("eval", *short)
+        self.assertEqual(part.read_text(), "of another run\n")
+        self.assertTrue((self.folder / "out/eval_predictions.jsonl").exists())
+        self.run_command("predict", "-c", "run.yaml")
+        predicted = (self.folder / "out/predictions.jsonl").read_text()
+        self.run_command("eval", *short, "--overwrite")
+        self.assertEqual((self.folder / "out/predictions.jsonl").read_text(), predicted)
+        self.finetune("--overwrite")  # which removes them all
+        self.assertFalse((self.folder / "out/eval_predictions.jsonl").exists())
+
     def test_evaluation_refuses_what_it_cannot_do(self):
         self.evaluation()
         for words, reason in ((("--set", "data.eval.path=null"), "data.eval.path must be given"),
@@ -168,7 +255,8 @@ log: {{samples: 0}}
                               (("--set", "generate.num_beams=2", "--set", "generate.temperature=1"), "generate.num_beams")):
             self.assertIn(reason, self.run_command("eval", "-c", "run.yaml", *words, code=2))
         self.run_command("eval", "-c", "run.yaml", "--adapter", "nowhere", code=1)
-        self.run_command("predict", "-c", "run.yaml", "--set", "data.format=tokens", code=2)
+        for data_format, code in (("text", 2), ("tokens", 1)):
+            self.run_command("predict", "-c", "run.yaml", "--set", f"data.format={data_format}", code=code)
         self.assertIn("leave room", self.finetune("--set", "adapter={method: prefix, target_modules: null, r: null, num_virtual_tokens: 255}", code=2))
 
     def overfitting(self):

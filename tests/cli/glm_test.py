@@ -168,6 +168,11 @@ log: {{samples: 0}}
                          "generate.max_new_tokens=4")
         predictions = [json.loads(line) for line in (self.folder / "predict/predictions.jsonl").read_text().splitlines()]
         self.assertEqual([one["prompt"] for one in predictions], ["类型#裙", "颜色#红"])
+        self.write_rows("open.json", [{"content": row["content"]} for row in rows])
+        self.run_command("predict", "-c", SOURCE / "configs/glm-6b-predict.yaml", *model, "--set", "data.eval.path=open.json", "--set",
+                         "run.output_dir=open", "--set", "generate.max_new_tokens=4")
+        opened = [json.loads(line) for line in (self.folder / "open/predictions.jsonl").read_text().splitlines()]
+        self.assertEqual(opened, [{**one, "reference": None} for one in predictions])
 
     def test_special_tokens_of_model_and_tokenizer_must_agree(self):
         base = self.folder / self.small_glm()

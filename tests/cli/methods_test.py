@@ -6,7 +6,7 @@ usage: methods_test.py PROGRAM SOURCE_DIR [MethodsTest.TEST...]
 import json
 import shutil
 
-from command_line import BASE, CliTest, LORA, lora, main, REFERENCE, RUN_FILE, SOURCE
+from command_line import BASE, CliTest, LORA, lora, main, read_safetensors, REFERENCE, RUN_FILE, SOURCE
 
 
 class MethodsTest(CliTest):
@@ -43,12 +43,51 @@ class MethodsTest(CliTest):
                 self.with_method(adapter)
                 settings = ("--set", "data.eval.path=rows.jsonl", "--set", f"run.output_dir={name}")
                 self.finetune("--set", "train.max_steps=6", "--set", "train.eval_interval=2", *settings)
-                if name == "loftq_twice":  # its base is its own
-                    self.with_method("{}")
-                    settings = (*settings, "--set", f"model.path={name}/base")
                 self.run_command("eval", "-c", "run.yaml", *settings)
                 loss = json.loads((self.folder / name / "eval.json").read_text())["loss"]
                 self.assertAlmostEqual(self.metrics(name)[-1]["eval_loss"], loss, delta=1e-5 * loss)
+
+    def test_an_evaluation_is_of_what_the_run_left(self):
+        held_out = ("--set", "data.eval.path=rows.jsonl", "--set", "train.eval_interval=2")
+
+        def check(name, *words):
+            evaluated = json.loads(self.run_command("eval", "--json", "--set", "data.eval.path=rows.jsonl", *words))["loss"]
+            self.assertAlmostEqual(self.metrics(name)[-1]["eval_loss"], evaluated, delta=1e-5 * evaluated)
+            return evaluated
+        freed = ("--set", "run.output_dir=freed", "--set", "freeze.train=[embed_tokens]")
+        self.finetune(*held_out, *freed)
+        check("freed", "-c", "run.yaml", *freed)
+        self.with_method("{method: none}")
+        self.run_command("train", "-c", "run.yaml", *held_out, "--set", "run.output_dir=whole")
+        whole = check("whole", "-c", "run.yaml", "--set", "run.output_dir=whole")
+        base = json.loads(self.run_command("eval", "-c", "run.yaml", "--json", *held_out, "--set", "run.output_dir=other"))["loss"]
+        self.assertGreater(base, whole + 0.01)
+
+        stages = "\nstages: [{name: one}, {name: two, train: {optimizer: {lr: 1.0e-2}}}]\n"
+        for name, adapter in (("lora", "{r: 4, target_modules: [q_proj]}"), ("loftq", self.METHODS["loftq_twice"]),
+                              ("pissa", self.METHODS["pissa"]), ("also", "{method: prompt, num_virtual_tokens: 2, also: {l: {method: lora, r: 2}}}")):
+            with self.subTest(name):
+                self.write("run.yaml", RUN_FILE.format(base=BASE).replace("adapter: {r: 4, lora_alpha: 8, target_modules: [q_proj, v_proj]}", f"adapter: {adapter}") + stages)
+                self.finetune(*held_out, "--set", f"run.output_dir={name}")
+                first, second = self.metrics(f"{name}/one"), self.metrics(f"{name}/two")
+                self.assertLess(second[-1]["eval_loss"], first[-1]["eval_loss"])
+                self.assertAlmostEqual(second[0]["loss"], first[-1]["eval_loss"], delta=1e-5)  # of the same rows, before an update
+                for stage in ("one", "two"):
+                    check(f"{name}/{stage}", "-c", f"{name}/{stage}/config.yaml", "--set", "run.mode=null")
+        # Another one that is named is evaluated.
+        self.write("run.yaml", RUN_FILE.format(base=BASE))
+        self.finetune(*held_out, "--set", "run.output_dir=own")
+        named = self.run_command("eval", "-c", "run.yaml", "--json", *held_out, "--set", "run.output_dir=own", "--set", f"adapter.init_from={LORA / 'final'}", "--set",
+                                 "adapter={r: null, lora_alpha: null, target_modules: null}")
+        self.assertGreater(abs(json.loads(named)["loss"] - self.metrics("own")[-1]["eval_loss"]), 1e-3)
+
+    def test_eva_begins_beside_another_adapter_as_alone(self):
+        for name, adapter in (("alone", self.METHODS["eva"]), ("beside", self.METHODS["eva"][:-1] + ", also: {p: {method: prompt, num_virtual_tokens: 2}}}")):
+            self.with_method(adapter)
+            self.finetune("--set", f"run.output_dir={name}", "--set", "train.max_steps=1", "--set", "train.optimizer.lr=1.0e-12")
+        files = [read_safetensors(self.folder / name / "adapter/adapter_model.safetensors")[1] for name in ("alone", "beside")]
+        self.assertEqual({name: tensor[:2] for name, tensor in files[0].items()}, {name: tensor[:2] for name, tensor in files[1].items()})
+        self.assertTrue((self.folder / "beside/adapter/p/adapter_config.json").exists())
 
     def test_several_methods_train_together_and_go_on_bit_by_bit(self):
         freeze = ("--set", "freeze.train=['layers.1.input_layernorm']")

@@ -8,12 +8,14 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
 
-from command_line import BASE, CliTest, lora, main, PROGRAM, read_safetensors, REFERENCE, RUN_FILE, SOURCE
+from command_line import BASE, CliTest, LORA, lora, main, PROGRAM, read_safetensors, REFERENCE, RUN_FILE, SOURCE, write_safetensors
 
 
 class RunsTest(CliTest):
@@ -57,6 +59,53 @@ class RunsTest(CliTest):
         before = (self.folder / "out/adapter/adapter_model.safetensors").read_bytes()
         self.finetune()
         self.assertEqual((self.folder / "out/adapter/adapter_model.safetensors").read_bytes(), before)
+
+    def test_a_run_that_took_all_steps_still_leaves_its_result(self):
+        out = self.folder / "out"
+        result = out / "adapter/adapter_model.safetensors"
+        self.finetune()
+        self.assertFalse((out / "unfinished").exists())
+        before, lines = result.read_bytes(), self.metrics()
+        for left in ("nothing", "another one"):  # what a kill behind the last checkpoint leaves of the result
+            with self.subTest(left):
+                (out / "report.html").unlink()
+                (out / "unfinished").touch()
+                result.unlink() if left == "nothing" else result.write_bytes(b"old")
+                self.finetune()
+                self.assertEqual(result.read_bytes(), before)
+                self.assertTrue((out / "report.html").exists())
+                self.assertFalse((out / "unfinished").exists())
+                self.assertEqual(self.metrics(), lines)
+        shutil.rmtree(out / "adapter")
+        self.finetune()
+        self.assertEqual(result.read_bytes(), before)
+
+    def test_a_run_without_finite_values_can_be_looked_at_again(self):
+        header, tensors = read_safetensors(LORA / "init/adapter_model.safetensors")
+        huge = {name: (dtype, shape, struct.pack("<f", 1e30) * (len(data) // 4)) for name, (dtype, shape, data) in tensors.items()}
+        (self.folder / "huge").mkdir()
+        shutil.copy(LORA / "init/adapter_config.json", self.folder / "huge")
+        write_safetensors(self.folder / "huge/adapter_model.safetensors", huge)
+        self.with_method("{init_from: huge}")
+        for _ in range(2):  # the second time from the checkpoint that the first one left
+            self.assertIn("[step 2]", self.finetune("--set", "train.max_nonfinite=2", code=1))
+        self.assertTrue((self.folder / "out/checkpoints/step-1").exists())
+
+    def test_a_folder_of_the_metrics_may_hold_other_files(self):
+        settings = ("--set", "log.metrics=logs/m.jsonl")
+        (self.folder / "out/logs").mkdir(parents=True)
+        (self.folder / "out/logs/mine.txt").write_text("mine")
+        (self.folder / "out/logs/m.jsonl").write_text("old\n")
+        self.finetune(*settings)
+        self.finetune(*settings, "--overwrite")
+        self.assertEqual((self.folder / "out/logs/mine.txt").read_text(), "mine")
+        self.assertEqual(len((self.folder / "out/logs/m.jsonl").read_text().splitlines()), 4)
+        self.finetune(*settings, "--set", "run.resume=none", code=2)
+
+    def test_errors_do_not_drive_the_terminal(self):
+        error = self.run_command("inspect", "nowhere\x1b[2J\nerror: a second line", code=1)
+        self.assertNotIn("\x1b", error)
+        self.assertIn("\\x1b", error)
 
     def test_existing_output_is_not_overwritten(self):
         self.finetune()

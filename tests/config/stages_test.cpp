@@ -91,6 +91,26 @@ TEST_CASE("an adapter of the same method goes on", "[config][stages]") {
   CHECK_FALSE(run.stages[1].config.adapter.tokens_from);
 }
 
+TEST_CASE("what the saved adapter says stands in a later stage, but for how the run trains it", "[config][stages]") {
+  const std::string text = kMinimal +
+                           "adapter: {r: 4, init_lora_weights: pissa, lora_dropout: 0.1, also: {p: {method: prompt, "
+                           "num_virtual_tokens: 3}}}\n"
+                           "stages:\n  - {name: a}\n  - {name: b, adapter: {lora_alpha: 5, also: {x: {method: bottleneck}}}}\n";
+  const auto run = staged(text);
+  const auto& [first, second] = std::pair(run.stages[0].config, run.stages[1].config);
+  CHECK(first.adapter.r == 4);
+  CHECK_FALSE(first.more_adapters.at(0).adapter.init_from);
+  CHECK_FALSE(second.adapter.r);  // PiSSA saves twice the rank
+  CHECK_FALSE(second.adapter.init_lora_weights);
+  CHECK(second.adapter.lora_dropout == 0.1);
+  CHECK(second.adapter.lora_alpha == 5);
+  REQUIRE(second.more_adapters.size() == 2);
+  CHECK(second.more_adapters[0].adapter.init_from == lora::Path("/runs/a/out/a/adapter/p"));
+  CHECK_FALSE(second.more_adapters[1].adapter.init_from);
+  const auto again = parse_staged_config(dump_staged_config(run), "config.yaml", "/elsewhere", {}, "/cwd", "finetune");
+  for (size_t i = 0; i < 2; ++i) CHECK(again.stages[i].config == run.stages[i].config);
+}
+
 TEST_CASE("stages that cannot be are refused with their line", "[config][stages]") {
   const auto says = [](const std::string& stages, const char* what) {
     INFO(stages);
@@ -106,6 +126,10 @@ TEST_CASE("stages that cannot be are refused with their line", "[config][stages]
   says("  - {name: a}\n  - {name: b, adapter: {init_from: x}}\n", "found init_from");
   says("  - {name: a, freeze: {train: [norm]}}\n  - {name: b}\n", "freeze.train in a");
   says("  - {name: a}\n  - {name: b, adapter: {method: ia3}}\n", "what stage a trains must have a place in stage b");
+  says("  - {name: a, adapter: {also: {p: {method: prompt}}}}\n  - {name: b}\n", "adapter.also.p must be there");
+  says("  - {name: a, adapter: {method: ptuning}}\n  - {name: b, adapter: {method: ptuning}}\n", "found ptuning");
+  says("  - {name: a, adapter: {method: prefix, prefix_projection: true}}\n  - {name: b, adapter: {method: prefix}}\n",
+       "found prefix_projection");
   says(
       "  - {name: a, adapter: {method: trainable_tokens, trainable_token_indices: [1]}}\n"
       "  - {name: b, adapter: {trainable_token_indices: [2]}}\n",

@@ -275,6 +275,20 @@ TEST_CASE("files that lie about themselves under right digests are refused", "[f
   refused(64 + 96 + 12, uint32_t{3});
 }
 
+TEST_CASE("no row is longer or shorter than the header says", "[formats][records]") {
+  const testing::ScratchFolder folder;
+  write(folder / "set", many_rows(20), 20);
+  const Path file = folder / "set/records.json";
+  const RecordHeader header = parse_record_header(read_file(file), "h");
+  for (const auto& [shortest, longest] : {std::pair<int64_t, int64_t>{1, 4}, {2, 5}}) {
+    RecordHeader lying = header;
+    lying.shortest = shortest;
+    lying.longest = longest;
+    replace(file, record_header_text(lying));
+    CHECK(testing::message_of<FormatError>([&] { RecordSet(folder / "set"); }).find("tokens, as records.json says") != std::string::npos);
+  }
+}
+
 TEST_CASE("a file of a shard that the set has not is noticed, and what a set was made with is kept", "[formats][records]") {
   const testing::ScratchFolder folder;
   write(folder / "set", many_rows(40), 40);

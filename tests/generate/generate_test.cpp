@@ -133,7 +133,7 @@ TEST_CASE("prompts that the model cannot take are refused", "[generate]") {
   CHECK(refused({}).find("at least one token") != std::string::npos);
   CHECK(refused({1, 11}).find("found 11") != std::string::npos);
   CHECK(refused({-1}).find("found -1") != std::string::npos);
-  CHECK(refused(std::vector<int64_t>(13, 1)).find("at most the 12 tokens") != std::string::npos);
+  CHECK(refused(std::vector<int64_t>(13, 1)).find("at most 12 tokens") != std::string::npos);
   CHECK(model.forward_sizes.empty());
 }
 

@@ -645,6 +645,7 @@ TEST_CASE("glm: what every model can compute may lie beside its weights, and not
   };
   tensors["transformer.prefix_encoder.embedding.weight"] = at::ones({2});
   CHECK_THAT(refused(), Catch::Matchers::Contains("unknown: transformer.prefix_encoder"));
+  CHECK_THAT(refused(), Catch::Matchers::Contains("read as an adapter"));
   tensors.erase("transformer.prefix_encoder.embedding.weight");
   tensors["transformer.layers.1.attention.dense.bias"] = at::ones({31});
   CHECK_THAT(refused(), Catch::Matchers::Contains("wrong shape: transformer.layers.1.attention.dense.bias [31] instead of [32]"));

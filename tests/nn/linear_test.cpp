@@ -58,6 +58,16 @@ TEST_CASE("Linear: merging folds the active update in, unmerging takes it out", 
   CHECK(at::allclose(linear->forward(x), adapted, 1e-5, 1e-6));
 }
 
+TEST_CASE("Linear: what is switched off is not merged, and nothing is taken out for it", "[nn]") {
+  auto linear = linear_with_two_updates();
+  const auto weight = linear->weight.detach().clone();
+  linear->slot.set_active({"a"});
+  linear->slot.set_enabled(false);
+  linear->merge();
+  linear->unmerge();
+  CHECK(at::equal(linear->weight, weight));
+}
+
 TEST_CASE("Linear: a merge that is not finite leaves the weight as it was", "[nn]") {
   nn::Linear linear(3, 2);
   linear->attach("bad", std::make_shared<Update>(3, 2, std::numeric_limits<double>::infinity()));

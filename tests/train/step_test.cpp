@@ -262,6 +262,7 @@ TEST_CASE("a storm of overflows ends in a clear error", "[train]") {
   CHECK(text.find("10 step(s) in a row") != std::string::npos);
   CHECK_FALSE(has_gradient(*setup.model));
   CHECK(setup.state().step == 14);
+  CHECK(setup.state().nonfinite_in_a_row == 9);  // the step that ends the run changes nothing
 }
 
 TEST_CASE("skips that are not in a row do not stop the run", "[train]") {

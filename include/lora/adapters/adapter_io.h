@@ -29,9 +29,6 @@ AdapterSet load_adapter(torch::nn::Module& model, const Path& directory, const s
 io::AdapterFiles adapter_to_files(const AdapterSet& adapters);
 AdapterSet adapter_from_files(torch::nn::Module& model, const io::AdapterFiles& files, const std::string& name,
                               const std::optional<MethodOptions>& options = std::nullopt);
-/// Lets the rows of an adapter's tokens start as those of another's files (trainable tokens alone, or beside another method).
-/// Throws ConfigError unless both have the same tokens in the same tables, ShapeError where the file's rows do not fit.
-void start_token_rows(const AdapterSet& adapters, const io::AdapterFiles& files);
 /// Copies tensors of a file into an adapter that is already attached; same checks.
 void load_adapter_tensors(const AdapterSet& adapters, const std::map<std::string, at::Tensor>& tensors);
 

@@ -26,7 +26,7 @@ struct FreezeReport {
 /// Freezes everything but what `adapters` trains, then applies `rules`. What trains is turned into
 /// fp32 when it is fp16; in bf16 it stays, since train::Optimizer updates a copy in fp32 (turn it
 /// into fp32 yourself for an optimizer that does not). Throws ConfigError when the adapter is not active, nothing is
-/// left to train, or an expression matches no parameter.
+/// left to train, an expression matches no parameter, or one freezes modules of AdaLoRA.
 FreezeReport freeze_base(torch::nn::Module& model, const AdapterSet& adapters, const FreezeRules& rules = {});
 /// The same for several that train together; all of them must be active.
 FreezeReport freeze_base(torch::nn::Module& model, const std::vector<AdapterSet>& adapters, const FreezeRules& rules = {});

@@ -28,6 +28,7 @@ struct DatasetOptions {
   int64_t max_length = 2048;       ///< other formats: tokens of a row; `text`: tokens of a block
   bool truncate_long = true;       ///< false: a longer row is a bad row
   bool skip_bad_rows = false;      ///< false: the first bad row throws
+  bool answers_optional = false;   ///< rows without an answer, or with a blank one, are questions: their response is empty
   bool train_on_sop = false;       ///< ChatGLM's adgen: <sop> is a target, too
   bool ignore_pad_in_loss = true;  ///< ChatGLM's adgen; false: rows are filled up with padding, which is a target
   int64_t vocab_size = 0;          ///< ids must be below it; 0: not checked
@@ -44,6 +45,7 @@ struct DatasetOptions {
 /// A data set as tokens, in memory or in mapped files.
 class Dataset : public RowSource {
  public:
+  std::string format;  ///< of the rows; of records: of what they were made of
   std::vector<TextPair> text_pairs;
   int64_t num_rows = 0;                      ///< rows read, good and bad; `text`: documents
   int64_t num_bad_rows = 0;                  ///< left out; always 0 unless skip_bad_rows

@@ -27,7 +27,7 @@ std::vector<int64_t> find_sharing_rows(const Dataset& training, const Dataset& e
 /// Both; `sharing` stays empty without a tokenizer.
 Overlap find_overlap(const Dataset& training, const Dataset& evaluation, const Tokenizer* tokenizer);
 
-/// A copy of `dataset` without some of its rows (from 0, growing).
+/// A copy of the tokens of `dataset` without some of its rows (from 0, growing); texts are left out.
 Dataset without_rows(const Dataset& dataset, const std::vector<int64_t>& rows);
 
 }  // namespace lora::data

@@ -82,7 +82,6 @@ class CausalLMImpl : public torch::nn::Module {
   /// states of real tokens alone.
   const std::shared_ptr<PromptSlotImpl>& prompts() const { return prompts_; }
   void attach_prompt(const std::string& name, const std::shared_ptr<Prompt>& prompt);
-  void detach_prompt(const std::string& name);
 
   /// How many new tokens a pass behind a cache may take so that each has, bit for bit, the state, the logits and the place in
   /// the cache that a pass of its own would give it: what several tokens at once may rely on. Asked without gradients.

@@ -38,8 +38,7 @@ using LinearGroupShape = std::vector<LinearShape>;
 struct BottleneckShape {
   int64_t size = 0;                      ///< numbers between its two layers
   int64_t numbers = 0;                   ///< that it trains
-  bool reads_sum = false;                ///< of the block's output and the stream
-  bool reads_stream = false;             ///< the stream alone
+  bool reads_stream = false;             ///< instead of the block's output
   bool drops = false;                    ///< inputs, in training
   bool keeps_before_activation = false;  ///< beside what comes out of it
   bool learns_scale = false;
