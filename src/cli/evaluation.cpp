@@ -11,6 +11,7 @@
 #include "cli/run_setup.h"
 #include "cli/signals.h"
 #include "core/check.h"
+#include "data/strip.h"
 #include "formats/json.h"
 #include "lora/core/file.h"
 #include "lora/core/log.h"
@@ -32,17 +33,25 @@ bool has_answers(const std::string& format) {
   return std::ranges::find(names, format) != names.end();
 }
 
-/// Whether what is in output_dir was made by a run of this file: one that began with the same model and adapter.
-bool left_by_run(const RunConfig& config) try {
-  const Path& output = config.run.output_dir;
+/// The file of the run that wrote into output_dir; nothing: none did, or one of another version or with stages.
+std::optional<RunConfig> run_in(const Path& output) try {
   const Path file = output / "config.yaml";
-  if (!std::filesystem::exists(file)) return false;
-  const RunConfig began = config::parse_run_config(read_file(file), file.string(), output, {}, output, "");
+  if (!std::filesystem::exists(file)) return std::nullopt;
+  return config::parse_run_config(read_file(file), file.string(), output, {}, output, "");
+} catch (const Error& error) {
+  log::warn(fmt::format(
+      "[run.output_dir] what a run left there is known by its config.yaml, which cannot be read as one run's; {}", error.what()));
+  return std::nullopt;
+}
+
+/// Whether a run of `began` is one of `config`: with the same model and the same adapter to start from.
+bool is_run_of(const RunConfig& began, const RunConfig& config) {
   return began.model.path == config.model.path && began.model.arch == config.model.arch &&
          began.model.fields == config.model.fields && began.adapter.init_from == config.adapter.init_from;
-} catch (const Error&) {  // of another version, or of a run with stages
-  return false;
 }
+
+/// What is said in conversations has no white space at its ends, though templates may put some there.
+bool is_conversation(std::string_view format) { return format == "alpaca" || format == "chat" || format == "sharegpt"; }
 
 /// The header of a record set knows all of its files.
 Path file_of_rows(const Path& path) { return std::filesystem::is_directory(path) ? path / formats::kRecordHeaderFile : path; }
@@ -100,21 +109,23 @@ Evaluation::Evaluation(RunConfig config, const std::string& adapter)
 
 /// --adapter, or what a run of this file left in its output directory, or adapter.init_from.
 void Evaluation::choose(const std::string& given) {
-  const Path& output = config_.run.output_dir;
-  const bool has_adapter = config_.adapter.method != "none";
   if (!given.empty()) {
     chosen_adapters_ = {{"default", given}};
     return;
   }
-  const bool is_own = left_by_run(config_);
-  const bool takes_own = has_adapter && std::filesystem::exists(output / "adapter") && (is_own || !config_.adapter.init_from);
-  if (takes_own) {
-    chosen_adapters_ = adapters_of_run(config_, output / "adapter");
+  const Path& output = config_.run.output_dir;
+  const auto began = run_in(output);
+  const bool is_own = began && is_run_of(*began, config_);
+  const RunConfig& trained = is_own ? *began : config_;
+  const bool may_be_own = is_own || (!began && !config_.adapter.init_from);
+  own_result_.adapter = may_be_own && trained.adapter.method != "none" && std::filesystem::exists(output / "adapter");
+  if (own_result_.adapter) {
+    chosen_adapters_ = adapters_of_run(trained, output / "adapter");
   } else if (config_.adapter.init_from) {
     chosen_adapters_ = {{"default", *config_.adapter.init_from}};
   }
-  const bool trained_model = takes_own ? !config_.freeze.train.empty() : !has_adapter;
-  own_result_ = {.adapter = takes_own, .model = is_own && trained_model && std::filesystem::exists(output / "model")};
+  const bool trained_model = own_result_.adapter ? !trained.freeze.train.empty() : trained.adapter.method == "none";
+  own_result_.model = is_own && trained_model && std::filesystem::exists(output / "model");
 }
 
 RunConfig Evaluation::with_base() const {
@@ -159,7 +170,7 @@ Question Evaluation::question(int64_t row) const {
   if (tokenizer_ == nullptr) return question;
   const data::TextPair text = this->text(row);
   question.text = text.prompt;
-  if (!text.response.empty()) question.reference = text.response;
+  if (!text.response.empty()) question.reference = said(text.response);
   if (config_.data.format == "adgen" && tokenizer_->glm_ids()) {
     const auto encoded =
         data::encode_glm_adgen_eval(text, *tokenizer_, config_.data.max_source_length, config_.data.max_target_length);
@@ -170,10 +181,14 @@ Question Evaluation::question(int64_t row) const {
   return question;
 }
 
+std::string Evaluation::said(const std::string& text) const {
+  return std::string(is_conversation(rows_.format) ? data::strip(text) : text);
+}
+
 Prediction Evaluation::prediction(const Question& question, const generate::Generation& generation) const {
   Prediction prediction{question.prompt.row, question.text, {}, question.reference, {}};
   if (rows_.format == "tokens" || tokenizer_ == nullptr) prediction.token_ids = generation.token_ids;
-  if (tokenizer_ != nullptr) prediction.prediction = generated_text(*tokenizer_, generation);
+  if (tokenizer_ != nullptr) prediction.prediction = said(generated_text(*tokenizer_, generation));
   return prediction;
 }
 

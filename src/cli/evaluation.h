@@ -48,6 +48,7 @@ class Evaluation {
   std::vector<Question> questions() const;
   Question question(int64_t row) const;
   data::TextPair text(int64_t row) const;
+  std::string said(const std::string& text) const;
   Prediction prediction(const Question& question, const generate::Generation& generation) const;
   generate::GenerateOptions options() const;
 

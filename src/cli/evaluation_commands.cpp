@@ -61,6 +61,15 @@ int write_result(const Path& output, const OrderedJson& result, bool print_json)
   return kDone;
 }
 
+/// eval.json of an evaluation whose answers are in predictions.jsonl; nothing: what is there, if anything, is of lora predict.
+std::optional<OrderedJson> evaluation_in_predictions(const Path& output_dir) {
+  const Path file = output_dir / kEvaluation;
+  if (!std::filesystem::exists(output_dir / kPredictions) || !std::filesystem::exists(file)) return std::nullopt;
+  OrderedJson result = formats::parse_ordered_json(read_file(file), file.string());
+  const bool is_its_own = result.is_object() && result.contains("answers") && result["answers"] == kPredictions;
+  return is_its_own ? std::optional(std::move(result)) : std::nullopt;
+}
+
 /// Metrics of answers that `lora predict` or another tool wrote; no model is needed.
 int score_predictions(const RunConfig& config, const Path& file, bool overwrite, bool print_json) {
   require<ConfigError>(!config.eval.metrics.empty(),
@@ -78,16 +87,8 @@ int score_predictions(const RunConfig& config, const Path& file, bool overwrite,
   require<DataError>(rows > 0, "[eval] --predictions must hold a line of JSON per row; {} is empty", file.string());
   OrderedJson result = {{"rows", rows}};
   for (const auto& score : metrics.scores()) result[score.name] = score.value;
+  if (evaluation_in_predictions(config.run.output_dir)) result["answers"] = kPredictions;  // they are still an evaluation's
   return write_result(output, result, print_json);
-}
-
-/// eval.json of an evaluation whose answers are in predictions.jsonl; nothing: what is there, if anything, is of lora predict.
-std::optional<OrderedJson> evaluation_in_predictions(const Path& output_dir) {
-  const Path file = output_dir / kEvaluation;
-  if (!std::filesystem::exists(output_dir / kPredictions) || !std::filesystem::exists(file)) return std::nullopt;
-  OrderedJson result = formats::parse_ordered_json(read_file(file), file.string());
-  const bool is_its_own = result.is_object() && result.contains("answers") && result["answers"] == kPredictions;
-  return is_its_own ? std::optional(std::move(result)) : std::nullopt;
 }
 
 /// Where an evaluation puts its answers: those of lora predict stay, all of them or what a stopped run left.
@@ -107,13 +108,24 @@ void make_place_for_predictions(const Path& output_dir) {
   log::info(fmt::format("the answers of the evaluation are in {} now", (output_dir / kEvaluatedAnswers).string()));
 }
 
+/// Answers that a stopped evaluation may have left, under the name that the next one looks for them then.
+void leave_to_evaluation(const Path& output_dir) {
+  const Path from = output_dir / (std::string(kPredictions) + kUnfinishedAnswers);
+  const Path to = output_dir / (std::string(kEvaluatedAnswers) + kUnfinishedAnswers);
+  if (!std::filesystem::exists(to)) std::filesystem::rename(from, to);
+}
+
 int run_eval(Evaluation& evaluation, bool overwrite, bool print_json) {
   const RunConfig& config = evaluation.config();
   const Path output = require_place(config.run.output_dir / kEvaluation, overwrite);
   const bool has_metrics = evaluation.has_texts() && !config.eval.metrics.empty();
+  const bool replaces_answers = evaluation_in_predictions(config.run.output_dir).has_value();
   const auto loss = evaluation.loss();
   OrderedJson result = {{"loss", loss.loss}, {"perplexity", std::exp(loss.loss)}, {"rows", loss.rows}, {"targets", loss.targets}};
-  if (!has_metrics) return write_result(output, result, print_json);
+  if (!has_metrics) {
+    if (replaces_answers) std::filesystem::remove(config.run.output_dir / kPredictions);  // of the evaluation that was there
+    return write_result(output, result, print_json);
+  }
   ScoringThread scores(make_metrics(config.eval), evaluation.row_numbers());
   const std::string identity = evaluation.identity();
   const Path answers = place_of_evaluated(config.run.output_dir, identity);
@@ -130,9 +142,11 @@ int run_eval(Evaluation& evaluation, bool overwrite, bool print_json) {
 int run_predict(Evaluation& evaluation, bool overwrite) {
   const RunConfig& config = evaluation.config();
   evaluation.require_questions();
-  if (!overwrite) make_place_for_predictions(config.run.output_dir);
+  make_place_for_predictions(config.run.output_dir);
   const Path output = require_place(config.run.output_dir / kPredictions, overwrite);
-  PredictionFile predictions(output, evaluation.identity());
+  const std::string identity = evaluation.identity();
+  if (has_answers_of_another(output, identity)) leave_to_evaluation(config.run.output_dir);
+  PredictionFile predictions(output, identity);
   evaluation.predict(predictions, nullptr);
   predictions.finish();
   fmt::print("wrote {} predictions: {}\n", predictions.all().size(), output.string());

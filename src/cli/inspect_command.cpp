@@ -236,7 +236,9 @@ Json inspect_checkpoint(const Path& directory) {
   result["verified"] = !problem;
   if (problem) result["problem"] = *problem;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(directory)) {
-    if (entry.path().extension() == ".safetensors") add_tensors(result, entry.path());
+    const std::string name = entry.path().filename().string();
+    const bool is_state = name == "optimizer.safetensors" || name == "generator.safetensors";  // no parameters
+    if (entry.path().extension() == ".safetensors" && !is_state) add_tensors(result, entry.path());
   }
   result["digest"] = weights_digest(directory);
   return result;
@@ -252,11 +254,18 @@ Json inspect_run(const Path& directory) {
     }
     std::sort(result["checkpoints"].begin(), result["checkpoints"].end());
   }
-  const Path adapter = directory / "adapter";
-  if (!std::filesystem::is_directory(adapter)) return result;
-  add_tensors(result, adapter / "adapter_model.safetensors");
-  for (const auto& name : adapters_beside(adapter)) add_tensors(result, adapter / name / "adapter_model.safetensors");
-  result["digest"] = weights_digest(adapter);
+  const Path adapter = directory / "adapter", model = directory / "model";
+  if (std::filesystem::is_directory(adapter)) {
+    add_tensors(result, adapter / "adapter_model.safetensors");
+    for (const auto& name : adapters_beside(adapter)) add_tensors(result, adapter / name / "adapter_model.safetensors");
+    result["digest"] = weights_digest(adapter);
+  }
+  if (std::filesystem::is_directory(model)) {
+    for (const auto& entry : std::filesystem::directory_iterator(model)) {
+      if (entry.path().extension() == ".safetensors") add_tensors(result, entry.path());
+    }
+    result[result.contains("digest") ? "model_digest" : "digest"] = weights_digest(model);
+  }
   return result;
 }
 

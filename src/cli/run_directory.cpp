@@ -46,6 +46,14 @@ std::vector<std::string> entries_of(const Path& directory) {
   return names;
 }
 
+/// What lora eval and lora predict left, whose model a new run does not change.
+bool is_evaluation(const std::string& name) {
+  const std::string_view stem = name.ends_with(kUnfinishedAnswers)
+                                    ? std::string_view(name).substr(0, name.size() - std::string_view(kUnfinishedAnswers).size())
+                                    : name;
+  return stem == kEvaluation || stem == kPredictions || stem == kEvaluatedAnswers;
+}
+
 /// An empty `checkpoints` folder holds nothing to lose.
 bool is_empty_checkpoints(const Path& directory, const std::string& name) {
   return name == "checkpoints" && std::filesystem::is_directory(directory / name) &&
@@ -95,13 +103,15 @@ RunStart start_anew(const config::RunConfig& config, bool overwrite) {
   RunStart start;
   for (const auto& name : entries_of(directory)) {
     if (is_token_cache(directory, name) || is_records(directory, name)) continue;
+    if (!overwrite && config.run.resume == "auto" && is_evaluation(name)) continue;
     const bool is_of_metrics = is_folder_of_metrics(name, config);
     const bool may_go = is_leftover(name, config) || is_empty_checkpoints(directory, name) || is_of_metrics;
     const bool resume_auto = config.run.resume == "auto";
     require<ConfigError>(own.contains(name) || (is_of_metrics && overwrite) || (may_go && resume_auto),
-                         "[run.output_dir] a new run needs an empty directory; {} holds {}; choose another output_dir{} or "
-                         "pass --overwrite",
-                         directory.string(), name, resume_auto ? "" : ", resume: auto");
+                         "[run.output_dir] a new run needs an empty directory; {} holds {}; choose another output_dir{}",
+                         directory.string(), name,
+                         overwrite ? fmt::format(" or move {} away, which no run writes", name)
+                                   : fmt::format("{} or pass --overwrite", resume_auto ? "" : ", resume: auto"));
     start.obsolete.push_back(directory / (is_of_metrics ? config.log.metrics : Path(name)));
   }
   return start;

@@ -152,10 +152,14 @@ void continue_adapter(const AdapterSection& trained, const Path& saved, const st
       "is not; train it in one stage, the last",
       place, trained.method == "ptuning" ? "ptuning" : "prefix_projection");
   leave_to_saved(trained, next);
+  require<ConfigError>(
+      next.init_lora_weights.value_or("true") == "true",
+      "[{}] adapter.init_lora_weights belongs to the stage that begins the adapter; found {} in a later one; remove it", place,
+      next.init_lora_weights.value_or(""));
   next.init_from = saved;
 }
 
-/// The adapters beside the first.
+/// The adapters beside the first. `before` as in continue_from.
 void continue_more_adapters(const Stage& before, const std::string& place, RunConfig& next) {
   for (const auto& [name, trained] : before.config.more_adapters) {
     const auto same = std::ranges::find(next.more_adapters, name, &NamedAdapter::name);
@@ -168,7 +172,7 @@ void continue_more_adapters(const Stage& before, const std::string& place, RunCo
   }
 }
 
-/// Where the trained values of `before` go on in the stage after it.
+/// Where the trained values of `before`, a stage as it is written, go on in the stage after it.
 void continue_from(const Stage& before, const StageTree& tree, const RunConfig& common, RunConfig& next) {
   const AdapterSection& trained = before.config.adapter;
   AdapterSection& adapter = next.adapter;
@@ -254,11 +258,20 @@ StagedConfig parse_staged_config(std::string_view text, std::string_view name, c
   const Path output = staged.common.run.output_dir;
   require<ConfigError>(staged.common.run.resume == "auto" || staged.common.run.resume == "none",
                        "[{}] run.resume must be auto or none with stages; found {}", name, staged.common.run.resume);
+  std::optional<Stage> before;  // as it is written
   for (const StageTree& tree : trees) {
     Stage stage{tree.name, {}};
     Places places;
     read(&tree, stage.config, places);
-    if (!staged.stages.empty()) continue_from(staged.stages.back(), tree, staged.common, stage.config);
+    Stage written = stage;
+    written.config.run.output_dir = output / tree.name;
+    if (before) {
+      continue_from(*before, tree, staged.common, stage.config);
+      // What follows from the stages before is as good as written.
+      if (!written.config.adapter.trainable_token_indices)
+        written.config.adapter.trainable_token_indices = stage.config.adapter.trainable_token_indices;
+    }
+    before = std::move(written);
     take_saved_methods(stage.config, places);
     check_whole(stage.config, places, name, command);
     stage.config.run.mode = command;

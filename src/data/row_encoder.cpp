@@ -110,7 +110,6 @@ void check_glm_row(const Example& example, const GlmIds& glm) {
   const auto sop = std::find(ids.begin(), ids.end(), glm.sop);
   const bool is_masked = std::find(ids.begin(), sop, glm.gmask) != sop || std::find(ids.begin(), sop, glm.mask) != sop;
   require<DataError>(is_masked, "a row of a ChatGLM must have [gMASK] or [MASK] before its <sop>; found none");
-  require<DataError>(example.num_targets() > 0, "a row must have a target; found none");
 }
 
 /// An instruction and its input as one question.
@@ -174,6 +173,8 @@ EncodedRow RowEncoder::encode(const Json& row) const {
   EncodedRow encoded = (this->*encode_)(row);
   check_vocabulary(encoded.example.input_ids, options_.vocab_size);
   if (glm_) check_glm_row(encoded.example, *glm_);
+  require<DataError>(!glm_ || options_.answers_optional || encoded.example.num_targets() > 0,
+                     "a row must have a target; found none");
   return encoded;
 }
 
@@ -342,8 +343,11 @@ void RowEncoder::cut_at_end(EncodedRow& row) const {
   example.input_ids.resize(static_cast<size_t>(options_.max_length));
   example.labels.resize(static_cast<size_t>(options_.max_length));
   row.truncated = true;
-  require<DataError>(example.num_targets() > 0,
-                     "the first {} tokens of a row must hold a target; all of its answer is after them", options_.max_length);
+  const bool has_target = example.num_targets() > 0;
+  require<DataError>(has_target || !options_.answers_optional, "a question must have less than {} tokens; this one has more",
+                     options_.max_length);
+  require<DataError>(has_target, "the first {} tokens of a row must hold a target; all of its answer is after them",
+                     options_.max_length);
 }
 
 }  // namespace lora::data

@@ -84,6 +84,11 @@ void check_sums(const RecordHeader& header, std::string_view where) {
   require<FormatError>(rows == header.rows && tokens == header.tokens && rows > 0,
                        "[{}] the shards must make up the set's {} rows, {} tokens; found {} and {}", where, header.rows,
                        header.tokens, rows, tokens);
+  const bool are_possible =
+      header.shortest >= 1 && header.shortest <= header.longest && header.longest <= tokens && header.targets <= tokens;
+  require<FormatError>(are_possible,
+                       "[{}] lengths and targets must be possible with {} tokens; found rows of {} to {}, and {} targets", where,
+                       tokens, header.shortest, header.longest, header.targets);
 }
 
 }  // namespace

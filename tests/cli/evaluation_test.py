@@ -153,6 +153,19 @@ log: {{samples: 0}}
         self.write_rows("empty.jsonl", [{"content": "", "summary": "a"}])
         self.assertIn("content", self.run_command("predict", "-c", "run.yaml", "--set", "data.eval.path=empty.jsonl", code=1))
 
+    def test_a_learned_answer_of_a_conversation_is_an_exact_match(self):
+        base, rows = self.evaluation(rows=2)
+        self.write_rows("one.jsonl", [{"instruction": row["content"], "output": row["summary"][:6]} for row in rows])
+        words = ("--set", "data={format: alpaca, max_source_length: 48, max_target_length: 48, train: {path: one.jsonl}, eval: {path: one.jsonl}}",
+                 "--set", "eval.metrics=[exact_match, bleu4]", "--set", "eval.max_new_tokens=16")
+        self.run_command("prepare", "-c", "run.yaml", *words)
+        self.finetune(*words, "--set", "adapter={r: 16, target_modules: all-linear}", "--set", "train.max_steps=60", "--overwrite")
+        records = ("--set", "data.format=records", "--set", "data.eval.path=out/records/eval", "--overwrite")
+        of_rows = json.loads(self.run_command("eval", "-c", "run.yaml", "--json", *words))
+        of_records = json.loads(self.run_command("eval", "-c", "run.yaml", "--json", *words, *records))
+        self.assertEqual((of_rows["exact-match"], of_rows["bleu-4"]), (100, 100))
+        self.assertEqual((of_records["exact-match"], of_records["bleu-4"]), (100, 100))
+
     def test_records_are_evaluated_as_the_rows_they_were_made_of(self):
         self.evaluation()
         self.run_command("prepare", "-c", "run.yaml")
@@ -244,6 +257,22 @@ log: {{samples: 0}}
         predicted = (self.folder / "out/predictions.jsonl").read_text()
         self.run_command("eval", *short, "--overwrite")
         self.assertEqual((self.folder / "out/predictions.jsonl").read_text(), predicted)
+        # The other way round: what an evaluation left, whole or stopped, is not replaced by predictions.
+        both = ("--set", "run.output_dir=both")
+        self.run_command("eval", *short, *both)
+        evaluated = (self.folder / "both/predictions.jsonl").read_text()
+        self.run_command("predict", "-c", "run.yaml", *both, "--overwrite")
+        self.assertEqual((self.folder / "both/eval_predictions.jsonl").read_text(), evaluated)
+        stopped = self.folder / "stopped/predictions.jsonl.part"
+        stopped.parent.mkdir()
+        stopped.write_text("of an evaluation\n")
+        self.run_command("predict", "-c", "run.yaml", "--set", "run.output_dir=stopped")
+        self.assertEqual((self.folder / "stopped/eval_predictions.jsonl.part").read_text(), "of an evaluation\n")
+        # An evaluation without answers takes the place of one with them.
+        bare = ("--set", "run.output_dir=bare")
+        self.run_command("eval", *short, *bare)
+        self.run_command("eval", *short, *bare, "--overwrite", "--set", "eval.metrics=[]")
+        self.run_command("predict", "-c", "run.yaml", *bare)
         self.finetune("--overwrite")  # which removes them all
         self.assertFalse((self.folder / "out/eval_predictions.jsonl").exists())
 

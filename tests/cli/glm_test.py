@@ -173,6 +173,10 @@ log: {{samples: 0}}
                          "run.output_dir=open", "--set", "generate.max_new_tokens=4")
         opened = [json.loads(line) for line in (self.folder / "open/predictions.jsonl").read_text().splitlines()]
         self.assertEqual(opened, [{**one, "reference": None} for one in predictions])
+        self.write_rows("tokens.json", [{"input_ids": [20, 30, 1001, 1004], "labels": [-100] * 4}])
+        self.run_command("predict", "-c", SOURCE / "configs/glm-6b-predict.yaml", *model, "--set", "data.eval.path=tokens.json", "--set",
+                         "data.format=tokens", "--set", "run.output_dir=tokens", "--set", "generate.max_new_tokens=4")
+        self.assertEqual(len(json.loads((self.folder / "tokens/predictions.jsonl").read_text())["token_ids"]), 4)
 
     def test_special_tokens_of_model_and_tokenizer_must_agree(self):
         base = self.folder / self.small_glm()

@@ -4,6 +4,7 @@
 usage: methods_test.py PROGRAM SOURCE_DIR [MethodsTest.TEST...]
 """
 import json
+import re
 import shutil
 
 from command_line import BASE, CliTest, LORA, lora, main, read_safetensors, REFERENCE, RUN_FILE, SOURCE
@@ -57,11 +58,16 @@ class MethodsTest(CliTest):
         freed = ("--set", "run.output_dir=freed", "--set", "freeze.train=[embed_tokens]")
         self.finetune(*held_out, *freed)
         check("freed", "-c", "run.yaml", *freed)
-        self.with_method("{method: none}")
+        check("freed", "-c", "run.yaml", "--set", "run.output_dir=freed", "--overwrite")  # whatever else the file says
+        self.run_command("merge", "--model", "freed/model", "--adapter", "freed/adapter", "--output", "merged", "-q")
+        check("freed", "-c", "run.yaml", *freed, "--overwrite", "--set", "model.path=merged")  # another model, and no adapter on it
+        self.write("run.yaml", re.sub("adapter: .*\n", "", RUN_FILE.format(base=BASE)))
         self.run_command("train", "-c", "run.yaml", *held_out, "--set", "run.output_dir=whole")
         whole = check("whole", "-c", "run.yaml", "--set", "run.output_dir=whole")
         base = json.loads(self.run_command("eval", "-c", "run.yaml", "--json", *held_out, "--set", "run.output_dir=other"))["loss"]
         self.assertGreater(base, whole + 0.01)
+        self.run_command("train", "-c", "run.yaml", *held_out, "--set", "run.output_dir=other")  # what was evaluated before is no obstacle
+        check("other", "-c", "run.yaml", "--set", "run.output_dir=other", "--overwrite")
 
         stages = "\nstages: [{name: one}, {name: two, train: {optimizer: {lr: 1.0e-2}}}]\n"
         for name, adapter in (("lora", "{r: 4, target_modules: [q_proj]}"), ("loftq", self.METHODS["loftq_twice"]),

@@ -111,6 +111,17 @@ TEST_CASE("what the saved adapter says stands in a later stage, but for how the 
   for (size_t i = 0; i < 2; ++i) CHECK(again.stages[i].config == run.stages[i].config);
 }
 
+TEST_CASE("a third stage leaves to the saved adapter what the second left to it", "[config][stages]") {
+  const auto run = staged(kMinimal +
+                          "adapter: {r: 3}\nstages:\n  - {name: a, adapter: {init_lora_weights: pissa}}\n  - {name: b}\n  - {name: c, "
+                          "adapter: {lora_alpha: 5}}\n");
+  for (size_t i : {1, 2}) CHECK_FALSE(run.stages[i].config.adapter.r);
+  CHECK(run.stages[2].config.adapter.init_from == lora::Path("/runs/a/out/b/adapter"));
+  CHECK(run.stages[2].config.adapter.lora_alpha == 5);
+  const auto again = parse_staged_config(dump_staged_config(run), "config.yaml", "/elsewhere", {}, "/cwd", "finetune");
+  for (size_t i = 0; i < 3; ++i) CHECK(again.stages[i].config == run.stages[i].config);
+}
+
 TEST_CASE("stages that cannot be are refused with their line", "[config][stages]") {
   const auto says = [](const std::string& stages, const char* what) {
     INFO(stages);
@@ -127,6 +138,7 @@ TEST_CASE("stages that cannot be are refused with their line", "[config][stages]
   says("  - {name: a, freeze: {train: [norm]}}\n  - {name: b}\n", "freeze.train in a");
   says("  - {name: a}\n  - {name: b, adapter: {method: ia3}}\n", "what stage a trains must have a place in stage b");
   says("  - {name: a, adapter: {also: {p: {method: prompt}}}}\n  - {name: b}\n", "adapter.also.p must be there");
+  says("  - {name: a}\n  - {name: b, adapter: {init_lora_weights: olora}}\n", "belongs to the stage that begins the adapter");
   says("  - {name: a, adapter: {method: ptuning}}\n  - {name: b, adapter: {method: ptuning}}\n", "found ptuning");
   says("  - {name: a, adapter: {method: prefix, prefix_projection: true}}\n  - {name: b, adapter: {method: prefix}}\n",
        "found prefix_projection");
