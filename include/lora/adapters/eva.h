@@ -29,6 +29,7 @@ struct EvaLayer {
   double alpha;
 };
 
+/// What initialize_eva found.
 struct EvaReport {
   int64_t batches = 0;  ///< that the directions were found in
   bool converged = false;

@@ -16,6 +16,7 @@ struct FreezeRules {
   std::vector<std::string> train = {}, freeze = {};
 };
 
+/// What trains once the rules are applied.
 struct FreezeReport {
   int64_t trainable = 0, total = 0;  ///< parameters; a tied tensor counts once, what train_fused_rows holds does not train
   std::vector<std::string> trainable_names = {};

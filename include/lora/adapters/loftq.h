@@ -13,6 +13,7 @@ namespace lora {
 /// The weight that the layer at a path had before it was quantised: (out, in), any float type.
 using PlainWeight = std::function<at::Tensor(const std::string& path)>;
 
+/// How much of the rounding the adapters make up for.
 struct LoftqReport {
   int64_t layers = 0;
   /// |W - Q| and |W - (Q + scale * B A)| over all of them, Frobenius, Q being the quantised base before and after.

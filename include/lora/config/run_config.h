@@ -22,6 +22,7 @@ using TokenIndices = std::variant<std::vector<int64_t>, std::vector<std::pair<st
 /// config.json's own field names -> YAML scalar text, sorted by name.
 using ModelFields = std::vector<std::pair<std::string, std::string>>;
 
+/// `run`: mode, place, seed, device.
 struct RunSection {
   std::optional<std::string> mode;  ///< the sub-command; filled in when the file leaves it out
   Path output_dir;
@@ -45,6 +46,7 @@ struct ModelSection {
   bool operator==(const ModelSection&) const = default;
 };
 
+/// `tokenizer`.
 struct TokenizerSection {
   std::optional<Path> path;  ///< default: tokenizer.model in model.path
   bool operator==(const TokenizerSection&) const = default;
@@ -73,6 +75,8 @@ struct LoftqSection {
   bool operator==(const LoftqSection&) const = default;
 };
 
+/// `adapter`, and each of `adapter.also`. What is not given has the method's default, or the value of the saved adapter of
+/// init_from.
 struct AdapterSection {
   /// lora | adalora | ia3 | trainable_tokens | prefix | prompt | ptuning | ptuning_v2 | bottleneck | none (the default of lora
   /// train)
@@ -118,17 +122,20 @@ struct NamedAdapter {
   bool operator==(const NamedAdapter&) const = default;
 };
 
+/// `freeze`: regular expressions on parameter names.
 struct FreezeSection {
   std::vector<std::string> train, freeze;  ///< regular expressions on parameter names
   bool operator==(const FreezeSection&) const = default;
 };
 
+/// `data.train` and `data.eval`.
 struct DataFile {
   std::optional<Path> path;
   bool shuffle = false;  ///< a new order in every epoch
   bool operator==(const DataFile&) const = default;
 };
 
+/// `data.loader`.
 struct LoaderSection {
   std::optional<int64_t> workers = 1;  ///< nothing: `auto`, one and more while the steps wait
   int64_t prefetch = 2;
@@ -136,6 +143,7 @@ struct LoaderSection {
   bool operator==(const LoaderSection&) const = default;
 };
 
+/// `data`.
 struct DataSection {
   /// adgen | alpaca | chat | sharegpt | completion | text | tokens | records | one that the program registered
   std::string format;
@@ -158,12 +166,14 @@ struct DataSection {
   bool operator==(const DataSection&) const = default;
 };
 
+/// `train.amp.scaler`.
 struct ScalerSection {
   double init = 65536, factor = 2, min = 1;
   int64_t window = 1000;
   bool operator==(const ScalerSection&) const = default;
 };
 
+/// `train.amp`.
 struct AmpSection {
   std::string dtype = "fp32";               ///< fp32 | bf16 | fp16
   std::optional<double> static_loss_scale;  ///< `loss_scale: NUMBER`; nothing: dynamic
@@ -171,6 +181,7 @@ struct AmpSection {
   bool operator==(const AmpSection&) const = default;
 };
 
+/// `train.optimizer`.
 struct OptimizerSection {
   std::string type = "adamw";  ///< adamw | sgd
   double lr = 2e-4;
@@ -183,6 +194,7 @@ struct OptimizerSection {
   bool operator==(const OptimizerSection&) const = default;
 };
 
+/// `train.lr_schedule`.
 struct ScheduleSection {
   std::string type = "constant";  ///< constant | linear | cosine | polynomial
   int64_t warmup_steps = 0;
@@ -198,6 +210,7 @@ struct EarlyStopSection {
   bool operator==(const EarlyStopSection&) const = default;
 };
 
+/// `train`.
 struct TrainSection {
   int64_t epochs = 1, max_steps = -1, micro_batch = 8, grad_accum = 1;
   double clip_norm = 1.0;
@@ -215,6 +228,7 @@ struct TrainSection {
   bool operator==(const TrainSection&) const = default;
 };
 
+/// `checkpoint`.
 struct CheckpointSection {
   int64_t every_steps = 0, keep = 2;
   bool save_optimizer = true;
@@ -223,6 +237,7 @@ struct CheckpointSection {
   bool operator==(const CheckpointSection&) const = default;
 };
 
+/// `generate`: of report samples, lora eval and lora predict.
 struct GenerateSection {
   double temperature = 0.95, top_p = 0.7;
   int64_t top_k = 0, max_new_tokens = 256, prompt_lookup_num_tokens = 3;
@@ -240,6 +255,7 @@ struct EvalSection {
   bool operator==(const EvalSection&) const = default;
 };
 
+/// `log`.
 struct LogSection {
   Path metrics = "metrics.jsonl";
   bool report = true;

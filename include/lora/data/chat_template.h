@@ -9,6 +9,7 @@
 
 namespace lora::data {
 
+/// One turn of a conversation.
 struct Message {
   std::string role;  ///< system | user | assistant
   std::string content;

@@ -20,6 +20,7 @@
 
 namespace lora::data {
 
+/// How rows become tokens.
 struct DatasetOptions {
   /// adgen | alpaca | chat | sharegpt | completion | text | tokens | records | a registered one (format_registry.h)
   std::string format = "adgen";

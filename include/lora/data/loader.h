@@ -11,6 +11,7 @@
 
 namespace lora::data {
 
+/// Which rows make a step, in which order, and how far ahead they are prepared.
 struct LoaderOptions {
   int64_t batch_size = 8;  ///< rows per micro-batch
   int64_t grad_accum = 1;

@@ -12,6 +12,7 @@
 
 namespace lora::data {
 
+/// How a record set is written.
 struct RecordOptions {
   DatasetOptions rows = {};  ///< keep_text_pairs and cache_dir are not looked at
   uint64_t shard_bytes = 1ull << 30;
@@ -19,6 +20,7 @@ struct RecordOptions {
   std::function<void()> between_batches = nullptr;  ///< called now and then; may throw to stop
 };
 
+/// What write_records wrote, or found.
 struct WrittenRecords {
   formats::RecordHeader header;
   bool was_there = false;                    ///< the whole set was written earlier

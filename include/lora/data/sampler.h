@@ -6,6 +6,7 @@
 
 namespace lora::data {
 
+/// The order of rows: a pure function of these.
 struct SamplerOptions {
   int64_t num_rows = 0;
   int64_t micro_batch = 1;  ///< rows per rank and micro-batch

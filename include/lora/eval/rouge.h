@@ -11,6 +11,7 @@ struct RougeScore {
   double precision = 0, recall = 0, f = 0;
 };
 
+/// ROUGE-1, ROUGE-2 and ROUGE-L of one row.
 struct RougeScores {
   RougeScore rouge_1;  ///< over the sets of tokens
   RougeScore rouge_2;  ///< over the sets of pairs of neighbours

@@ -123,6 +123,7 @@ struct AdapterHubConfig {
 using AdapterConfig = std::variant<PeftLoraConfig, PeftAdaLoraConfig, PeftIa3Config, PeftPrefixConfig, PeftPromptConfig,
                                    PeftPTuningConfig, AdapterHubConfig, PeftTrainableTokensConfig>;
 
+/// A config, and what its file says that nobody here reads.
 struct ParsedPeftConfig {
   AdapterConfig config = {};
   std::vector<std::string> unknown_keys = {};  ///< ignored; the caller warns

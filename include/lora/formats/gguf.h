@@ -68,6 +68,7 @@ std::optional<uint32_t> ggml_type_of(DType dtype);
 /// blocks, or a size beyond 63 bits.
 std::optional<uint64_t> ggml_tensor_bytes(uint32_t type, std::span<const int64_t> shape);
 
+/// Bounds that a file from outside must keep to.
 struct GgufLimits {
   uint64_t max_header_bytes = 512u << 20;
   uint64_t max_items = 8'000'000;  ///< keys, tensors and items of arrays together

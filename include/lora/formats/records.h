@@ -24,6 +24,7 @@ struct SourceCounts {
   bool operator==(const SourceCounts&) const = default;
 };
 
+/// What the header says of a shard.
 struct RecordShardInfo {
   int64_t rows = 0, tokens = 0;
   std::string index_digest;

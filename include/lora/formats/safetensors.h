@@ -20,12 +20,14 @@ struct TensorEntry {
   uint64_t begin = 0, end = 0;
 };
 
+/// The header of a file: its tensors, not their values.
 struct SafetensorsHeader {
   std::vector<TensorEntry> tensors = {};             ///< in the order of their data
   std::map<std::string, std::string> metadata = {};  ///< `__metadata__`
   uint64_t data_start = 0;                           ///< offset of the data in the file
 };
 
+/// Bounds that a file from outside must keep to.
 struct SafetensorsLimits {
   uint64_t max_header_bytes = 100'000'000;
   size_t max_tensors = 1'000'000;

@@ -25,6 +25,7 @@ struct YamlNode {
   const YamlNode* find(std::string_view key) const;
 };
 
+/// Bounds that a file from outside must keep to.
 struct YamlLimits {
   size_t max_bytes = 1u << 20;  ///< also of all scalars after the expansion of aliases
   size_t max_depth = 64;

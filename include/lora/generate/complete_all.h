@@ -9,6 +9,7 @@
 
 namespace lora::generate {
 
+/// A prompt to answer, and the number that messages name it by.
 struct PromptRow {
   int64_t row = 0;  ///< its number in the data: seeds its sampling, names it in messages
   std::vector<int64_t> ids;

@@ -33,6 +33,7 @@ struct GenerateOptions {
   uint64_t seed = 0;
 };
 
+/// What was generated for one prompt.
 struct Generation {
   std::vector<int64_t> token_ids;  ///< generated ones only
   std::vector<double> logprobs;    ///< natural log, one per generated token, of the model's own distribution

@@ -9,12 +9,14 @@
 
 namespace lora::generate {
 
+/// How a token is drawn from its distribution.
 struct SamplingOptions {
   double temperature = 0;  ///< 0: greedy
   int64_t top_k = 0;       ///< 0: all
   double top_p = 1;        ///< tokens whose cumulative probability before them is at most this
 };
 
+/// A drawn token and its natural log-probability under the model's own distribution.
 struct SampledToken {
   int64_t id = 0;
   double logprob = 0;  ///< under the model's own distribution, before temperature and cuts

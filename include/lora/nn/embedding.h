@@ -8,6 +8,7 @@
 
 namespace lora::nn {
 
+/// Sizes of an Embedding.
 struct EmbeddingOptions {
   int64_t num_embeddings = 0, embedding_dim = 0;
   ParameterOptions parameters = {};

@@ -16,6 +16,7 @@
 
 namespace lora::nn {
 
+/// Sizes of a Linear.
 struct LinearOptions {
   int64_t in_features = 0, out_features = 0;
   bool bias = false;

@@ -22,6 +22,7 @@
 
 namespace lora::nn {
 
+/// Where, in which type and how a model's weights are loaded.
 struct LoadOptions {
   at::Device device = at::kCPU;
   std::optional<at::ScalarType> dtype = std::nullopt;  ///< default: config.json's
@@ -35,6 +36,7 @@ struct LoadOptions {
   std::vector<std::pair<std::string, std::string>> fields = {};
 };
 
+/// What is written beside a model's weights.
 struct SaveOptions {
   std::optional<DType> dtype;               ///< default: the model's own
   std::optional<Path> copy_tokenizer_from;  ///< a model directory or a tokenizer file

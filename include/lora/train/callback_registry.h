@@ -18,6 +18,7 @@ struct CallbackContext {
   int64_t total_steps = 0;  ///< when nothing stops it
 };
 
+/// Whether a run goes on after the step that a callback has seen.
 enum class AfterStep { kGoOn, kStop };
 
 /// Called after every step, behind the held-out loss where that was measured. kStop ends the run behind this step, which is

@@ -5,6 +5,7 @@
 
 namespace lora::train {
 
+/// Held-out loss: the mean over all targets.
 struct EvalResult {
   double loss = 0;  ///< mean over all targets; 0 when there are none
   int64_t rows = 0, targets = 0;

@@ -7,6 +7,7 @@
 
 namespace lora::train {
 
+/// The loss scale: fixed, or found step by step.
 struct GradScalerOptions {
   bool enabled = false;  ///< off: the scale is 1 and stays so
   bool dynamic = true;   ///< off: the scale stays at `init`

@@ -12,6 +12,7 @@
 
 namespace lora::train {
 
+/// Type and numbers of an optimizer.
 struct OptimizerOptions {
   std::string type = "adamw";  ///< adamw | sgd
   double lr = 2e-4;

@@ -5,6 +5,7 @@
 
 namespace lora::train {
 
+/// The learning rate by steps.
 struct ScheduleOptions {
   std::string type = "constant";  ///< constant | linear | cosine | polynomial
   double lr = 2e-4;

@@ -15,6 +15,7 @@
 
 namespace lora::train {
 
+/// What one optimizer step does beside forward, backward and update.
 struct StepOptions {
   at::ScalarType amp_dtype = at::kFloat;  ///< autocast's type; kFloat: off
   double clip_norm = 1.0;                 ///< 0: off

@@ -12,6 +12,7 @@
 
 namespace lora::train {
 
+/// Everything that a Trainer's steps depend on but model, adapters and data.
 struct TrainerOptions {
   int64_t steps = 1000;  ///< of the learning-rate schedule and of fit
   double learning_rate = 2e-4;

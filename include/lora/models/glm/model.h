@@ -39,6 +39,7 @@ struct AttentionContext : nn::DecoderContext {
       real_N;  ///< of a packed row with a prefix: what stands at its longer rows' places, and where its own tokens do
 };
 
+/// Attention of one layer, with the fused, head by head projection of the published weights.
 class GlmAttentionImpl : public torch::nn::Module, public nn::FusedProjections {
  public:
   GlmAttentionImpl(const GlmConfig& config, int64_t layer, const nn::ParameterOptions& parameters);
@@ -72,6 +73,7 @@ class GlmMlpImpl : public torch::nn::Module {
 };
 TORCH_MODULE(GlmMlp);
 
+/// One layer: its residuals come from the normalised input.
 class GlmLayerImpl : public torch::nn::Module {
  public:
   GlmLayerImpl(const GlmConfig& config, int64_t layer, const nn::ParameterOptions& parameters);

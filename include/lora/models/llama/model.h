@@ -31,6 +31,7 @@ struct AttentionContext : nn::DecoderContext {
   ops::Segments segments;  ///< of a packed row; empty: not packed
 };
 
+/// Attention of one layer, with grouped keys and values.
 class LlamaAttentionImpl : public torch::nn::Module, public nn::FusedProjections {
  public:
   LlamaAttentionImpl(const LlamaConfig& config, int64_t layer, const nn::ParameterOptions& parameters);
@@ -64,6 +65,7 @@ class LlamaMlpImpl : public torch::nn::Module {
 };
 TORCH_MODULE(LlamaMlp);
 
+/// One layer: norm, attention, norm, gated feed-forward.
 class LlamaDecoderLayerImpl : public torch::nn::Module {
  public:
   LlamaDecoderLayerImpl(const LlamaConfig& config, int64_t layer, const nn::ParameterOptions& parameters);
@@ -99,6 +101,7 @@ class LlamaModelImpl : public torch::nn::Module {
 };
 TORCH_MODULE(LlamaModel);
 
+/// The whole model, under Hugging Face's names.
 class LlamaForCausalLMImpl : public nn::CausalLMImpl {
  public:
   /// Fresh weights (normal with initializer_range, norms one, biases zero) from torch's default generator, unless the
