@@ -44,10 +44,18 @@ std::optional<RunConfig> run_in(const Path& output) try {
   return std::nullopt;
 }
 
+/// Whether a directory may be the one that a run began with: what is gone was moved with the run.
+bool may_be_same(const std::optional<Path>& began, const std::optional<Path>& now) {
+  if (began == now) return true;
+  if (!began || !now) return false;
+  std::error_code error;
+  return !std::filesystem::exists(*began, error) || std::filesystem::equivalent(*began, *now, error);
+}
+
 /// Whether a run of `began` is one of `config`: with the same model and the same adapter to start from.
 bool is_run_of(const RunConfig& began, const RunConfig& config) {
-  return began.model.path == config.model.path && began.model.arch == config.model.arch &&
-         began.model.fields == config.model.fields && began.adapter.init_from == config.adapter.init_from;
+  return may_be_same(began.model.path, config.model.path) && began.model.arch == config.model.arch &&
+         began.model.fields == config.model.fields && may_be_same(began.adapter.init_from, config.adapter.init_from);
 }
 
 /// What is said in conversations has no white space at its ends, though templates may put some there.
@@ -123,6 +131,12 @@ void Evaluation::choose(const std::string& given) {
     chosen_adapters_ = adapters_of_run(trained, output / "adapter");
   } else if (config_.adapter.init_from) {
     chosen_adapters_ = {{"default", *config_.adapter.init_from}};
+  }
+  if (began && !is_own && chosen_adapters_.empty() && std::filesystem::exists(output / "adapter")) {
+    log::warn(fmt::format(
+        "[run.output_dir] the adapter in {} is of a run with another model or init_from, and is not used; name it with "
+        "--adapter to evaluate it",
+        (output / "adapter").string()));
   }
   const bool trained_model = own_result_.adapter ? !trained.freeze.train.empty() : trained.adapter.method == "none";
   own_result_.model = is_own && trained_model && std::filesystem::exists(output / "model");

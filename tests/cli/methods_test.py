@@ -61,6 +61,11 @@ class MethodsTest(CliTest):
         check("freed", "-c", "run.yaml", "--set", "run.output_dir=freed", "--overwrite")  # whatever else the file says
         self.run_command("merge", "--model", "freed/model", "--adapter", "freed/adapter", "--output", "merged", "-q")
         check("freed", "-c", "run.yaml", *freed, "--overwrite", "--set", "model.path=merged")  # another model, and no adapter on it
+        shutil.copytree(self.folder / "freed", self.folder / "moved")
+        shutil.rmtree(self.folder / "merged")
+        text = (self.folder / "moved/config.yaml").read_text()
+        (self.folder / "moved/config.yaml").write_text(re.sub(r"(?m)^model:\n  path: .*", f"model:\n  path: {self.folder / 'gone'}", text))
+        check("freed", "-c", "run.yaml", "--set", "run.output_dir=moved", "--overwrite")  # its base has moved, too
         self.write("run.yaml", re.sub("adapter: .*\n", "", RUN_FILE.format(base=BASE)))
         self.run_command("train", "-c", "run.yaml", *held_out, "--set", "run.output_dir=whole")
         whole = check("whole", "-c", "run.yaml", "--set", "run.output_dir=whole")
