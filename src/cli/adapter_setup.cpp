@@ -122,10 +122,10 @@ void start_adapters(const RunConfig& config, nn::CausalLMImpl& model, const Adap
   for (size_t i = 0; i < sets.size(); ++i) {
     const auto& section = i == 0 ? config.adapter : config.more_adapters.at(i - 1).adapter;
     if (!starts_as(section, "eva")) continue;
-    set_active_adapters(model, {sets[i].name()});
+    if (sets.size() > 1) set_active_adapters(model, {sets[i].name()});
     start_eva(section.eva_config, model, sets[i], rows, loader);
+    if (sets.size() > 1) activate_together(model, sets);
   }
-  if (sets.size() > 1) activate_together(model, sets);
   if (starts_as(config.adapter, "loftq")) start_loftq(config, sets.front());
 }
 

@@ -110,9 +110,8 @@ void make_place_for_predictions(const Path& output_dir) {
 
 /// Answers that a stopped evaluation may have left, under the name that the next one looks for them then.
 void leave_to_evaluation(const Path& output_dir) {
-  const Path from = output_dir / (std::string(kPredictions) + kUnfinishedAnswers);
-  const Path to = output_dir / (std::string(kEvaluatedAnswers) + kUnfinishedAnswers);
-  if (!std::filesystem::exists(to)) std::filesystem::rename(from, to);
+  const Path place = part_of(output_dir / kEvaluatedAnswers);
+  if (!std::filesystem::exists(place)) std::filesystem::rename(part_of(output_dir / kPredictions), place);
 }
 
 int run_eval(Evaluation& evaluation, bool overwrite, bool print_json) {

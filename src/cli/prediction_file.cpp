@@ -3,7 +3,6 @@
 #include <fstream>
 #include <utility>
 
-#include "cli/run_directory.h"
 #include "core/check.h"
 #include "formats/json.h"
 #include "lora/core/error.h"
@@ -20,8 +19,6 @@ std::optional<std::string> text_at(const formats::Json& json, const char* key) {
   const auto& value = json.at(key);
   return value.is_null() ? std::nullopt : std::optional(value.get<std::string>());
 }
-
-Path part_of(const Path& file) { return file.string() + kUnfinishedAnswers; }
 
 std::string line_of(const Prediction& one) {
   OrderedJson json = {{"row", one.row},

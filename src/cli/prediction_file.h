@@ -22,6 +22,9 @@ struct Prediction {
 /// Throws FormatError beginning with `where`.
 std::pair<std::string, std::string> read_answer(const std::string& line, const std::string& where);
 
+/// Where the answers for `file` are until all are there.
+inline Path part_of(const Path& file) { return file.string() + ".part"; }
+
 /// Whether a stopped run left answers for `file` that one with another `identity` generated.
 bool has_answers_of_another(const Path& file, const std::string& identity);
 

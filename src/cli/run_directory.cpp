@@ -4,6 +4,7 @@
 #include <set>
 
 #include "cli/adapter_setup.h"
+#include "cli/prediction_file.h"
 #include "core/check.h"
 #include "lora/core/file.h"
 #include "lora/core/log.h"
@@ -14,13 +15,18 @@ namespace {
 
 constexpr const char* kUnfinished = "unfinished";
 
+/// What lora eval and lora predict leave, whose model a new run does not change.
+const std::set<std::string>& entries_of_evaluations() {
+  static const std::set<std::string> kNames = {kEvaluation, kPredictions, part_of(kPredictions), kEvaluatedAnswers,
+                                               part_of(kEvaluatedAnswers)};
+  return kNames;
+}
+
 /// Everything that a run, and an evaluation of what it made, writes into its directory.
 std::set<std::string> own_entries(const config::RunConfig& config) {
-  std::set<std::string> names = {
-      "config.yaml", kUnfinished, config.log.metrics.string(), "adapter", "base", "best", "model", "checkpoints",
-      "report.html", kEvaluation};
-  for (const std::string answers : {kPredictions, kEvaluatedAnswers})
-    names.merge(std::set{answers, answers + kUnfinishedAnswers});
+  std::set<std::string> names = entries_of_evaluations();
+  names.insert({"config.yaml", kUnfinished, config.log.metrics.string(), "adapter", "base", "best", "model", "checkpoints",
+                "report.html"});
   return names;
 }
 
@@ -44,14 +50,6 @@ std::vector<std::string> entries_of(const Path& directory) {
   for (const auto& entry : std::filesystem::directory_iterator(directory)) names.push_back(entry.path().filename().string());
   std::sort(names.begin(), names.end());
   return names;
-}
-
-/// What lora eval and lora predict left, whose model a new run does not change.
-bool is_evaluation(const std::string& name) {
-  const std::string_view stem = name.ends_with(kUnfinishedAnswers)
-                                    ? std::string_view(name).substr(0, name.size() - std::string_view(kUnfinishedAnswers).size())
-                                    : name;
-  return stem == kEvaluation || stem == kPredictions || stem == kEvaluatedAnswers;
 }
 
 /// An empty `checkpoints` folder holds nothing to lose.
@@ -103,7 +101,7 @@ RunStart start_anew(const config::RunConfig& config, bool overwrite) {
   RunStart start;
   for (const auto& name : entries_of(directory)) {
     if (is_token_cache(directory, name) || is_records(directory, name)) continue;
-    if (!overwrite && config.run.resume == "auto" && is_evaluation(name)) continue;
+    if (!overwrite && config.run.resume == "auto" && entries_of_evaluations().contains(name)) continue;
     const bool is_of_metrics = is_folder_of_metrics(name, config);
     const bool may_go = is_leftover(name, config) || is_empty_checkpoints(directory, name) || is_of_metrics;
     const bool resume_auto = config.run.resume == "auto";

@@ -39,6 +39,6 @@ bool is_marked_unfinished(const config::RunConfig& config);
 
 /// What `lora eval` and `lora predict` write into a run's directory.
 constexpr const char *kEvaluation = "eval.json", *kPredictions = "predictions.jsonl",
-                     *kEvaluatedAnswers = "eval_predictions.jsonl", *kUnfinishedAnswers = ".part";
+                     *kEvaluatedAnswers = "eval_predictions.jsonl";
 
 }  // namespace lora::cli

@@ -30,9 +30,9 @@ namespace lora::cli {
 int TrainingRun::run() {
   const Stopwatch total;
   prepare();
-  const auto how_its_steps_ended = how_it_finished();
-  if (how_its_steps_ended && has_result()) {
-    log::info(fmt::format("{} is finished: {}", config_.run.output_dir.string(), *how_its_steps_ended));
+  steps_ended_ = how_steps_ended();
+  if (steps_ended_ && has_result()) {
+    log::info(fmt::format("{} is finished: {}", config_.run.output_dir.string(), *steps_ended_));
     return kDone;
   }
   require_no_followers(start_);
@@ -73,7 +73,7 @@ int TrainingRun::train() {
   train::Progress progress(total_steps_, config_.train.log_interval, total_epochs_);
   add_callbacks(trainer, metrics, progress);
 
-  if (!how_it_finished()) take_steps(trainer, progress);
+  if (!steps_ended_) take_steps(trainer, progress);
   save_all(trainer);
   const train::StepState& state = trainer.state();
   evaluations_ = state.evaluations;
@@ -111,7 +111,7 @@ void TrainingRun::start_or_go_on(train::Trainer& trainer) {
     return;
   }
   train::load_checkpoint(*start_.checkpoint, *model_, trainer.state());
-  if (!how_it_finished()) trainer.state().stopped_by.clear();  // by one that this run does not have
+  if (!steps_ended_) trainer.state().stopped_by.clear();  // by one that this run does not have
   if (config_.checkpoint.keep_best) train::restore_best(*start_.checkpoint, best_directory(config_));
 }
 
@@ -128,7 +128,7 @@ std::optional<std::string> TrainingRun::reason_to_end(const train::EvalHistory& 
 }
 
 /// How its steps ended, whatever became of the result; nothing: there are more to take.
-std::optional<std::string> TrainingRun::how_it_finished() const {
+std::optional<std::string> TrainingRun::how_steps_ended() const {
   if (start_.first_step >= total_steps_) return fmt::format("all {} steps are done", total_steps_);
   if (!start_.checkpoint) return std::nullopt;
   const auto position = train::checkpoint_position(*start_.checkpoint);

@@ -47,7 +47,7 @@ class TrainingRun {
   void start_or_go_on(train::Trainer& trainer);
   std::optional<std::string> reason_to_end(const train::EvalHistory& evaluations, const std::string& stopped_by) const;
   bool has_ended(const train::StepState& state) const { return reason_to_end(state.evaluations, state.stopped_by).has_value(); }
-  std::optional<std::string> how_it_finished() const;
+  std::optional<std::string> how_steps_ended() const;
   void add_callbacks(train::Trainer& trainer, train::MetricsFile& metrics, train::Progress& progress);
   void evaluate_on_the_way(train::StepState& state, train::StepResult& result);
   void ask_callbacks(train::StepState& state, const train::StepResult& result);
@@ -72,6 +72,7 @@ class TrainingRun {
 
   config::RunConfig config_;
   RunStart start_;
+  std::optional<std::string> steps_ended_;  ///< how, before this run began; nothing: there are more to take
   at::Device device_ = at::kCPU;
   int64_t pad_id_ = 0, total_steps_ = 0, total_epochs_ = 0, last_saved_step_ = -1;
   std::shared_ptr<const data::Tokenizer> tokenizer_;

@@ -17,17 +17,9 @@ void add_scales(const Adapter& adapter, LinearShape& shape) {
 }
 
 /// In evaluation mode every low-rank adapter shows its factors; those that show none in training drop inputs.
-bool drops_inputs(Adapter& adapter) {
+std::optional<LowRankFactors> factors_in(Adapter& adapter, bool training) {
   const bool was_training = adapter.is_training();
-  adapter.train();
-  const bool drops = adapter.adds() && !adapter.low_rank();
-  adapter.train(was_training);
-  return drops;
-}
-
-std::optional<LowRankFactors> factors_of(Adapter& adapter) {
-  const bool was_training = adapter.is_training();
-  adapter.eval();
+  adapter.train(training);
   auto factors = adapter.low_rank();
   adapter.train(was_training);
   return factors;
@@ -48,8 +40,8 @@ LinearShape shape_of(const LinearImpl& linear) {
   for (const auto& adapter : linear.slot.contributing()) {
     shape.adapter_numbers += trained_numbers(*adapter);
     add_scales(*adapter, shape);
-    if (drops_inputs(*adapter)) ++shape.dropouts;
-    const auto factors = factors_of(*adapter);
+    if (adapter->adds() && !factors_in(*adapter, /*training=*/true)) ++shape.dropouts;
+    const auto factors = factors_in(*adapter, /*training=*/false);
     if (!factors) continue;
     shape.rank += factors->a_RI.size(0);
     if (!factors->a_RI.is_leaf()) shape.products_of_factors += factors->a_RI.numel();
